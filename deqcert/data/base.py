@@ -1,0 +1,216 @@
+"""What all data modules share: settings, splits, loaders, device-side preprocessing, certification subset."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from deqcert.data.certification import CertificationSet
+from deqcert.data.images import Example, IndexedImages, to_unit_interval
+from deqcert.data.loading import ResumableLoader, collated
+from deqcert.data.sampling import EpochSampler, UnpaddedSampler
+from deqcert.data.streams import permutation
+from deqcert.errors import DataError, SettingError, require
+
+Split = Literal["train", "test"]
+
+_VALIDATION_PURPOSE = 2  # keeps the stream apart from the one of the augmentation
+
+
+class ImageDataModule(LightningDataModule, ABC):
+    """Images with labels and original indices for training, evaluation and certification.
+
+    Batches are ``(images, labels, indices)``: float32 (B, C, H, W) in [0, 1], int64 (B,), int64 (B,).
+    Normalisation is part of the model. A subclass states its shapes and how to read a split.
+
+    Args:
+        batch_size: Training images per process and step, >= 1.
+        eval_batch_size: Validation and test images per process and step, >= 1.
+        num_workers: Worker processes per loader, >= 0; 0 loads in the main process.
+        seed: Seed of order, augmentation and validation split, in [0, 2**32).
+        validation_size: Training images held out for validation; 0 validates on the test split.
+        split: Split to certify: test or train.
+        skip: Certify every skip-th image of the split, >= 1.
+        start: Position of the first image to certify, >= 0.
+        max_examples: Certify at most this many images, >= 1; null = no limit.
+
+    Raises:
+        SettingError: A setting is outside of what is allowed.
+    """
+
+    num_classes: int
+    image_size: int  # pixels; images are square
+    channels: int
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        seed: int = 0,
+        validation_size: int = 0,
+        split: Split = "test",
+        skip: int = 1,
+        start: int = 0,
+        max_examples: int | None = None,
+    ) -> None:
+        super().__init__()
+        require(batch_size >= 1, "batch_size", batch_size, "must be >= 1")
+        require(eval_batch_size >= 1, "eval_batch_size", eval_batch_size, "must be >= 1")
+        require(num_workers >= 0, "num_workers", num_workers, "must be >= 0")
+        require(0 <= seed < 2**32, "seed", seed, "must be in [0, 2**32)")
+        require(validation_size >= 0, "validation_size", validation_size, "must be >= 0")
+        require(split in ("train", "test"), "split", split, "must be 'train' or 'test'")
+        require(skip >= 1, "skip", skip, "must be >= 1")
+        require(start >= 0, "start", start, "must be >= 0")
+        if max_examples is not None:
+            require(max_examples >= 1, "max_examples", max_examples, "must be >= 1 or null")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.validation_size = validation_size
+        self.split: Split = split
+        self.skip = skip
+        self.start = start
+        self.max_examples = max_examples
+
+    # What a data set states about itself.
+
+    @abstractmethod
+    def load_split(self, split: Split) -> IndexedImages:
+        """Read one whole split, sorted by original index, without augmentation.
+
+        Raises:
+            DataError: The split cannot be read.
+        """
+
+    def augmented(self, images: IndexedImages) -> IndexedImages:
+        """Return ``images`` with augmentation on reading, for data sets that cannot augment on the device."""
+        return images
+
+    def augment_batch(self, images: Tensor, indices: Tensor, epoch: int) -> Tensor:  # noqa: ARG002
+        """Return the augmented uint8 ``images`` (B, C, H, W) of original ``indices`` (B,) in ``epoch``."""
+        return images
+
+    # Splits: each is read once, when a stage needs it.
+
+    def setup(self, stage: str) -> None:
+        """Read the splits that ``stage`` needs: fit, validate, test or predict (certify)."""
+        if stage == "fit":
+            _ = self.training_images, self.validation_images
+        elif stage == "validate":
+            _ = self.validation_images
+        elif stage == "test":
+            _ = self._test_split
+        else:
+            _ = self._certification_split
+
+    @cached_property
+    def training_images(self) -> IndexedImages:
+        """The training split without what is held out, augmented."""
+        images = self._train_split
+        if self.validation_size:
+            images = images.subset(sorted(self._shuffled_positions[self.validation_size :]))
+        return self.augmented(images)
+
+    @cached_property
+    def validation_images(self) -> IndexedImages:
+        """What is held out of the training split, or else the test split."""
+        if not self.validation_size:
+            return self._test_split
+        return self._train_split.subset(sorted(self._shuffled_positions[: self.validation_size]))
+
+    @cached_property
+    def _train_split(self) -> IndexedImages:
+        return self.load_split("train")
+
+    @cached_property
+    def _test_split(self) -> IndexedImages:
+        return self.load_split("test")
+
+    @property
+    def _certification_split(self) -> IndexedImages:
+        return self._train_split if self.split == "train" else self._test_split
+
+    @property
+    def _shuffled_positions(self) -> list[int]:
+        count = len(self._train_split)
+        if self.validation_size >= count:
+            raise SettingError("validation_size", self.validation_size, f"must leave some of {count} images")
+        return [int(position) for position in permutation(count, self.seed, _VALIDATION_PURPOSE)]
+
+    # Loaders and batches.
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Return batches in an order that depends on (seed, epoch) only.
+
+        An incomplete last batch is dropped (batch normalisation suffers from small batches), unless it is the
+        only one.
+        """
+        sampler = EpochSampler(self.training_images, *self._processes, self.seed)
+        return ResumableLoader(
+            self.training_images,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=len(sampler) >= self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=collated,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader[Example]:
+        """Return the validation images, each once."""
+        return self._evaluation_loader(self.validation_images)
+
+    def test_dataloader(self) -> DataLoader[Example]:
+        """Return the test images, each once."""
+        return self._evaluation_loader(self._test_split)
+
+    def _evaluation_loader(self, images: IndexedImages) -> DataLoader[Example]:
+        replicas, rank = self._processes
+        if len(images) < replicas:
+            raise DataError(
+                f"{images.name}: {len(images)} images are too few to evaluate in {replicas} processes"
+            )
+        return DataLoader(
+            images,
+            batch_size=self.eval_batch_size,
+            sampler=UnpaddedSampler(images, replicas, rank),
+            num_workers=self.num_workers,
+            collate_fn=collated,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    @property
+    def _processes(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 1, 0
+        return self.trainer.world_size, self.trainer.global_rank
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ARG002
+        """Augment (in training) and scale uint8 images on the device; float images pass as they are."""
+        images, labels, indices = batch
+        if images.dtype == torch.uint8:
+            if self.trainer is not None and self.trainer.training:
+                images = self.augment_batch(images, indices, self.trainer.current_epoch)
+            images = to_unit_interval(images)
+        return images, labels, indices
+
+    # Certification.
+
+    def certification_set(self) -> CertificationSet:
+        """Return every skip-th image of the split from ``start``, at most ``max_examples`` of them.
+
+        Raises:
+            DataError: Nothing is left, or a label is outside of ``[0, num_classes)``.
+        """
+        images = self._certification_split
+        positions = range(self.start, len(images), self.skip)[: self.max_examples]
+        return CertificationSet(images, positions, self.split, self.num_classes)

@@ -1,0 +1,124 @@
+"""Images that stay in files: one folder per class, decoded when they are asked for."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+import torchvision
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from deqcert.data.images import Batch, Example, IndexedImages
+from deqcert.data.streams import raw_stream
+from deqcert.errors import DataError
+
+_PURPOSE = 3  # keeps the stream apart from those of other purposes
+
+
+class FolderImages(IndexedImages):
+    """Files ``folder/<class>/*``, as uint8 (3, S, S); the original index is the position in the sorted list.
+
+    Without ``seed``, the shorter side is resized to ``resize`` and the centre is cropped. With it, a random part is
+    cropped, resized and flipped at random, as a function of (seed, epoch, index).
+
+    Args:
+        folder: Folder of the split.
+        name: Name of the data set.
+        image_size: Side S of the images that come out, pixels.
+        resize: Shorter side before the centre is cropped, pixels.
+
+    Raises:
+        DataError: There is no such folder, no class folder in it, or a class folder without images.
+    """
+
+    def __init__(self, folder: Path, name: str, image_size: int, resize: int) -> None:
+        try:
+            listing = torchvision.datasets.ImageFolder(str(folder))
+        except OSError as error:
+            raise DataError(f"{folder}: {error}") from error
+        self.files = [Path(path) for path, _ in listing.samples]
+        super().__init__(
+            torch.tensor(listing.targets, dtype=torch.int64),
+            tuple(listing.classes),
+            name,
+            torch.arange(len(self.files)),
+        )
+        self.folder = folder
+        self.epoch = 0
+        self.seed: int | None = None
+        self._preprocessing = {"resize": resize, "center_crop": image_size, "interpolation": "bilinear"}
+        self._evaluation = v2.Compose([v2.Resize(resize), v2.CenterCrop(image_size), v2.PILToTensor()])
+        self._training = v2.Compose(
+            [v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(), v2.PILToTensor()]
+        )
+
+    def __getitem__(self, position: int) -> Example:
+        """Return the image, its label and its original index.
+
+        Raises:
+            DataError: The file is damaged.
+        """
+        index = int(self.indices[position])
+        image = self._read(self.files[position])
+        if self.seed is None:
+            pixels: Tensor = self._evaluation(image)
+        else:
+            # The transforms draw from torch's global CPU generator; devices=[] leaves the accelerators' alone.
+            with torch.random.fork_rng(devices=[]):
+                word = raw_stream(1, self.seed, _PURPOSE, self.epoch, index)[0]
+                torch.default_generator.manual_seed(int(word) % 2**32)
+                pixels = self._training(image)
+        return pixels, int(self.labels[position]), index
+
+    def __getitems__(self, positions: list[int]) -> Batch:
+        images, labels, indices = zip(*(self[position] for position in positions), strict=True)
+        return torch.stack(images), torch.tensor(labels), torch.tensor(indices)
+
+    def subset(self, positions: Sequence[int]) -> FolderImages:
+        """Return the images at ``positions``, in that order, with their original indices."""
+        chosen = copy.copy(self)
+        chosen.__dict__.pop("_digest", None)
+        chosen.files = [self.files[position] for position in positions]
+        chosen.labels = self.labels[list(positions)]
+        chosen.indices = self.indices[list(positions)]
+        return chosen
+
+    def augmented(self, seed: int) -> FolderImages:
+        """Return the same images with random crops and flips that belong to ``seed``."""
+        chosen = copy.copy(self)
+        chosen.seed = seed
+        return chosen
+
+    def identity(self) -> dict[str, object]:
+        """Return name, number of images, preprocessing and a digest of file names, sizes and labels.
+
+        The pixels are not read: that takes an hour for ImageNet.
+        """
+        return {
+            "name": self.name,
+            "images": len(self),
+            "sha256": self._digest,
+            "preprocessing": self._preprocessing,
+        }
+
+    @cached_property
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for file, label in zip(self.files, self.labels.tolist(), strict=True):
+            relative = file.relative_to(self.folder).as_posix()
+            digest.update(f"{relative}\0{file.stat().st_size}\0{label}\n".encode())
+        return digest.hexdigest()
+
+    @staticmethod
+    def _read(file: Path) -> Image.Image:
+        try:
+            with Image.open(file) as image:
+                return image.convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"{file}: damaged image: {error}") from error

@@ -1,0 +1,129 @@
+"""One split of a labelled image data set, read by the batch.
+
+Every image keeps its *original index* within the split, whatever is held out or left out, because noise,
+augmentation and certificates belong to that index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from typing_extensions import Self
+
+from deqcert.errors import DataError
+
+Example = tuple[Tensor, int, int]
+"""Image (C, H, W), label, original index."""
+
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Images (B, C, H, W), labels (B,) int64, original indices (B,) int64."""
+
+
+def to_unit_interval(images: Tensor) -> Tensor:
+    """Return uint8 ``images`` of any shape as float32 in [0, 1]."""
+    return images.to(torch.float32).div_(255)
+
+
+class IndexedImages(Dataset[Example], ABC):
+    """Images of one split with labels, class names and original indices.
+
+    Args:
+        labels: int64 (N,).
+        classes: Class names; label ``k`` is ``classes[k]``.
+        name: Name of the data set.
+        indices: Original indices, int64 (N,).
+    """
+
+    def __init__(self, labels: Tensor, classes: tuple[str, ...], name: str, indices: Tensor) -> None:
+        self.labels = labels
+        self.classes = classes
+        self.name = name
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def __getitem__(self, position: int) -> Example: ...
+
+    @abstractmethod
+    def __getitems__(self, positions: list[int]) -> Batch: ...
+
+    @abstractmethod
+    def subset(self, positions: Sequence[int]) -> Self:
+        """Return the images at ``positions``, in that order, with their original indices."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, object]:
+        """Return, JSON-able, what determines every pixel and label: name, number of images, digest, ..."""
+
+
+class TensorImages(IndexedImages):
+    """Images that are held in memory.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,).
+        classes: Class names; label ``k`` is ``classes[k]``.
+        name: Name of the data set.
+        indices: Original indices, int64 (N,). Default: ``0 .. N - 1``.
+
+    Raises:
+        DataError: A tensor has another type or shape.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        classes: tuple[str, ...],
+        name: str,
+        indices: Tensor | None = None,
+    ) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise DataError(f"{name}: images must be uint8 (N, C, H, W), not {_describe(images)}")
+        if indices is None:
+            indices = torch.arange(len(images))
+        for role, tensor in (("labels", labels), ("indices", indices)):
+            if tensor.dtype != torch.int64 or tensor.shape != (len(images),):
+                raise DataError(f"{name}: {role} must be int64 ({len(images)},), not {_describe(tensor)}")
+        super().__init__(labels, classes, name, indices)
+        self.images = images
+
+    def __getitem__(self, position: int) -> Example:
+        return self.images[position], int(self.labels[position]), int(self.indices[position])
+
+    def __getitems__(self, positions: list[int]) -> Batch:
+        rows = torch.tensor(positions, dtype=torch.int64)
+        return self.images[rows], self.labels[rows], self.indices[rows]
+
+    def subset(self, positions: Sequence[int]) -> TensorImages:
+        """Return the images at ``positions``, in that order, with their original indices."""
+        images, labels, indices = self.__getitems__(list(positions))
+        return TensorImages(images, labels, self.classes, self.name, indices)
+
+    def identity(self) -> dict[str, object]:
+        """Return name, number of images, a digest of all pixels, labels and indices, and the scaling."""
+        return {
+            "name": self.name,
+            "images": len(self),
+            "sha256": self._digest,
+            "preprocessing": {"scale": "1/255"},
+        }
+
+    @cached_property
+    def _digest(self) -> str:
+        digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
+        for tensor in (self.labels, self.indices, self.images):
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)}"

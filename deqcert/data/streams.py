@@ -1,0 +1,29 @@
+"""Random numbers that are a function of integers and of nothing else.
+
+Only the raw output of numpy's bit generators is promised never to change between numpy versions, so the
+splits and augmentations of a run are derived from it and not from ``Generator`` methods.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+
+def raw_stream(count: int, *key: int) -> npt.NDArray[np.uint64]:
+    """Return the first ``count`` 64-bit words of the stream that belongs to ``key``.
+
+    A longer stream of the same key starts with the same words. Keys of different length may coincide
+    (numpy pads them with zeros), so one purpose always uses one length.
+
+    Args:
+        count: Number of words.
+        *key: Integers >= 0.
+    """
+    words = np.random.PCG64(np.random.SeedSequence(key)).random_raw(count)
+    return np.asarray(words, dtype=np.uint64)
+
+
+def permutation(count: int, *key: int) -> npt.NDArray[np.int64]:
+    """Return the permutation of ``0 .. count - 1`` that belongs to ``key``."""
+    return np.argsort(raw_stream(count, *key), kind="stable").astype(np.int64)

@@ -1,0 +1,42 @@
+"""Errors a user can cause and mend.
+
+The command line prints their message without a traceback. Everything else that is raised is a bug and
+keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class DeqcertError(Exception):
+    """Base of every error whose message is meant for the user."""
+
+
+class SettingError(DeqcertError, ValueError):
+    """A setting is outside of what is allowed.
+
+    Args:
+        field: Name of the setting as the user writes it.
+        value: The value that was given.
+        allowed: What is allowed, in words, e.g. ``"must be > 0"``.
+    """
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        super().__init__(f"{field} = {value!r}: {allowed}")
+
+
+class DataError(DeqcertError, ValueError):
+    """A data set, an image or a label cannot be used."""
+
+
+class CheckpointError(DeqcertError):
+    """A checkpoint is missing, damaged or does not belong to this model."""
+
+
+class LedgerError(DeqcertError):
+    """A ledger of votes is damaged or belongs to another run."""
+
+
+def require(condition: bool, field: str, value: object, allowed: str) -> None:
+    """Raise :class:`SettingError` unless ``condition`` holds."""
+    if not condition:
+        raise SettingError(field, value, allowed)

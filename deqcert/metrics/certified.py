@@ -1,0 +1,136 @@
+"""The same metrics accumulated over batches and processes.
+
+All take ``update(prediction, radius, label)``, so that they fit into one ``MetricCollection``. Only sums
+are kept and only sums are reduced: processes may have seen different numbers of images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from deqcert.errors import DataError
+from deqcert.metrics import functional as F
+
+
+class _MeanOverImages(Metric):
+    """Mean of a per-image score. Subclasses say what the score is.
+
+    Args:
+        size: Shape of the score of one image.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    score_sum: Tensor
+    images: Tensor
+
+    def __init__(self, size: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.add_state("score_sum", torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, prediction: Tensor, radius: Tensor, label: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            prediction: ``(B,)`` predicted classes, −1 = abstain.
+            radius: ``(B,)`` certified ℓ2 radii, 0 for an abstention.
+            label: ``(B,)`` true classes.
+
+        Raises:
+            DataError: If the shapes differ, a radius is negative or not finite, or an abstention has one.
+        """
+        F.check_radius(radius, prediction)
+        F.check_radius(radius, label)
+        abstained = prediction == F.ABSTAIN
+        if bool((abstained & (radius > 0)).any()):
+            raise DataError("an abstention (prediction -1) has a certified radius > 0")
+        self.score_sum += self._score(prediction, radius, (prediction == label) & ~abstained).sum(dim=0)
+        self.images += len(radius)
+
+    def compute(self) -> Tensor:
+        """Return the mean over all images so far; NaN before the first."""
+        return self.score_sum / self.images
+
+    def _score(self, prediction: Tensor, radius: Tensor, correct: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class AverageCertifiedRadius(_MeanOverImages):
+    r"""Average certified radius, :math:`\frac{1}{|S|} \sum_{i \in S} R_i \, 1[\hat y_i = y_i]`.
+
+    Returns:
+        ``compute`` gives a float64 scalar in the unit of the radius.
+
+    See :func:`deqcert.metrics.average_certified_radius` for the source.
+
+    Example:
+        >>> import torch
+        >>> metric = AverageCertifiedRadius()
+        >>> metric.update(torch.tensor([3, 1]), torch.tensor([0.5, 0.9]), label=torch.tensor([3, 2]))
+        >>> metric.update(torch.tensor([-1]), torch.tensor([0.0]), label=torch.tensor([0]))
+        >>> metric.compute()
+        tensor(0.1667, dtype=torch.float64)
+    """
+
+    higher_is_better = True
+
+    def _score(self, prediction: Tensor, radius: Tensor, correct: Tensor) -> Tensor:  # noqa: ARG002
+        return F.certified_radius(radius, correct)
+
+
+class CertifiedAccuracy(_MeanOverImages):
+    r"""Certified accuracy, :math:`\frac{1}{|S|} \sum_{i \in S} 1[\hat y_i = y_i] \, 1[R_i \ge r]` at each r.
+
+    Args:
+        radii: The R values of r, in the unit of the radius.
+
+    Returns:
+        ``compute`` gives ``(R,)`` float64 fractions in [0, 1].
+
+    Raises:
+        SettingError: If ``radii`` is empty or has a negative or non-finite value.
+
+    See :func:`deqcert.metrics.certified_accuracy` for the source.
+
+    Example:
+        >>> import torch
+        >>> metric = CertifiedAccuracy(radii=[0.0, 0.25, 0.5])
+        >>> metric.update(torch.tensor([3, 1]), torch.tensor([0.3, 0.9]), label=torch.tensor([3, 2]))
+        >>> metric.compute()
+        tensor([0.5000, 0.5000, 0.0000], dtype=torch.float64)
+    """
+
+    higher_is_better = True
+
+    def __init__(self, radii: Sequence[float]) -> None:
+        F.check_radii(radii)
+        super().__init__(size=(len(radii),))
+        self.radii = tuple(radii)
+
+    def _score(self, prediction: Tensor, radius: Tensor, correct: Tensor) -> Tensor:  # noqa: ARG002
+        return F.is_certified(radius, correct, self.radii)
+
+
+class AbstentionRate(_MeanOverImages):
+    r"""Abstention rate, :math:`\frac{1}{|S|} \sum_{i \in S} 1[\hat y_i = -1]`.
+
+    Returns:
+        ``compute`` gives a float64 scalar in [0, 1].
+
+    Example:
+        >>> import torch
+        >>> metric = AbstentionRate()
+        >>> metric.update(torch.tensor([3, -1]), torch.tensor([0.3, 0.0]), label=torch.tensor([3, 2]))
+        >>> metric.compute()
+        tensor(0.5000, dtype=torch.float64)
+    """
+
+    higher_is_better = False
+
+    def _score(self, prediction: Tensor, radius: Tensor, correct: Tensor) -> Tensor:  # noqa: ARG002
+        return F.is_abstention(prediction)

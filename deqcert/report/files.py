@@ -1,0 +1,32 @@
+"""Writing a file so that a reader sees the old one or the new one, never half of one."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+
+def write_atomically(path: str | Path, content: bytes) -> None:
+    """Write ``content`` to ``path``, replacing what is there in one step.
+
+    Args:
+        path: Target; its folder is created if missing.
+        content: Everything the file shall hold.
+
+    Raises:
+        OSError: The file cannot be written. The old one is left as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Same folder: a rename across file systems is not atomic. No tempfile.mkstemp: its mode hides the result
+    # from the rest of a group.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,191 @@
+"""The field's table of certificates, one image per line, as locuslab/smoothing writes it.
+
+Tab-separated columns ``idx label predict radius correct time``: most published certification logs have this
+form and the public analysis scripts read it. The form cannot say that a certificate has no proof, so a table
+with such a certificate gets a seventh column ``sound`` of 0 and 1; scripts that read columns by name still
+work. Whether a table without that column is sound, it does not tell.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from decimal import ROUND_DOWN, Decimal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deqcert.errors import DataError
+from deqcert.report.files import write_atomically
+from deqcert.statistics import ABSTAIN, Certificate
+
+COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
+SOUND_COLUMN = "sound"
+
+
+class TsvRow(NamedTuple):
+    """One image of a table.
+
+    Attributes:
+        index: Position of the image in its data set.
+        label: True class.
+        prediction: Class of the smoothed classifier, or −1 for an abstention.
+        radius: Certified ℓ2 radius.
+        correct: Whether the prediction is the label.
+        seconds: Time spent on the image.
+        sound: False only where the table says so.
+    """
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    label: int
+    prediction: int
+    radius: float
+    correct: bool
+    seconds: float
+    sound: bool = True
+
+
+def write_tsv(path: str | Path, certificates: Sequence[Certificate], seconds: Mapping[int, float]) -> None:
+    """Write certificates as a table, sorted by index.
+
+    The printed radius is the largest number of six decimals that, read back, does not exceed the certified
+    one: rounding must not certify anything. The file is replaced in one step.
+
+    Args:
+        path: File to write.
+        certificates: One for each image.
+        seconds: Time spent on each image, by index.
+
+    Raises:
+        DataError: Two certificates have one index, or an index has no time.
+    """
+    ordered = sorted(certificates, key=lambda certificate: certificate.index)
+    indices = [certificate.index for certificate in ordered]
+    if len(set(indices)) < len(indices):
+        raise DataError(f"{path}: two certificates have one index")
+    if missing := [index for index in indices if index not in seconds]:
+        raise DataError(f"{path}: no time is known for image {missing[0]}")
+
+    all_sound = all(certificate.sound for certificate in ordered)
+    lines = ["\t".join(COLUMNS if all_sound else (*COLUMNS, SOUND_COLUMN))]
+    for certificate in ordered:
+        fields = [
+            str(certificate.index),
+            str(certificate.label),
+            str(certificate.prediction),
+            _rounded_down(certificate.radius),
+            str(int(certificate.correct)),
+            _clock(seconds[certificate.index]),
+        ]
+        lines.append("\t".join(fields if all_sound else [*fields, str(int(certificate.sound))]))
+    write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def read_tsv(path: str | Path) -> list[TsvRow]:
+    """Read a table of certificates, ours or a published one.
+
+    A last line that was torn off (no line end, not readable) is left out with a warning.
+
+    Args:
+        path: File with the columns above; ``time`` is in seconds or ``h:mm:ss``.
+
+    Returns:
+        The rows in the order of the file, at least one.
+
+    Raises:
+        DataError: Naming file and line: the file cannot be read or holds no image, the columns are others, a
+            field cannot be read, a radius is negative or not finite or belongs to an abstention, ``correct``
+            contradicts ``label`` and ``predict``, or an index comes twice.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    header, *lines = text.removesuffix("\n").split("\n")
+    columns = tuple(header.split("\t"))
+    if columns not in (COLUMNS, (*COLUMNS, SOUND_COLUMN)):
+        raise DataError(f"{path}, line 1: expected the columns {' '.join(COLUMNS)}, found {header!r}")
+
+    rows: dict[int, TsvRow] = {}
+    for number, line in enumerate(lines, start=2):
+        try:
+            row = _parse(line, columns)
+        except ValueError as error:
+            if number == len(lines) + 1 and not text.endswith("\n"):
+                warnings.warn(f"{path}, line {number}: left out, torn off: {error}", stacklevel=2)
+                break
+            raise DataError(f"{path}, line {number}: {error}") from error
+        if complaint := _complaint(row):
+            raise DataError(f"{path}, line {number}: {complaint}")
+        if row.index in rows:
+            raise DataError(f"{path}, line {number}: idx {row.index} comes twice")
+        rows[row.index] = row
+    if not rows:
+        raise DataError(f"{path}, line 2: expected an image, found none")
+    return list(rows.values())
+
+
+def _rounded_down(radius: float) -> str:
+    nearest = f"{radius:.6f}"
+    if float(nearest) <= radius:
+        return nearest
+    return str(Decimal(radius).quantize(Decimal("0.000001"), rounding=ROUND_DOWN))
+
+
+def _clock(seconds: float) -> str:
+    minutes, microseconds = divmod(round(seconds * 1e6), 60_000_000)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{microseconds // 1_000_000:02}.{microseconds % 1_000_000:06}"
+
+
+def _parse(line: str, columns: Sequence[str]) -> TsvRow:
+    """Return what ``line`` says, or raise ValueError if it does not have the form of a row."""
+    fields = line.split("\t")
+    if len(fields) != len(columns):
+        raise ValueError(f"expected {len(columns)} columns, found {len(fields)}")
+    return TsvRow(*map(_read, columns, fields))
+
+
+def _read(column: str, field: str) -> Any:
+    try:
+        return _READERS[column](field)
+    except ValueError:
+        raise ValueError(f"{column} {field!r} cannot be read") from None
+
+
+def _complaint(row: TsvRow) -> str:
+    """Say what is impossible about a row; empty if nothing is."""
+    if not 0 <= row.radius < math.inf:
+        return f"radius {row.radius} is not a finite number >= 0"
+    if row.prediction == ABSTAIN and row.radius > 0:
+        return f"an abstention (predict {ABSTAIN}) has the radius {row.radius}"
+    if row.correct != (row.prediction == row.label):
+        return f"correct {int(row.correct)} contradicts label {row.label} and predict {row.prediction}"
+    if not 0 <= row.seconds < math.inf:
+        return f"time {row.seconds} is not a finite number >= 0"
+    return ""
+
+
+def _flag(field: str) -> bool:
+    if field not in ("0", "1"):
+        raise ValueError(field)
+    return field == "1"
+
+
+def _seconds(field: str) -> float:
+    if clock := re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d*)?)", field):
+        hours, minutes, seconds = clock.groups()
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    return float(field)
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    "idx": int,
+    "label": int,
+    "predict": int,
+    "radius": float,
+    "correct": _flag,
+    "time": _seconds,
+    SOUND_COLUMN: _flag,
+}

@@ -1,0 +1,12 @@
+"""Fixed points: solve ``z = F(z)`` for every row of a batch, each row on its own.
+
+A solver is a frozen configuration object; :meth:`Solver.solve` takes the map and a start and returns a
+:class:`Solution`. Torch only.
+"""
+
+from deqcert.solvers.anderson import Anderson
+from deqcert.solvers.base import Function, Solution, Solver
+from deqcert.solvers.broyden import Broyden
+from deqcert.solvers.picard import Picard
+
+__all__ = ["Anderson", "Broyden", "Function", "Picard", "Solution", "Solver"]

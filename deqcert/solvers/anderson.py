@@ -1,0 +1,102 @@
+"""Anderson acceleration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deqcert.errors import require
+from deqcert.solvers.base import Solver
+
+
+@dataclass
+class _History:
+    """The newest pairs in ring buffers; slot k mod m holds pair k.
+
+    Attributes:
+        images: F(X_j), shape (B, m, D).
+        residuals: G_j = F(X_j) − X_j, shape (B, m, D).
+        gram: ⟨G_i, G_j⟩, shape (B, m, m); only the row and column of a new pair are computed.
+        pairs: Pairs seen so far.
+    """
+
+    images: Tensor
+    residuals: Tensor
+    gram: Tensor
+    pairs: int = 0
+
+
+@dataclass(frozen=True)
+class Anderson(Solver):
+    """Mixes the images of the last pairs so that their residuals cancel: the "A" of SRS-3A.
+
+    X_1 = F(X_0); X_k = Σ_j α_j F(X_j) over the last min(k, memory) pairs, where α minimises
+    ‖Σ_j α_j G_j‖² + ridge ‖α‖² subject to Σ_j α_j = 1 (Walker and Ni 2011; counting as published with MDEQ, so
+    ``max_steps=k`` returns the published X_k at k evaluations). A row whose small system cannot be solved takes
+    the plain step F(X_{k−1}).
+
+    Args:
+        max_steps: Most evaluations of F per row, >= 1. With tolerance 0 every row takes exactly so many.
+        tolerance: A row stops once its residual is at most this, >= 0. 0 stops at an exact fixed point only.
+        stop: Residual that is compared with the tolerance: "relative" or "absolute".
+        iterate: Returned iterate: "last" or the "best" by residual among those evaluated.
+        memory: Most pairs that are mixed, >= 1.
+        ridge: Regularisation added to the diagonal of the Gram matrix, >= 0.
+    """
+
+    memory: int = 6
+    ridge: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.memory >= 1, "memory", self.memory, "must be an integer >= 1")
+        require(self.ridge >= 0, "ridge", self.ridge, "must be >= 0")
+
+    def initialise(self, start: Tensor) -> _History:
+        """Allocate the ring buffers."""
+        batch, size = start.shape
+        slots = min(self.memory, self.max_steps)
+        return _History(
+            images=start.new_empty(batch, slots, size),
+            residuals=start.new_empty(batch, slots, size),
+            gram=start.new_zeros(batch, slots, slots),
+        )
+
+    def advance(self, state: _History, iterate: Tensor, image: Tensor) -> Tensor:
+        """Store the pair and return the mixed image."""
+        if self.max_steps == 1:  # nothing will ever be mixed
+            return image
+        slots = state.images.shape[1]
+        slot = state.pairs % slots
+        state.pairs += 1
+        filled = min(state.pairs, slots)
+
+        residual = image - iterate
+        state.images[:, slot] = image
+        state.residuals[:, slot] = residual
+        products = torch.bmm(state.residuals[:, :filled], residual[:, :, None])[:, :, 0]
+        state.gram[:, slot, :filled] = products
+        state.gram[:, :filled, slot] = products
+        if filled == 1:
+            return image
+
+        weights, solved = self._weights(state.gram[:, :filled, :filled])
+        mixed = torch.bmm(weights[:, None].to(image.dtype), state.images[:, :filled])[:, 0]
+        return torch.where(solved[:, None], mixed, image)
+
+    def _weights(self, gram: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve (G + ridge I) y = 1 and return α = y / Σy, shape (B, m), and where that worked, shape (B,).
+
+        This is the bordered system of the constrained problem with its multiplier eliminated. The matrix is
+        positive definite unless rounding or a non-finite row spoils it, which Cholesky reports row by row.
+        """
+        gram = gram.double()
+        gram.diagonal(dim1=1, dim2=2).add_(self.ridge)
+        factor, info = torch.linalg.cholesky_ex(gram)
+        ones = gram.new_ones(*gram.shape[:2], 1)
+        weights = torch.cholesky_solve(ones, factor)[:, :, 0]
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        solved = (info == 0) & weights.isfinite().all(dim=1)
+        return weights.nan_to_num(), solved

@@ -1,0 +1,98 @@
+"""Broyden's first ("good") method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deqcert.solvers.base import Iterate, Solver
+
+
+@dataclass
+class _Inverse:
+    """The approximate inverse Jacobian −I + Σ_j u_j v_jᵀ of G(z) = F(z) − z, and the last step.
+
+    Attributes:
+        left: u_j, shape (B, r, D).
+        right: v_j, shape (B, r, D).
+        rank: Updates stored so far.
+        step: X_k − X_{k−1}, shape (B, D).
+        residual: G(X_{k−1}), shape (B, D); None before the first step.
+    """
+
+    left: Tensor
+    right: Tensor
+    rank: int
+    step: Tensor
+    residual: Tensor | None
+
+
+@dataclass(frozen=True)
+class Broyden(Solver):
+    """Quasi-Newton on G(z) = F(z) − z with rank-one updates from −I, no line search: the "B" of SRS-3B.
+
+    Broyden 1965; as published with MDEQ, X_1 = F(X_0) and the best iterate by residual is returned. A row whose
+    update has a vanishing or non-finite denominator keeps its inverse Jacobian and takes a plain step.
+
+    Args:
+        max_steps: Most evaluations of F per row, >= 1. With tolerance 0 every row takes exactly so many.
+        tolerance: A row stops once its residual is at most this, >= 0. 0 stops at an exact fixed point only.
+        stop: Residual that is compared with the tolerance: "relative" or "absolute".
+        iterate: Returned iterate: "last" or the "best" by residual among those evaluated.
+    """
+
+    iterate: Iterate = "best"
+
+    def initialise(self, start: Tensor) -> _Inverse:
+        """Allocate room for every update the solve can make."""
+        batch, size = start.shape
+        updates = max(self.max_steps - 1, 0)
+        return _Inverse(
+            left=start.new_empty(batch, updates, size),
+            right=start.new_empty(batch, updates, size),
+            rank=0,
+            step=torch.zeros_like(start),
+            residual=None,
+        )
+
+    def advance(self, state: _Inverse, iterate: Tensor, image: Tensor) -> Tensor:
+        """Update the inverse Jacobian J⁻¹ with the newest pair and return X_k − J⁻¹ G(X_k)."""
+        residual = image - iterate
+        step, usable = residual, None
+        if state.residual is not None:
+            usable = self._update(state, residual - state.residual)
+            newton = residual - _combine(state.left, _project(state.right, residual, state.rank))
+            usable = usable & newton.isfinite().all(dim=1)
+            step = torch.where(usable[:, None], newton, residual)
+        state.step, state.residual = step, residual
+        return iterate + step
+
+    @staticmethod
+    def _update(state: _Inverse, change: Tensor) -> Tensor:
+        """Append u = (Δx − J⁻¹ΔG) / (Δxᵀ J⁻¹ ΔG), v = J⁻ᵀ Δx; return where that was possible, shape (B,)."""
+        rank = state.rank
+        mapped = _combine(state.left, _project(state.right, change, rank)) - change
+        right = _combine(state.right, _project(state.left, state.step, rank)) - state.step
+        denominator = (right * change).sum(dim=1, keepdim=True)
+        scale = torch.linalg.vector_norm(right, dim=1, keepdim=True) * torch.linalg.vector_norm(
+            change, dim=1, keepdim=True
+        )
+        usable = denominator.abs() > torch.finfo(change.dtype).eps * scale
+        left = (state.step - mapped) / denominator
+        usable = usable & left.isfinite().all(dim=1, keepdim=True) & right.isfinite().all(dim=1, keepdim=True)
+        state.left[:, rank] = torch.where(usable, left, 0.0)
+        state.right[:, rank] = torch.where(usable, right, 0.0)
+        state.rank += 1
+        return usable[:, 0]
+
+
+def _project(vectors: Tensor, target: Tensor, rank: int) -> Tensor:
+    """Return ⟨vectors_j, target⟩ for j < rank, shape (B, rank)."""
+    return torch.bmm(vectors[:, :rank], target[:, :, None])[:, :, 0]
+
+
+def _combine(vectors: Tensor, weights: Tensor) -> Tensor:
+    """Return Σ_j weights_j vectors_j, shape (B, D); zero for no weights."""
+    return torch.bmm(weights[:, None], vectors[:, : weights.shape[1]])[:, 0]

@@ -1,0 +1,47 @@
+"""The statistics of certification: counts in, bounds and certificates out.
+
+numpy and scipy only; nothing here knows a model, a device or a training framework. Read :mod:`bounds` (the
+exact confidence bounds), :mod:`votes` (the measurement of one image), :mod:`audit` (what cheap, dependent
+labels are worth), :mod:`certificate` (votes and alpha to class and radius) and :mod:`predict`, in this order.
+"""
+
+from __future__ import annotations
+
+from deqcert.statistics.audit import (
+    AdaptiveAudit,
+    AuditSize,
+    FixedAudit,
+    binomial_effective_count,
+    exact_effective_count,
+    published_p_a_lower,
+    split_alpha,
+)
+from deqcert.statistics.bounds import (
+    certified_radius,
+    clopper_pearson_lower,
+    clopper_pearson_upper,
+    hypergeometric_upper,
+)
+from deqcert.statistics.certificate import ABSTAIN, AuditRule, Certificate, CertificationRule
+from deqcert.statistics.predict import predict
+from deqcert.statistics.votes import Votes
+
+__all__ = [
+    "ABSTAIN",
+    "AdaptiveAudit",
+    "AuditRule",
+    "AuditSize",
+    "Certificate",
+    "CertificationRule",
+    "FixedAudit",
+    "Votes",
+    "binomial_effective_count",
+    "certified_radius",
+    "clopper_pearson_lower",
+    "clopper_pearson_upper",
+    "exact_effective_count",
+    "hypergeometric_upper",
+    "predict",
+    "published_p_a_lower",
+    "split_alpha",
+]

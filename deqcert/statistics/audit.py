@@ -1,0 +1,211 @@
+"""The audit: how many of the cheap labels A are worth believing, and how many to look at.
+
+Serialized smoothing gives every noisy copy a cheap label S. Of the ``n_a`` copies with S = A a uniformly
+random subset of ``audited`` copies gets its true label Y as well; ``mismatches`` of them have Y != A.
+Whatever the dependence among the S, this bounds how many of all ``n_a`` copies have Y != A, and what is left
+is a lower bound on the Binomial(n, p_A) count of true labels A, up to an error probability.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect_left
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import hypergeom
+
+from deqcert.errors import require
+from deqcert.statistics.arguments import FloatArray, IntArray, checked_counts, checked_level, demand
+from deqcert.statistics.bounds import certified_radius, clopper_pearson_lower, hypergeometric_upper
+
+
+def split_alpha(alpha: float, alpha_audit: float | None) -> tuple[float, float]:
+    """Share an error probability between the audit and the bound on p_A (union bound).
+
+    Args:
+        alpha: Error probability of the certificate, in (0, 1).
+        alpha_audit: The audit's share, in (0, alpha); None for one half.
+
+    Returns:
+        The audit's share and what remains for the bound on p_A.
+
+    Raises:
+        SettingError: A probability is out of range.
+    """
+    require(0 < alpha < 1, "alpha", alpha, "must be in (0, 1)")
+    if alpha_audit is None:
+        alpha_audit = alpha / 2
+    require(0 < alpha_audit < alpha, "alpha_audit", alpha_audit, f"must be in (0, alpha = {alpha!r})")
+    return alpha_audit, alpha - alpha_audit
+
+
+def exact_effective_count(
+    n_a: ArrayLike, audited: ArrayLike, mismatches: ArrayLike, alpha_audit: ArrayLike
+) -> IntArray:
+    """Copies whose true label is A, bounded from below by the exact (hypergeometric) rule.
+
+    Correlation-eliminated certification (Gao et al., NeurIPS 2024) with the audit treated as what it is, a
+    sample without replacement from a finite population: N_eff = N_A - hypergeometric_upper(m, N_A, K,
+    alpha_audit).
+
+    Args:
+        n_a: Copies with cheap label A.
+        audited: Size K of the uniformly random audit subset of them; 0 proves nothing and gives 0.
+        mismatches: Audited copies whose true label is not A.
+        alpha_audit: Probability in (0, 1) with which the result may exceed the truth.
+
+    Returns:
+        Lower bound on the number of copies with cheap and true label A, of the broadcast shape.
+
+    Raises:
+        SettingError: Not 0 <= mismatches <= audited <= n_a, or ``alpha_audit`` is outside of (0, 1).
+    """
+    n_a, audited, mismatches = _audit_counts(n_a, audited, mismatches)
+    return np.asarray(n_a - hypergeometric_upper(mismatches, n_a, audited, alpha_audit))
+
+
+def binomial_effective_count(
+    n_a: ArrayLike, audited: ArrayLike, mismatches: ArrayLike, alpha_audit: ArrayLike
+) -> IntArray:
+    """Copies whose true label is A, bounded from below by the binomial rule.
+
+    The form the authors of serialized randomized smoothing give in the reviews of their paper: the audit is
+    treated as if drawn with replacement, and N_eff = floor(N_A * (1 - p_m)) with p_m the Clopper-Pearson
+    upper bound on the probability of a mismatch. Slightly looser than :func:`exact_effective_count`, same
+    arguments.
+
+    Returns:
+        Lower bound on the number of copies with cheap and true label A, of the broadcast shape.
+
+    Raises:
+        SettingError: Not 0 <= mismatches <= audited <= n_a, or ``alpha_audit`` is outside of (0, 1).
+    """
+    n_a, audited, mismatches = _audit_counts(n_a, audited, mismatches)
+    matching = np.floor(n_a * _match_probability(audited, mismatches, alpha_audit))
+    return np.asarray(matching, dtype=np.int64)
+
+
+def published_p_a_lower(
+    n_a: ArrayLike, n: ArrayLike, audited: ArrayLike, mismatches: ArrayLike, alpha: ArrayLike
+) -> FloatArray:
+    """Bound p_A as the public code of serialized randomized smoothing does. NOT sound.
+
+    Both N_A and n are scaled by the bound on the match probability, so their ratio stays, and mismatches
+    hardly lower the result: it exceeds the true p_A far more often than ``alpha``. Only for comparing with
+    published tables.
+
+    Args:
+        n_a: Copies with cheap label A, <= n.
+        n: All estimation copies, >= 1.
+        audited: Audited copies; 0 gives 0.
+        mismatches: Audited copies whose true label is not A.
+        alpha: Nominal error probability in (0, 1), of which either bound gets one half.
+
+    Returns:
+        The claimed lower bound on p_A, of the broadcast shape.
+
+    Raises:
+        SettingError: A count is no integer or out of range, or ``alpha`` is outside of (0, 1).
+    """
+    n_a, audited, mismatches = _audit_counts(n_a, audited, mismatches)
+    n = checked_counts("n", n)
+    demand(n >= 1, "n", n, "must be >= 1")
+    demand(n_a <= n, "n_a", n_a, "must be <= n")
+    half = checked_level("alpha", alpha) / 2
+    conserve = _match_probability(audited, mismatches, half)
+    kept_a, kept = np.floor(n_a * conserve).astype(np.int64), np.floor(n * conserve).astype(np.int64)
+    return np.where(kept == 0, 0.0, clopper_pearson_lower(kept_a, np.maximum(kept, 1), half))
+
+
+class AuditSize(ABC):
+    """How many of the copies with cheap label A to audit.
+
+    The size may depend on what is known before any true label is looked at, never on the audit's outcome.
+    """
+
+    @abstractmethod
+    def size(self, n_a: int, n: int) -> int:
+        """Return the audit's size, at most ``n_a``, given that ``n_a`` of ``n`` copies have cheap label A."""
+
+
+@dataclass(frozen=True)
+class FixedAudit(AuditSize):
+    """Audit the same number of copies of every image, or all of them if there are fewer.
+
+    Args:
+        samples: Copies to audit, >= 1.
+    """
+
+    samples: int = 400
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.samples, int)
+        require(whole and self.samples >= 1, "samples", self.samples, "must be an integer >= 1")
+
+    def size(self, n_a: int, n: int) -> int:
+        """Return ``min(samples, n_a)``."""
+        require(0 <= n_a <= n, "n_a", n_a, f"must be in [0, n = {n}]")
+        return min(self.samples, n_a)
+
+
+@dataclass(frozen=True)
+class AdaptiveAudit(AuditSize):
+    """Audit as few copies as lose at most a given share of the radius, provided that none is a mismatch.
+
+    Near the decision boundary a few hundred suffice; where p_A is almost 1 nearly all are needed. The size
+    depends on ``n_a`` only, so the certificate holds for any ``alpha``; these only aim it.
+
+    Args:
+        radius_loss: Share of the standard radius (every label true, no audit) that may be lost, in (0, 1).
+        alpha: Error probability of the certificate aimed at, in (0, 1).
+        alpha_audit: The audit's share of it, in (0, alpha); None for one half.
+    """
+
+    radius_loss: float = 0.05
+    alpha: float = 0.001
+    alpha_audit: float | None = None
+
+    def __post_init__(self) -> None:
+        require(0 < self.radius_loss < 1, "radius_loss", self.radius_loss, "must be in (0, 1)")
+        split_alpha(self.alpha, self.alpha_audit)
+
+    def size(self, n_a: int, n: int) -> int:
+        """Return the smallest sufficient size.
+
+        0 where even the standard bound abstains, ``n_a`` where no audit reaches the target because alpha is
+        shared.
+        """
+        alpha_audit, alpha_count = split_alpha(self.alpha, self.alpha_audit)
+        target = (1 - self.radius_loss) * _unit_radius(n_a, n, self.alpha)
+        if target == 0:
+            return 0
+        needed = bisect_left(range(n_a + 1), target, key=lambda count: _unit_radius(count, n, alpha_count))
+        # The effective count reaches ``needed`` once the audit refutes one mismatch more than that leaves.
+        refuted = n_a - needed + 1
+        if refuted == 0:
+            return n_a
+        return bisect_left(
+            range(n_a), True, key=lambda size: bool(hypergeom.cdf(0, n_a, refuted, size) <= alpha_audit)
+        )
+
+
+def _unit_radius(count: int, n: int, alpha: float) -> float:
+    return float(certified_radius(clopper_pearson_lower(count, n, alpha), 1.0))
+
+
+def _audit_counts(
+    n_a: ArrayLike, audited: ArrayLike, mismatches: ArrayLike
+) -> tuple[IntArray, IntArray, IntArray]:
+    n_a, audited = checked_counts("n_a", n_a), checked_counts("audited", audited)
+    mismatches = checked_counts("mismatches", mismatches)
+    demand(audited <= n_a, "audited", audited, "must be <= n_a")
+    demand(mismatches <= audited, "mismatches", mismatches, "must be <= audited")
+    return n_a, audited, mismatches
+
+
+def _match_probability(audited: IntArray, mismatches: IntArray, alpha: ArrayLike) -> FloatArray:
+    """Lower bound on P(Y = A | S = A) from audited copies; 0 if there are none."""
+    bound = clopper_pearson_lower(audited - mismatches, np.maximum(audited, 1), alpha)
+    return np.where(audited == 0, 0.0, bound)

@@ -1,0 +1,136 @@
+"""The exact confidence bounds and the radius they give: what every certificate is made of.
+
+In come integer counts and error probabilities, out come float64 bounds. Every function broadcasts its
+arguments like numpy and returns an array, of no dimensions when all arguments are scalars.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import ndtri
+from scipy.stats import beta, hypergeom
+
+from deqcert.statistics.arguments import FloatArray, IntArray, checked_counts, checked_level, demand
+
+
+def clopper_pearson_lower(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> FloatArray:
+    """Bound the parameter p of a Binomial(n, p) from below, given that ``k`` was drawn.
+
+    The bound exceeds p with probability at most ``alpha``, whatever p is (Clopper and Pearson,
+    Biometrika 1934; one-sided). It never decreases when ``k`` grows.
+
+    Args:
+        k: Successes, 0 <= k <= n.
+        n: Trials, n >= 1.
+        alpha: Error probability in (0, 1).
+
+    Returns:
+        The bound, in [0, 1), of the broadcast shape.
+
+    Raises:
+        SettingError: A count is no integer or out of range, or ``alpha`` is outside of (0, 1).
+
+    Example:
+        >>> round(float(clopper_pearson_lower(99, 100, 0.001)), 4)
+        0.9114
+    """
+    k, n, alpha = _binomial_arguments(k, n, alpha)
+    positive = np.maximum(k, 1)  # at k = 0 the beta distribution does not exist and the bound is 0
+    return np.where(k == 0, 0.0, beta.ppf(alpha, positive, n - positive + 1))
+
+
+def clopper_pearson_upper(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> FloatArray:
+    """Bound the parameter p of a Binomial(n, p) from above, given that ``k`` was drawn.
+
+    The mirror image of :func:`clopper_pearson_lower`: p exceeds the bound with probability at most ``alpha``.
+
+    Args:
+        k: Successes, 0 <= k <= n.
+        n: Trials, n >= 1.
+        alpha: Error probability in (0, 1).
+
+    Returns:
+        The bound, in (0, 1], of the broadcast shape.
+
+    Raises:
+        SettingError: A count is no integer or out of range, or ``alpha`` is outside of (0, 1).
+    """
+    k, n, alpha = _binomial_arguments(k, n, alpha)
+    below_n = np.minimum(k, n - 1)  # at k = n the beta distribution does not exist and the bound is 1
+    return np.where(k == n, 1.0, beta.isf(alpha, below_n + 1, n - below_n))
+
+
+def hypergeometric_upper(
+    m: ArrayLike, population: ArrayLike, sample: ArrayLike, alpha: ArrayLike
+) -> IntArray:
+    """Bound the number M of marked items in a finite population from above.
+
+    ``sample`` items were drawn uniformly at random without replacement and ``m`` of them are marked. The
+    bound is the largest M with P(Hypergeometric(population, M, sample) <= m) > alpha; the true M exceeds it
+    with probability at most ``alpha``. This inverts the exact test, as Clopper and Pearson do for the
+    binomial.
+
+    Args:
+        m: Marked items in the sample, 0 <= m <= sample.
+        population: Items in all.
+        sample: Items drawn, 0 <= sample <= population.
+        alpha: Error probability in (0, 1).
+
+    Returns:
+        The bound, between ``m`` and ``population - (sample - m)``, of the broadcast shape.
+
+    Raises:
+        SettingError: A count is no integer or out of range, or ``alpha`` is outside of (0, 1).
+
+    Example:
+        >>> int(hypergeometric_upper(m=0, population=1000, sample=400, alpha=0.001))
+        13
+    """
+    m, sample = checked_counts("m", m), checked_counts("sample", sample)
+    population, alpha = checked_counts("population", population), checked_level("alpha", alpha)
+    demand(sample <= population, "sample", sample, "must be <= population")
+    demand(m <= sample, "m", m, "must be <= sample")
+    shape = np.broadcast_shapes(m.shape, population.shape, sample.shape, alpha.shape)
+    low: IntArray = np.broadcast_to(m, shape).copy()
+    high: IntArray = population - (sample - m)
+    drawn_from = np.maximum(population, 1)  # scipy knows no empty population; its sample is empty anyway
+    while np.any(low < high):  # the probability falls as M grows, and is 1 > alpha at M = m
+        middle = (low + high + 1) // 2
+        plausible = hypergeom.cdf(m, drawn_from, middle, sample) > alpha
+        low, high = np.where(plausible, middle, low), np.where(plausible, high, middle - 1)
+    return low
+
+
+def certified_radius(p_a_lower: ArrayLike, sigma: ArrayLike) -> FloatArray:
+    """Radius within which the smoothed classifier provably keeps its class.
+
+    sigma * Phi^-1(p_a_lower) (Cohen, Rosenfeld and Kolter, ICML 2019, theorem 1 with p_B = 1 - p_A).
+
+    Args:
+        p_a_lower: Lower bound on the probability of the class, in [0, 1].
+        sigma: Standard deviation of the noise, > 0, in units of pixel values in [0, 1].
+
+    Returns:
+        l2 radius in the units of ``sigma``; 0 where ``p_a_lower`` <= 1/2 (abstain).
+
+    Raises:
+        SettingError: ``p_a_lower`` is no probability or ``sigma`` is not positive and finite.
+
+    Example:
+        >>> round(float(certified_radius(0.99, sigma=0.5)), 3)
+        1.163
+    """
+    p_a_lower, sigma = np.asarray(p_a_lower, dtype=np.float64), np.asarray(sigma, dtype=np.float64)
+    demand((p_a_lower >= 0) & (p_a_lower <= 1), "p_a_lower", p_a_lower, "must be in [0, 1]")
+    demand((sigma > 0) & np.isfinite(sigma), "sigma", sigma, "must be > 0 and finite")
+    return np.where(p_a_lower > 0.5, sigma * ndtri(p_a_lower), 0.0)
+
+
+def _binomial_arguments(
+    k: ArrayLike, n: ArrayLike, alpha: ArrayLike
+) -> tuple[IntArray, IntArray, FloatArray]:
+    k, n = checked_counts("k", k), checked_counts("n", n)
+    demand(n >= 1, "n", n, "must be >= 1")
+    demand(k <= n, "k", k, "must be <= n")
+    return k, n, checked_level("alpha", alpha)

@@ -1,0 +1,116 @@
+"""Certificates: votes and an error probability in, a class and a radius out.
+
+The guarantee: for an image whose votes were taken as :class:`~deqcert.statistics.votes.Votes` says, a
+certificate marked ``sound`` has a ``p_a_lower`` above the true p_A with probability at most ``alpha``. If it
+does not, the smoothed classifier returns ``prediction`` everywhere in the l2 ball of ``radius`` around the
+image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from deqcert.errors import require
+from deqcert.statistics.audit import (
+    binomial_effective_count,
+    exact_effective_count,
+    published_p_a_lower,
+    split_alpha,
+)
+from deqcert.statistics.bounds import certified_radius, clopper_pearson_lower
+from deqcert.statistics.votes import Votes
+
+ABSTAIN = -1
+
+AuditRule = Literal["exact", "binomial", "published"]
+
+
+class Certificate(NamedTuple):
+    """What is claimed about one image.
+
+    Attributes:
+        index: Position of the image in its data set.
+        label: True class.
+        prediction: Class of the smoothed classifier, or ``ABSTAIN`` (-1).
+        radius: Certified l2 radius in units of pixel values in [0, 1]; 0 on abstention.
+        p_a_lower: Lower bound on the probability of the selected class under noise.
+        sound: Whether the bound has a proof. False only for the ``published`` audit rule.
+    """
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    label: int
+    prediction: int
+    radius: float
+    p_a_lower: float
+    sound: bool
+
+    @property
+    def correct(self) -> bool:
+        """Whether the prediction is the true class; an abstention is not."""
+        return self.prediction == self.label
+
+
+@dataclass(frozen=True)
+class CertificationRule:
+    """How votes become certificates.
+
+    Args:
+        alpha: Probability with which a certificate may be false, in (0, 1).
+        alpha_audit: Share of ``alpha`` that the audit may use up, in (0, alpha); None for one half. Votes
+            without audit use all of ``alpha`` for the bound on p_A; the ``published`` rule always halves it.
+        audit: Rule for audited votes: ``exact`` (hypergeometric), ``binomial`` (looser), or ``published``,
+            which is not sound and serves comparison with published tables only.
+
+    Raises:
+        SettingError: A setting is out of range.
+    """
+
+    alpha: float = 0.001
+    alpha_audit: float | None = None
+    audit: AuditRule = "exact"
+
+    def __post_init__(self) -> None:
+        split_alpha(self.alpha, self.alpha_audit)
+        rules = get_args(AuditRule)
+        require(self.audit in rules, "audit", self.audit, f"must be one of {', '.join(rules)}")
+
+    def p_a_lower(self, votes: Votes) -> float:
+        """Bound the probability p_A of the selected class from below.
+
+        Without audit the labels are independent and N_A is Binomial(n, p_A). With one, T = #{Y = A} is, and
+        the effective count exceeds T with probability at most alpha_audit; the union bound gives alpha in
+        all.
+        """
+        if votes.audited is None:
+            return float(clopper_pearson_lower(votes.n_a, votes.n, self.alpha))
+        outcome = votes.audited, votes.mismatches
+        if self.audit == "published":
+            return float(published_p_a_lower(votes.n_a, votes.n, *outcome, self.alpha))
+        alpha_audit, alpha_count = split_alpha(self.alpha, self.alpha_audit)
+        effective_count = exact_effective_count if self.audit == "exact" else binomial_effective_count
+        n_eff = effective_count(votes.n_a, *outcome, alpha_audit)
+        return float(clopper_pearson_lower(n_eff, votes.n, alpha_count))
+
+    def certify(self, votes: Votes, sigma: float) -> Certificate:
+        """Turn the votes of one image into its certificate (CERTIFY of Cohen et al., ICML 2019).
+
+        Args:
+            votes: The measurement.
+            sigma: Standard deviation of the noise the votes were taken under, > 0, in pixel units.
+
+        Returns:
+            The certificate; an abstention where p_a_lower <= 1/2.
+
+        Raises:
+            SettingError: ``sigma`` is not positive and finite, or the votes' counts are inconsistent.
+        """
+        p_a_lower = self.p_a_lower(votes)
+        return Certificate(
+            index=votes.index,
+            label=votes.label,
+            prediction=votes.selected if p_a_lower > 0.5 else ABSTAIN,
+            radius=float(certified_radius(p_a_lower, sigma)),
+            p_a_lower=p_a_lower,
+            sound=votes.audited is None or self.audit != "published",
+        )

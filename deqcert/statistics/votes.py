@@ -1,0 +1,138 @@
+"""Votes: what the noisy copies of one image were classified as.
+
+This is the expensive part of a certificate and knows no error probability. Certificates for any alpha are
+arithmetic on it (:mod:`deqcert.statistics.certificate`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from deqcert.errors import DataError
+
+
+class Votes(NamedTuple):
+    """The measurement of one image.
+
+    A sample whose logits are not finite votes for nobody, so the counts may sum to less than ``n0`` and
+    ``n``.
+
+    Attributes:
+        index: Position of the image in its data set.
+        label: True class, in [0, C).
+        n0: Noisy copies used to select the class A.
+        n: Fresh noisy copies used to estimate how often A occurs.
+        selection: C counts of the selection copies.
+        estimation: C counts of the estimation copies.
+        audited: Size of the uniformly random audit subset of the copies classified A; None if the labels are
+            independent labels of the base classifier itself (standard smoothing), which need no audit.
+        mismatches: Audited copies that the base classifier does not classify A.
+        nfe_fast: Evaluations of the DEQ cell for the labels, selection included, summed over copies.
+        nfe_audit: Evaluations of the DEQ cell for the audit, summed over copies.
+        residual: Mean relative residual of the estimation solves; nan if the classifier is no DEQ.
+        seconds: Wall-clock time.
+    """
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    label: int
+    n0: int
+    n: int
+    selection: tuple[int, ...]
+    estimation: tuple[int, ...]
+    audited: int | None
+    mismatches: int
+    nfe_fast: int
+    nfe_audit: int
+    residual: float
+    seconds: float
+
+    @property
+    def selected(self) -> int:
+        """The class A: the most frequent one of the selection, the lowest of them on ties."""
+        return self.selection.index(max(self.selection))
+
+    @property
+    def n_a(self) -> int:
+        """Estimation copies classified A."""
+        return self.estimation[self.selected]
+
+    def validate(self) -> None:
+        """Check every field by itself and against the others.
+
+        Raises:
+            DataError: Naming the field, its value and what it should be.
+        """
+        for field in ("index", "label", "n0", "n", "mismatches", "nfe_fast", "nfe_audit"):
+            self._expect(field, _is_count(getattr(self, field)), "an integer >= 0")
+        for field, samples in (("selection", self.n0), ("estimation", self.n)):
+            counts = getattr(self, field)
+            self._expect(field, isinstance(counts, tuple) and all(map(_is_count, counts)), "integers >= 0")
+            self._expect(field, sum(counts) <= samples, f"at most {samples} copies in all")
+        self._expect("n0", self.n0 >= 1, "at least 1")
+        self._expect("n", self.n >= 1, "at least 1")
+        self._expect("selection", len(self.selection) >= 1, "one count for each class")
+        self._expect(
+            "estimation", len(self.estimation) == len(self.selection), "as many classes as selection"
+        )
+        self._expect("label", self.label < len(self.selection), f"below {len(self.selection)} classes")
+
+        if self.audited is None:
+            self._expect("mismatches", self.mismatches == 0, "0 without an audit")
+            self._expect("nfe_audit", self.nfe_audit == 0, "0 without an audit")
+        else:
+            self._expect("audited", _is_count(self.audited), "an integer >= 0, or None")
+            self._expect("audited", self.audited <= self.n_a, f"at most the {self.n_a} copies classified A")
+            self._expect(
+                "mismatches", self.mismatches <= self.audited, f"at most {self.audited} audited copies"
+            )
+
+        self._expect("residual", _is_number(self.residual) and not self.residual < 0, "a number >= 0, or nan")
+        self._expect(
+            "seconds", _is_number(self.seconds) and 0 <= self.seconds < math.inf, "a finite number >= 0"
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Return a dict that strict JSON can hold; a residual that is not finite becomes None."""
+        return {**self._asdict(), "residual": self.residual if math.isfinite(self.residual) else None}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, object]) -> Votes:
+        """Read what :meth:`to_json` wrote.
+
+        Args:
+            record: Exactly the fields of this class; lists stand for tuples, a residual of None for nan.
+
+        Returns:
+            The votes, validated.
+
+        Raises:
+            DataError: A field is missing, unknown, of the wrong type or inconsistent with another.
+        """
+        if missing := [field for field in cls._fields if field not in record]:
+            raise DataError(f"votes lack {', '.join(missing)}")
+        if unknown := [str(field) for field in record if field not in cls._fields]:
+            raise DataError(f"votes have no field {', '.join(unknown)}")
+        values: dict[str, Any] = {
+            field: tuple(value) if isinstance(value, list) else value for field, value in record.items()
+        }
+        if values["residual"] is None:
+            values["residual"] = math.nan
+        votes = cls(**values)
+        votes.validate()
+        return votes
+
+    def _expect(self, field: str, condition: bool, expected: str) -> None:
+        if not condition:
+            raise DataError(
+                f"votes of image {self.index!r}: {field} = {getattr(self, field)!r}: expected {expected}"
+            )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
