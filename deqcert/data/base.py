@@ -91,10 +91,6 @@ class ImageDataModule(LightningDataModule, ABC):
             DataError: The split cannot be read.
         """
 
-    def augmented(self, images: IndexedImages) -> IndexedImages:
-        """Return ``images`` with augmentation on reading, for data sets that cannot augment on the device."""
-        return images
-
     def augment_batch(self, images: Tensor, indices: Tensor, epoch: int) -> Tensor:  # noqa: ARG002
         """Return the augmented uint8 ``images`` (B, C, H, W) of original ``indices`` (B,) in ``epoch``."""
         return images
@@ -118,7 +114,7 @@ class ImageDataModule(LightningDataModule, ABC):
         images = self._train_split
         if self.validation_size:
             images = images.subset(sorted(self._shuffled_positions[self.validation_size :]))
-        return self.augmented(images)
+        return images.augmented(self.seed)
 
     @cached_property
     def validation_images(self) -> IndexedImages:

@@ -18,8 +18,9 @@ class Digits(ImageDataModule):
     """The 1797 grey 8 x 8 digits that come with scikit-learn; nothing is downloaded, nothing augmented.
 
     A fixed permutation (independent of ``seed``) puts 1297 digits into the training split and 500 into the
-    test split. Original indices are those of scikit-learn. Its values 0..16 are scaled to 0..255. The settings
-    are those of every :class:`ImageDataModule`.
+    test split. Original indices are those of scikit-learn. Its values 0..16 are scaled to 0..255.
+
+    The settings are those of every :class:`ImageDataModule`.
     """
 
     num_classes = 10

@@ -24,12 +24,11 @@ _PURPOSE = 3  # keeps the stream apart from those of other purposes
 class FolderImages(IndexedImages):
     """Files ``folder/<class>/*``, as uint8 (3, S, S); the original index is the position in the sorted list.
 
-    Without ``seed``, the shorter side is resized to ``resize`` and the centre is cropped. With it, a random part is
-    cropped, resized and flipped at random, as a function of (seed, epoch, index).
+    The shorter side is resized to ``resize`` and the centre is cropped. :meth:`augmented` images are cropped,
+    resized and flipped at random instead, as a function of (seed, epoch, index).
 
     Args:
         folder: Folder of the split.
-        name: Name of the data set.
         image_size: Side S of the images that come out, pixels.
         resize: Shorter side before the centre is cropped, pixels.
 
@@ -37,7 +36,7 @@ class FolderImages(IndexedImages):
         DataError: There is no such folder, no class folder in it, or a class folder without images.
     """
 
-    def __init__(self, folder: Path, name: str, image_size: int, resize: int) -> None:
+    def __init__(self, folder: Path, image_size: int, resize: int) -> None:
         try:
             listing = torchvision.datasets.ImageFolder(str(folder))
         except OSError as error:
@@ -46,7 +45,7 @@ class FolderImages(IndexedImages):
         super().__init__(
             torch.tensor(listing.targets, dtype=torch.int64),
             tuple(listing.classes),
-            name,
+            "image_folder",
             torch.arange(len(self.files)),
         )
         self.folder = folder
@@ -69,7 +68,7 @@ class FolderImages(IndexedImages):
         if self.seed is None:
             pixels: Tensor = self._evaluation(image)
         else:
-            # The transforms draw from torch's global CPU generator; devices=[] leaves the accelerators' alone.
+            # The transforms draw from torch's global CPU generator; those of the accelerators are left alone.
             with torch.random.fork_rng(devices=[]):
                 word = raw_stream(1, self.seed, _PURPOSE, self.epoch, index)[0]
                 torch.default_generator.manual_seed(int(word) % 2**32)
@@ -119,6 +118,7 @@ class FolderImages(IndexedImages):
     def _read(file: Path) -> Image.Image:
         try:
             with Image.open(file) as image:
-                return image.convert("RGB")
+                colour: Image.Image = image.convert("RGB")
+                return colour
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{file}: damaged image: {error}") from error

@@ -7,7 +7,6 @@ from typing import Any
 
 from deqcert.data.base import ImageDataModule, Split
 from deqcert.data.folder_images import FolderImages
-from deqcert.data.images import IndexedImages
 from deqcert.errors import DataError, require
 
 _FOLDERS: dict[Split, str] = {"train": "train", "test": "val"}
@@ -60,13 +59,9 @@ class ImageFolder(ImageDataModule):
             DataError: The folder is missing or has another number of classes.
         """
         folder = Path(self.root) / _FOLDERS[split]
-        images = FolderImages(folder, Path(self.root).name, self.image_size, self.resize)
+        images = FolderImages(folder, self.image_size, self.resize)
         if len(images.classes) != self.num_classes:
             raise DataError(
                 f"{folder}: has {len(images.classes)} class folders, but num_classes = {self.num_classes}"
             )
         return images
-
-    def augmented(self, images: IndexedImages) -> IndexedImages:
-        """Return ``images`` with random crops and flips on reading."""
-        return images.augmented(self.seed) if isinstance(images, FolderImages) else images

@@ -59,6 +59,10 @@ class IndexedImages(Dataset[Example], ABC):
     def subset(self, positions: Sequence[int]) -> Self:
         """Return the images at ``positions``, in that order, with their original indices."""
 
+    def augmented(self, seed: int) -> Self:  # noqa: ARG002
+        """Return the same images, augmented on reading if they are not held in memory."""
+        return self
+
     @abstractmethod
     def identity(self) -> dict[str, object]:
         """Return, JSON-able, what determines every pixel and label: name, number of images, digest, ..."""

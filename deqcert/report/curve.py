@@ -85,7 +85,7 @@ def plot_curves(runs: Mapping[str, Sequence[CertifiedExample]]) -> Figure:
     axes.set(xlim=(0.0, radii[-1]), ylim=(0.0, 1.0), xlabel="radius r (ℓ2)", ylabel="certified accuracy")
     axes.grid(visible=True, alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(loc="upper right", frameon=False, fontsize="small")
     return figure
 
 

@@ -120,7 +120,7 @@ def _width(summaries: Mapping[str, Summary], radii: Sequence[float]) -> int:
 
 
 def _three_digits(number: float) -> str:
-    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+    return f"{number:.0f}" if number >= 99.95 else f"{number:#.3g}"
 
 
 def _shortened(text: str, width: int) -> str:

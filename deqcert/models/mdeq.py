@@ -1,0 +1,169 @@
+"""Multiscale deep equilibrium model (Bai, Koltun, Kolter, NeurIPS 2020)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from deqcert.errors import require
+from deqcert.models.base import DEQ
+from deqcert.models.mdeq_cell import MDEQCell
+from deqcert.models.mdeq_head import MDEQHead
+from deqcert.solvers import Broyden, Solver
+
+
+class MDEQInjection(NamedTuple):
+    """What the cell needs besides its state.
+
+    Attributes:
+        features: Injected into the branch of the highest resolution, shape (B, C_0, H_0, W_0).
+        masks: One dropout mask per branch, shape (B, C_i, 1, 1), for all iterations of this sample; None in
+            evaluation mode.
+    """
+
+    features: Tensor
+    masks: tuple[Tensor, ...] | None
+
+
+class MDEQ(DEQ):
+    """Feature maps at several resolutions that reach their equilibrium together.
+
+    The state is the concatenation of the flattened branches, shape (B, Σ_i C_i·H_i·W_i); it starts at zero.
+
+    Args:
+        channels: Channels C_i of the branches, highest resolution first; branch i has 1/2^i of the resolution.
+        head_channels: Bottleneck channels per branch in the head; the branches carry four times as many.
+        final_channels: Features before the linear classifier (published: final_chansize).
+        num_classes: Classes, >= 2.
+        image_channels: Channels of the images.
+        image_size: Height and width of the images, pixels.
+        mean: Per-channel mean of the images, in [0, 1].
+        std: Per-channel standard deviation of the images.
+        downsample_times: Halvings of the resolution in the stem, >= 0.
+        expansion: Widening of the residual blocks, >= 1.
+        num_groups: Groups of the group norms; divides every C_i, and even.
+        post_fusion_affine: Whether the group norm after the fusion has affine parameters.
+        dropout: Probability of the variational dropout, in [0, 1).
+        solver: Solver of ``forward``.
+
+    Raises:
+        SettingError: If a setting is out of range or the settings do not fit together.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (8, 16, 32),
+        head_channels: Sequence[int] = (7, 14, 28),
+        final_channels: int = 200,
+        num_classes: int = 10,
+        image_channels: int = 3,
+        image_size: int = 32,
+        mean: Sequence[float] = (0.4914, 0.4822, 0.4465),
+        std: Sequence[float] = (0.2023, 0.1994, 0.2010),
+        downsample_times: int = 0,
+        expansion: int = 5,
+        num_groups: int = 8,
+        post_fusion_affine: bool = False,
+        dropout: float = 0.2,
+        solver: Solver = Broyden(max_steps=8, tolerance=1e-3),  # noqa: B008 (frozen; the CLI shows it)
+    ) -> None:
+        super().__init__(solver)
+        branches = len(channels)
+        require(branches >= 1, "channels", tuple(channels), "needs at least one branch")
+        require(
+            len(head_channels) == branches, "head_channels", tuple(head_channels), f"needs {branches} entries, as channels"
+        )
+        require(min(*channels, *head_channels, final_channels) >= 1, "channels", tuple(channels), "must all be >= 1")
+        require(num_classes >= 2, "num_classes", num_classes, "must be >= 2")
+        require(
+            len(mean) == len(std) == image_channels, "mean", tuple(mean), f"mean and std need {image_channels} entries"
+        )
+        require(min(std) > 0, "std", tuple(std), "must all be > 0")
+        require(downsample_times >= 0, "downsample_times", downsample_times, "must be >= 0")
+        require(expansion >= 1, "expansion", expansion, "must be >= 1")
+        require(
+            num_groups >= 2 and num_groups % 2 == 0 and all(c % num_groups == 0 for c in channels),
+            "num_groups",
+            num_groups,
+            f"must be even and divide every entry of channels = {tuple(channels)}",
+        )
+        require(0 <= dropout < 1, "dropout", dropout, "must be in [0, 1)")
+        smallest = 2 ** (downsample_times + branches - 1)
+        require(
+            image_size >= smallest and image_size % smallest == 0,
+            "image_size",
+            image_size,
+            f"must be a multiple of {smallest} (2 to the power of downsample_times + branches - 1)",
+        )
+
+        self.dropout = dropout
+        resolution = image_size // 2**downsample_times
+        self.shapes = tuple((c, resolution // 2**i, resolution // 2**i) for i, c in enumerate(channels))
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.stem = _stem(image_channels, channels[0], downsample_times, last_stage=downsample_times > 0 or branches > 2)
+        self.mdeq_cell = MDEQCell(channels, expansion, num_groups, post_fusion_affine)
+        self.mdeq_head = MDEQHead(channels, head_channels, final_channels, num_classes)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Draw convolutions from N(0, 0.01²).
+
+        Weight-normalised ones keep torch's default: the published initialisation writes to their recomputed weight
+        and so leaves the parameters alone.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and not hasattr(module, "parametrizations"):
+                nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.normal_(module.bias, std=0.01)
+
+    def inject(self, x: Tensor) -> MDEQInjection:
+        """Normalise, apply the stem and, in training mode, draw the dropout masks."""
+        features = self.stem((x - self.mean) / self.std)
+        if not (self.training and self.dropout > 0):
+            return MDEQInjection(features, None)
+        keep = 1 - self.dropout
+        masks = tuple(features.new_empty(len(x), c, 1, 1).bernoulli_(keep) / keep for c, _, _ in self.shapes)
+        return MDEQInjection(features, masks)
+
+    def initial_state(self, injection: MDEQInjection) -> Tensor:
+        """Return zeros, shape (B, Σ_i C_i·H_i·W_i)."""
+        size = sum(c * h * w for c, h, w in self.shapes)
+        return injection.features.new_zeros(len(injection.features), size)
+
+    def cell(self, z: Tensor, injection: MDEQInjection) -> Tensor:
+        """Evaluate residual blocks and fusion on the flattened state."""
+        branches = self.mdeq_cell(self._unflatten(z), injection.features, injection.masks)
+        return torch.cat([branch.flatten(1) for branch in branches], dim=1)
+
+    def head(self, z: Tensor) -> Tensor:
+        """Classify the flattened state."""
+        logits: Tensor = self.mdeq_head(self._unflatten(z))
+        return logits
+
+    def _unflatten(self, z: Tensor) -> list[Tensor]:
+        parts = z.split([c * h * w for c, h, w in self.shapes], dim=1)
+        return [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+def _stem(image_channels: int, channels: int, downsample_times: int, last_stage: bool) -> nn.Sequential:
+    """Build 3×3 stages, the first ``downsample_times`` of them with stride 2, at least two; then a 1×1 stage."""
+    layers: list[nn.Module] = []
+    for stage in range(max(2, downsample_times)):
+        stride = 2 if stage < downsample_times else 1
+        width = image_channels if stage == 0 else channels
+        layers += [
+            nn.Conv2d(width, channels, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+        ]
+    if last_stage:
+        layers += [nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
