@@ -3,25 +3,101 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from lightning.pytorch.cli import LightningCLI
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-import deqcert.callbacks
-import deqcert.models
-import deqcert.smoothing  # noqa: F401  (makes short class names known to the parser)
+from deqcert.callbacks import CertificationProgress, CertifiedRadius
+from deqcert.certification import Trainer as CertifyingTrainer
 from deqcert.data import ImageDataModule
-from deqcert.errors import DeqcertError
+from deqcert.errors import CheckpointError, DeqcertError
 from deqcert.training import DEQClassifier
+
+_DATA = {"model", "dataloaders", "datamodule"}
+_VERBS = {"fit": "fit", "validate": "validate", "test": "test", "predict": "certify"}
+
+
+class SaveVerbConfig(SaveConfigCallback):
+    """Saves the configuration as ``fit.yaml``, ``certify.yaml``, … in the log directory."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Choose the file by the verb."""
+        self.config_filename = f"{_VERBS[stage]}.yaml"
+        super().setup(trainer, pl_module, stage)
 
 
 class DeqCertCLI(LightningCLI):
-    pass
+    """LightningCLI with the verb ``certify`` and checkpoints that never overrule the command line."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the verbs and the arguments that the command line fills in itself."""
+        return {
+            "fit": _DATA | {"train_dataloaders", "val_dataloaders"},
+            "validate": _DATA,
+            "test": _DATA,
+            "certify": _DATA,
+        }
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "certify":
+            parser.add_lightning_class_args(CertifiedRadius, "certificate")
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        """Check the checkpoint before any work.
+
+        Lightning's own version lays the checkpoint's hyperparameters over the command line without a word.
+        """
+        verb = self.config.get("subcommand")
+        path = self.config[verb].get("ckpt_path") if verb else None
+        if path and not (verb == "fit" and path in ("last", "best", "hpc")):
+            check_checkpoint(path)
+
+
+def check_checkpoint(path: str) -> None:
+    """Raise :class:`CheckpointError` unless ``path`` is a checkpoint of plain tensors and data."""
+    if not Path(path).is_file():
+        raise CheckpointError(f"ckpt_path = {path!r}: must be an existing checkpoint file")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the damage leads to
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"ckpt_path = {path!r}: damaged, or holds more than tensors ({reason})") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise CheckpointError(f"ckpt_path = {path!r}: not a checkpoint written by fit (no state_dict)")
 
 
 def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: Arguments; None takes those of the process.
+
+    Returns:
+        Exit code: 0, or 2 for an error that the user can mend.
+    """
+    # Neither is the user's: torch changed a type that lightning 2.6 still asks for by its old name.
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     try:
-        DeqCertCLI(DEQClassifier, ImageDataModule, subclass_mode_data=True, seed_everything_default=0, save_config_kwargs={"overwrite": True}, args=args)
+        DeqCertCLI(
+            DEQClassifier,
+            ImageDataModule,
+            subclass_mode_data=True,
+            trainer_class=CertifyingTrainer,
+            trainer_defaults={"callbacks": [CertificationProgress()]},
+            seed_everything_default=0,
+            save_config_callback=SaveVerbConfig,
+            save_config_kwargs={"overwrite": True},
+            args=args,  # type: ignore[arg-type]  # lightning says list where any sequence does
+        )
     except DeqcertError as error:
         print(f"deqcert: error: {error}", file=sys.stderr)
         return 2

@@ -20,17 +20,20 @@ class _MeanOverImages(Metric):
     """Mean of a per-image score. Subclasses say what the score is.
 
     Args:
+        score: Name of the state that sums the score. No two different metrics may share it: a
+            ``MetricCollection`` merges metrics whose states have equal names and, after one batch, equal
+            values.
         size: Shape of the score of one image.
     """
 
     full_state_update = False
     is_differentiable = False
-    score_sum: Tensor
     images: Tensor
 
-    def __init__(self, size: tuple[int, ...] = ()) -> None:
+    def __init__(self, score: str, size: tuple[int, ...] = ()) -> None:
         super().__init__()
-        self.add_state("score_sum", torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
+        self._score_name = score
+        self.add_state(score, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, radius: Tensor, label: Tensor) -> None:
@@ -49,12 +52,18 @@ class _MeanOverImages(Metric):
         abstained = prediction == F.ABSTAIN
         if bool((abstained & (radius > 0)).any()):
             raise DataError("an abstention (prediction -1) has a certified radius > 0")
-        self.score_sum += self._score(prediction, radius, (prediction == label) & ~abstained).sum(dim=0)
+        score = self._score(prediction, radius, correct=(prediction == label) & ~abstained)
+        setattr(self, self._score_name, self._score_sum + score.sum(dim=0))
         self.images += len(radius)
 
     def compute(self) -> Tensor:
         """Return the mean over all images so far; NaN before the first."""
-        return self.score_sum / self.images
+        return self._score_sum / self.images
+
+    @property
+    def _score_sum(self) -> Tensor:
+        score_sum: Tensor = getattr(self, self._score_name)
+        return score_sum
 
     def _score(self, prediction: Tensor, radius: Tensor, correct: Tensor) -> Tensor:
         raise NotImplementedError
@@ -79,6 +88,9 @@ class AverageCertifiedRadius(_MeanOverImages):
 
     higher_is_better = True
 
+    def __init__(self) -> None:
+        super().__init__("certified_radius")
+
     def _score(self, prediction: Tensor, radius: Tensor, correct: Tensor) -> Tensor:  # noqa: ARG002
         return F.certified_radius(radius, correct)
 
@@ -90,7 +102,7 @@ class CertifiedAccuracy(_MeanOverImages):
         radii: The R values of r, in the unit of the radius.
 
     Returns:
-        ``compute`` gives ``(R,)`` float64 fractions in [0, 1].
+        ``compute`` gives ``(R,)`` float64 fractions in [0, 1]; torchmetrics makes a scalar of them if R = 1.
 
     Raises:
         SettingError: If ``radii`` is empty or has a negative or non-finite value.
@@ -109,7 +121,7 @@ class CertifiedAccuracy(_MeanOverImages):
 
     def __init__(self, radii: Sequence[float]) -> None:
         F.check_radii(radii)
-        super().__init__(size=(len(radii),))
+        super().__init__(f"certified_at_{'_'.join(map(str, radii))}", size=(len(radii),))
         self.radii = tuple(radii)
 
     def _score(self, prediction: Tensor, radius: Tensor, correct: Tensor) -> Tensor:  # noqa: ARG002
@@ -131,6 +143,9 @@ class AbstentionRate(_MeanOverImages):
     """
 
     higher_is_better = False
+
+    def __init__(self) -> None:
+        super().__init__("abstained")
 
     def _score(self, prediction: Tensor, radius: Tensor, correct: Tensor) -> Tensor:  # noqa: ARG002
         return F.is_abstention(prediction)

@@ -1,6 +1,7 @@
 """The formulas of certified robustness on tensors: a score per image, and its mean over all images.
 
-Everything is computed in float64. A mean over no images is NaN.
+Everything is computed in float64; radii should be given in it, as one rounded to float32 may fall below the r
+it was certified for. A mean over no images is NaN.
 """
 
 from __future__ import annotations

@@ -182,8 +182,7 @@ def automatic_radii(sigma: float, alpha: float, n: int) -> tuple[float, ...]:
     """Radii for a table: 0 and round steps up to the largest radius that can be certified.
 
     The largest radius is that of n votes out of n. The step is the field's: 0.25 for σ of 0.25 and 0.5, σ/2
-    above; below 0.25 it is halved until it is at most 1.5 σ. For every n that can be computed in practice
-    (up to about a million) these are no more than 9 radii.
+    above. For a small σ it is halved until it is at most 1.5 σ, for a huge n doubled until 9 radii suffice.
 
     Args:
         sigma: Standard deviation of the noise, in pixel units.
@@ -191,7 +190,7 @@ def automatic_radii(sigma: float, alpha: float, n: int) -> tuple[float, ...]:
         n: Noisy copies of an image.
 
     Returns:
-        Increasing radii, the first 0; only 0 if n is too small to certify anything.
+        At most 9 increasing radii, the first 0; only 0 if n is too small to certify anything.
 
     Raises:
         SettingError: ``sigma`` is not positive and finite, ``alpha`` not in (0, 1) or ``n`` < 1.
@@ -204,6 +203,8 @@ def automatic_radii(sigma: float, alpha: float, n: int) -> tuple[float, ...]:
     step = 0.25 if sigma <= 0.5 else sigma / 2
     while step > 1.5 * sigma:
         step /= 2
+    while largest >= 9 * step:
+        step *= 2
     return tuple(round(step * i, 10) for i in range(int(largest / step) + 1))
 
 

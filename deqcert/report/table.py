@@ -34,13 +34,11 @@ def format_table(summaries: Mapping[str, Summary]) -> str:
         DataError: There is no run.
     """
     ranked = _ranked_radii(summaries)
-    longest_name = max(len(name) for name in summaries)
+    longest_name = max(map(len, ["run", *summaries]))
     shown = len(ranked)
-    while (room := WIDTH - _width(summaries, ranked[:shown])) < min(
-        longest_name, SHORTEST_NAME
-    ) and shown > 1:
+    while shown > 1 and _name_room(summaries, ranked[:shown]) < min(longest_name, SHORTEST_NAME):
         shown -= 1
-    name_width = max(len("run"), min(longest_name, room))
+    name_width = min(longest_name, _name_room(summaries, ranked[:shown]))
 
     radii = sorted(ranked[:shown])
     rows = [_header([f"{radius:g}" for radius in radii])]
@@ -112,11 +110,11 @@ def _column_widths(rows: Sequence[Sequence[str]]) -> list[int]:
     return [max(map(len, column)) for column in zip(*rows, strict=True)]
 
 
-def _width(summaries: Mapping[str, Summary], radii: Sequence[float]) -> int:
-    """Characters that everything but the name takes, a space before each column."""
+def _name_room(summaries: Mapping[str, Summary], radii: Sequence[float]) -> int:
+    """Characters left for the name beside columns for ``radii``, a space before each column."""
     rows = [_header([f"{radius:g}" for radius in radii])]
     rows += [_cells(summary, radii) for summary in summaries.values()]
-    return sum(width + 1 for width in _column_widths(rows))
+    return WIDTH - sum(width + 1 for width in _column_widths(rows))
 
 
 def _three_digits(number: float) -> str:

@@ -73,6 +73,7 @@ class DEQClassifier(LightningModule):
         self.jacobian = jacobian
         self.optimizer_callable = optimizer
         self.stream_seed = torch.initial_seed()
+        self.checkpoint_sigma: float | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of images ``x``, shape (B, C, H, W) to (B, classes)."""
@@ -190,6 +191,7 @@ class DEQClassifier(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue the training streams; refuse weights of another architecture before any is copied."""
         self.stream_seed = checkpoint.get("stream_seed", self.stream_seed)
+        self.checkpoint_sigma = checkpoint.get("hyper_parameters", {}).get("sigma")
         own, given = self.state_dict(), checkpoint.get("state_dict", {})
         problems = [f"missing {key}" for key in own.keys() - given.keys()]
         problems += [f"unexpected {key}" for key in given.keys() - own.keys()]

@@ -66,13 +66,20 @@ def test_forward_returns_the_batch_value_and_accumulates():
 def test_states_stay_float64_when_a_module_is_cast():
     metric = CertifiedAccuracy(RADII).half()
     metric.update(torch.tensor([1]), torch.tensor([0.5]), torch.tensor([1]))
-    assert metric.score_sum.dtype == metric.images.dtype == metric.compute().dtype == torch.float64
+    assert metric.images.dtype == metric.compute().dtype == torch.float64
+
+
+def test_a_collection_keeps_metrics_apart_that_start_equal():
+    metrics = MetricCollection({"at_0": CertifiedAccuracy([0.0]), "at_1": CertifiedAccuracy([0.25])})
+    metrics.update(torch.tensor([1]), torch.tensor([0.5]), torch.tensor([1]))
+    metrics.update(torch.tensor([1]), torch.tensor([0.1]), torch.tensor([1]))
+    assert {name: value.item() for name, value in metrics.compute().items()} == {"at_0": 1.0, "at_1": 0.5}
 
 
 def test_an_abstention_is_wrong_even_if_the_label_is_missing():
     metric = CertifiedAccuracy([0.0])
     metric.update(torch.tensor([-1]), torch.tensor([0.0]), torch.tensor([-1]))
-    assert metric.compute().tolist() == [0.0]
+    assert metric.compute().item() == 0.0
 
 
 @pytest.mark.parametrize("metric", [AverageCertifiedRadius(), CertifiedAccuracy(RADII), AbstentionRate()])
@@ -93,7 +100,7 @@ def test_bad_batch_is_refused(metric, prediction, radius, label):
 
 @pytest.mark.parametrize("radii", [[], [-0.25], [math.nan]])
 def test_bad_radii_are_refused(radii):
-    with pytest.raises(SettingError, match="^radii = "):
+    with pytest.raises(SettingError, match=r"^radii = "):
         CertifiedAccuracy(radii)
 
 

@@ -1,0 +1,138 @@
+"""From votes to certificates, metrics, files and TensorBoard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torchmetrics import MetricCollection
+
+from deqcert.certification.hooks import CertificationCallback, CertificationRun
+from deqcert.metrics import AbstentionRate, AverageCertifiedRadius, CertifiedAccuracy
+from deqcert.report import automatic_radii, format_table, plot_curves, save_figure, summarize, write_json, write_tsv
+from deqcert.statistics import Certificate, CertificationRule, Votes
+from deqcert.statistics.certificate import AuditRule
+
+
+class CertifiedRadius(CertificationCallback):
+    """Certifies the radius of every image and reports the run.
+
+    Logs the running ACR, certified accuracies, abstention rate and cost; at the end writes ``certificates.tsv`` (the
+    field's format), ``certificates.json`` and ``curve.png`` beside the ledger and prints a table.
+
+    Args:
+        alpha: Probability with which a certificate may be false, in (0, 1).
+        alpha_audit: Share of alpha that the audit may use, in (0, alpha); null = one half.
+        audit: Rule for audited votes: exact, binomial, or published (not sound, for comparison only).
+        radii: Radii of the certified accuracies, in l2 pixel units; null = chosen from sigma, alpha and n.
+
+    Raises:
+        SettingError: If a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.001,
+        alpha_audit: float | None = None,
+        audit: AuditRule = "exact",
+        radii: list[float] | None = None,
+    ) -> None:
+        self.rule = CertificationRule(alpha, alpha_audit, audit)
+        self.radii = radii
+        if radii is not None:
+            CertifiedAccuracy(radii)  # reports bad radii before any work
+
+    def on_certify_start(self, trainer: Trainer, module: LightningModule, run: CertificationRun) -> None:
+        """Begin with the votes that the ledger already holds."""
+        self._run = run
+        smoothing = run.smoothing
+        self._radii = self.radii or list(automatic_radii(smoothing.sigma, self.rule.alpha, smoothing.n))
+        self._metrics = MetricCollection(
+            {
+                "acr": AverageCertifiedRadius(),
+                "accuracy": CertifiedAccuracy(self._radii),
+                "abstention": AbstentionRate(),
+            }
+        )
+        self._certificates: list[Certificate] = []
+        for votes in run.done:
+            self._certify(votes)
+
+    def on_certify_example_end(self, trainer: Trainer, module: LightningModule, votes: Votes) -> None:
+        """Update and log the running metrics."""
+        self._certify(votes)
+        if not trainer.is_global_zero:
+            return
+        metrics = self.running_metrics(votes)
+        trainer.progress_bar_metrics.update(metrics)
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=len(self._certificates))
+
+    def running_metrics(self, newest: Votes) -> dict[str, float]:
+        """Return the metrics over all images so far and the cost of the ``newest``."""
+        values = self._metrics.compute()
+        samples = newest.n0 + newest.n
+        metrics = {
+            "certify/acr": float(values["acr"]),
+            "certify/abstention": float(values["abstention"]),
+            "certify/nfe_per_sample_fast": newest.nfe_fast / samples,
+            "certify/nfe_per_sample_audit": newest.nfe_audit / samples,
+            "certify/seconds_per_image": newest.seconds,
+        }
+        for radius, accuracy in zip(self._radii, values["accuracy"].tolist(), strict=True):
+            metrics[f"certify/accuracy_at_{radius:g}"] = accuracy
+        if math.isfinite(newest.residual):
+            metrics["certify/residual"] = newest.residual
+        if newest.audited:
+            metrics["certify/mismatch_rate"] = newest.mismatches / newest.audited
+        return metrics
+
+    def on_certify_end(self, trainer: Trainer, module: LightningModule, votes: Sequence[Votes]) -> None:
+        """Write the files, print the table, and log the curve and the radii."""
+        if not trainer.is_global_zero:
+            return
+        sigma = self._run.smoothing.sigma
+        certificates = [self.rule.certify(vote, sigma) for vote in votes]
+        name = self.run_name
+        directory = Path(self._run.directory)
+        write_tsv(directory / "certificates.tsv", certificates, {vote.index: vote.seconds for vote in votes})
+        write_json(directory / "certificates.json", certificates, votes, self._settings(trainer), radii=self._radii)
+        figure = plot_curves({name: certificates})
+        save_figure(figure, directory / "curve.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                radii = torch.tensor([certificate.radius for certificate in certificates])
+                logger.experiment.add_histogram("certify/radius", radii, len(votes))
+                logger.experiment.add_figure("certify/certified_accuracy", figure, len(votes))
+        print(format_table({name: summarize(certificates, votes, self._radii)}))
+        print(f"{len(votes)} images, sigma = {sigma:g}, alpha = {self.rule.alpha:g}; results in {directory}")
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run in tables, e.g. ``SRS-3A exact``."""
+        audited = any("audit" in key for key in self._run.smoothing.identity)
+        return f"{self._run.smoothing.label} {self.rule.audit}" if audited else self._run.smoothing.label
+
+    def _certify(self, votes: Votes) -> None:
+        certificate = self.rule.certify(votes, self._run.smoothing.sigma)
+        self._certificates.append(certificate)
+        self._metrics.update(
+            prediction=torch.tensor([certificate.prediction]),
+            radius=torch.tensor([certificate.radius], dtype=torch.float64),
+            label=torch.tensor([certificate.label]),
+        )
+
+    def _settings(self, trainer: Trainer) -> dict[str, object]:
+        return {
+            "certificate": {
+                "alpha": self.rule.alpha,
+                "alpha_audit": self.rule.alpha_audit,
+                "audit": self.rule.audit,
+            },
+            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            **self._run.identity,
+        }

@@ -1,0 +1,52 @@
+"""Lightning's trainer with one more verb."""
+
+from __future__ import annotations
+
+import lightning.pytorch
+from lightning.pytorch import LightningDataModule, LightningModule
+
+from deqcert.certification.loop import CertificationLoop
+from deqcert.errors import require
+from deqcert.smoothing import Serialized, Smoothing
+from deqcert.statistics import Votes
+
+
+class Trainer(lightning.pytorch.Trainer):
+    """A Lightning trainer that also certifies; everything else is unchanged."""
+
+    def certify(
+        self,
+        model: LightningModule | None = None,
+        datamodule: LightningDataModule | None = None,
+        smoothing: Smoothing = Serialized(),  # noqa: B008 (frozen; the CLI shows it)
+        ledger_dir: str = "runs/certify",
+        patience: float = 3600.0,
+        ckpt_path: str | None = None,
+    ) -> list[Votes]:
+        """Certify images by randomized smoothing; resumes what its ledger holds.
+
+        Args:
+            model: Module whose ``network`` (or itself) is the base classifier.
+            datamodule: Data module with ``certification_set()``.
+            smoothing: Smoothing strategy that takes the votes.
+            ledger_dir: Directory of ledger and results. The same run resumes in it, another run is refused.
+            patience: Seconds without new votes after which a waiting rank gives up, > 0.
+            ckpt_path: Checkpoint to certify; null certifies the weights the model has.
+
+        Returns:
+            The votes of all images, sorted by index.
+
+        Raises:
+            SettingError: If a setting is out of range.
+            LedgerError: If ``ledger_dir`` holds another run, is damaged or cannot be written.
+        """
+        require(patience > 0, "patience", patience, "must be > 0 seconds")
+        loop = self.predict_loop
+        self.predict_loop = CertificationLoop(self, smoothing, ledger_dir, patience)  # type: ignore[assignment]
+        try:
+            votes: list[Votes] = self.predict(  # type: ignore[assignment]
+                model, datamodule=datamodule, return_predictions=False, ckpt_path=ckpt_path
+            )
+        finally:
+            self.predict_loop = loop
+        return votes

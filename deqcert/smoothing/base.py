@@ -1,0 +1,100 @@
+"""What all smoothing strategies share."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from deqcert.errors import SettingError, require
+from deqcert.smoothing.noise import Purpose, noisy_batches
+from deqcert.solvers import Anderson, Broyden, Solver
+from deqcert.statistics import Votes
+
+
+@dataclass(frozen=True)
+class Smoothing(ABC):
+    """Takes the votes of noisy copies of one image.
+
+    The votes are a function of the classifier, the image, its index and these settings alone: not of the process,
+    the order of the images or what was certified before.
+
+    Args:
+        sigma: Standard deviation of the noise, in pixels of [0, 1], > 0.
+        n0: Noisy copies that select the class, >= 1.
+        n: Fresh noisy copies that estimate its probability, >= 1.
+        batch_size: Copies per launch (serialized smoothing: width of the chain), >= 1.
+        seed: Seed of all random streams, >= 0.
+
+    Raises:
+        SettingError: If a setting is out of range.
+    """
+
+    sigma: float = 0.5
+    n0: int = 100
+    n: int = 10_000
+    batch_size: int = 400
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(0 < self.sigma < float("inf"), "sigma", self.sigma, "must be a finite number > 0")
+        for field in ("n0", "n", "batch_size"):
+            require(getattr(self, field) >= 1, field, getattr(self, field), "must be an integer >= 1")
+        require(self.seed >= 0, "seed", self.seed, "must be an integer >= 0")
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Short name for tables, e.g. ``SRS-3A``."""
+
+    @abstractmethod
+    def vote(self, classifier: nn.Module, image: Tensor, index: int, label: int) -> Votes:
+        """Classify noisy copies of an image.
+
+        Args:
+            classifier: Base classifier in evaluation mode, on the device of ``image``.
+            image: Clean image in [0, 1], shape (C, H, W).
+            index: Original index of the image in its split.
+            label: True class.
+
+        Returns:
+            The votes.
+
+        Raises:
+            SettingError: If the classifier is in training mode: its labels would depend on the batch.
+        """
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines the votes besides classifier and data, JSON-able."""
+        description: dict[str, Any] = _describe(self)
+        return description
+
+    def _noisy_batches(self, image: Tensor, index: int, purpose: Purpose, count: int) -> Any:
+        return noisy_batches(
+            image, index, purpose, sigma=self.sigma, count=count, batch_size=self.batch_size, seed=self.seed
+        )
+
+
+def demand_evaluation_mode(classifier: nn.Module) -> None:
+    """Raise unless every part of ``classifier`` is in evaluation mode."""
+    training = [name or "classifier" for name, module in classifier.named_modules() if module.training]
+    if training:
+        raise SettingError("classifier", training[0], "must be in evaluation mode: call .eval() first")
+
+
+def solver_label(solver: Solver) -> str:
+    """Return the field's name of a solver: steps, then A(nderson), B(royden) or N (plain)."""
+    letter = "A" if isinstance(solver, Anderson) else "B" if isinstance(solver, Broyden) else "N"
+    return f"{solver.max_steps}{letter}"
+
+
+def _describe(value: Any) -> Any:
+    """Turn nested configuration dataclasses into plain data that names the classes."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: _describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {"class": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
+    return value

@@ -1,0 +1,148 @@
+import pytest
+import torch
+from PIL import Image
+
+from deqcert.data import ImageFolder
+from deqcert.errors import DataError, SettingError
+
+
+@pytest.fixture
+def make(image_folder):
+    def make(**settings):
+        return ImageFolder(
+            **{"root": str(image_folder), "image_size": 16, "resize": 20, "num_classes": 2, **settings}
+        )
+
+    return make
+
+
+def collect(loader):
+    """Images of one epoch by original index."""
+    return {
+        int(index): image
+        for images, _, indices in loader
+        for image, index in zip(images, indices, strict=True)
+    }
+
+
+def test_original_index_is_the_position_in_the_sorted_list(make):
+    images = make().load_split("test")
+    assert images.classes == ("ant", "bee")
+    assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert [file.name for file in images.files[:3]] == ["0.jpeg", "1.png", "2.jpeg"]
+    chosen = images.subset([4, 1])
+    assert [chosen[0][1:], chosen[1][1:]] == [(1, 4), (0, 1)]
+    assert torch.equal(chosen[0][0], images[4][0])
+
+
+def test_evaluation_resizes_and_crops_the_centre(make, image_folder):
+    file = image_folder / "val" / "ant" / "0.jpeg"
+    Image.new("RGB", (40, 20), (255, 0, 0)).save(file)
+    image, label, index = make().certification_set()[0]
+    assert image.shape == (3, 16, 16)
+    assert (label, index) == (0, 0)
+    assert image[0].min() > 0.98
+    assert image[1:].max() < 0.02
+
+
+def test_grey_images_become_colour(make, image_folder):
+    Image.new("L", (40, 20), 128).save(image_folder / "val" / "ant" / "0.jpeg")
+    assert make().load_split("test")[0][0].shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_augmentation_depends_on_seed_epoch_and_index_only(make, workers):
+    epochs = {}
+    for epoch in (0, 1):
+        loader = make(batch_size=4).train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        epochs[epoch] = collect(loader)
+    other = make(batch_size=3, num_workers=workers).train_dataloader()
+    for epoch in (1, 0):
+        other.sampler.set_epoch(epoch)
+        repeated = collect(other)
+        assert repeated.keys() == set(range(12))
+        assert all(torch.equal(repeated[index], epochs[epoch][index]) for index in range(12))
+    assert not any(torch.equal(epochs[0][index], epochs[1][index]) for index in range(12))
+
+
+def test_augmentation_leaves_the_global_random_state_alone(make):
+    images = make().training_images
+    before = torch.get_rng_state()
+    images[0]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_held_out_and_certified_training_images_are_not_augmented(make):
+    module = make(validation_size=5, split="train")
+    module.setup("fit")
+    plain = module.load_split("train")
+    for image, _, index in module.validation_images:
+        assert torch.equal(image, plain[index][0])
+    examples = module.certification_set()
+    assert len(examples) == 12
+    assert torch.equal(torch.round(examples[3][0] * 255).to(torch.uint8), plain[3][0])
+
+
+def test_batches_of_files_are_scaled_on_the_device(make):
+    module = make(batch_size=4)
+    images, labels, indices = module.on_after_batch_transfer(next(iter(module.val_dataloader())), 0)
+    assert images.dtype == torch.float32
+    assert 0 <= images.min() <= images.max() <= 1
+    assert labels.dtype == indices.dtype == torch.int64
+
+
+def test_identity_follows_files_and_preprocessing_but_not_the_subset(make, image_folder):
+    def identity(**settings):
+        return make(**settings).certification_set().identity()
+
+    before = identity()
+    assert before == identity(skip=2)
+    assert before != identity(resize=24)
+    moved = image_folder.rename(image_folder.with_name("moved"))
+    assert identity(root=str(moved)) == before
+    (moved / "val" / "ant" / "0.jpeg").rename(moved / "val" / "ant" / "00.jpeg")
+    assert identity(root=str(moved)) != before
+
+
+def test_subset_has_its_own_identity(make):
+    images = make().load_split("test")
+    assert images.identity() != images.subset([0, 1]).identity()
+
+
+@pytest.mark.parametrize("name", ["0.jpeg", "1.png"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_truncated_image_is_refused_by_name(make, image_folder, name, workers):
+    file = image_folder / "val" / "bee" / name
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(DataError, match=name):
+        list(make(num_workers=workers).test_dataloader())
+
+
+def test_number_of_classes_must_match(make):
+    with pytest.raises(DataError, match="2 class folders, but num_classes = 1000"):
+        make(num_classes=1000).setup("predict")
+
+
+def test_root_without_splits_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"root = .*\{train,val\}/<class>"):
+        ImageFolder(root=str(tmp_path)).prepare_data()
+
+
+def test_missing_split_and_empty_class_are_refused(make, image_folder):
+    module = make()
+    module.prepare_data()
+    (image_folder / "train" / "cow").mkdir()
+    with pytest.raises(DataError, match="cow"):
+        module.setup("fit")
+    (image_folder / "val").rename(image_folder / "validation")
+    with pytest.raises(DataError, match="val"):
+        module.setup("predict")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("image_size", 0), ("resize", 15), ("num_classes", 0), ("batch_size", 0)]
+)
+def test_bad_settings_are_refused_by_name(make, field, value):
+    with pytest.raises(SettingError, match=f"{field} = {value}"):
+        make(**{field: value})

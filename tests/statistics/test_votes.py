@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deqcert.errors import DataError
+from deqcert.statistics import Votes
+
+
+def test_selected_is_the_most_frequent_class_and_the_lowest_on_ties(make_votes):
+    assert make_votes().selected == 1
+    assert make_votes(selection=(10, 40, 40)).selected == 1
+    assert make_votes(selection=(0, 0, 0)).selected == 0
+
+
+def test_n_a_counts_the_selected_class_not_the_most_frequent_estimate(make_votes):
+    assert make_votes().n_a == 950
+    assert make_votes(selection=(60, 30, 10)).n_a == 20
+
+
+def test_consistent_votes_pass(make_votes, standard_votes):
+    make_votes().validate()
+    standard_votes.validate()
+    make_votes(selection=(0, 79, 0), estimation=(0, 950, 0)).validate()  # non-finite samples vote for nobody
+    make_votes(audited=0, mismatches=0).validate()
+    make_votes(residual=math.inf).validate()  # a diverged solve is a fact, not an error
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("index", {"index": -1}),
+        ("index", {"index": np.int64(3)}),
+        ("label", {"label": -1}),
+        ("label", {"label": 3}),
+        ("n0", {"n0": True}),
+        ("n0", {"n0": 0, "selection": (0, 0, 0)}),
+        ("n", {"n": 1000.0}),
+        ("n", {"n": 0, "estimation": (0, 0, 0), "audited": 0, "mismatches": 0}),
+        ("selection", {"selection": (-1, 80, 10)}),
+        ("selection", {"selection": (10, 81, 10)}),
+        ("selection", {"selection": [10, 80, 10]}),
+        ("selection", {"selection": (), "estimation": ()}),
+        ("estimation", {"estimation": (21, 950, 30)}),
+        ("estimation", {"estimation": (20, 950.0, 30)}),
+        ("estimation", {"estimation": (20, 950)}),
+        ("audited", {"audited": 951}),
+        ("audited", {"audited": -1}),
+        ("audited", {"audited": 400.0}),
+        ("mismatches", {"mismatches": 401}),
+        ("mismatches", {"mismatches": -1}),
+        ("mismatches", {"audited": None, "nfe_audit": 0}),
+        ("nfe_audit", {"audited": None, "mismatches": 0}),
+        ("nfe_audit", {"nfe_audit": -1}),
+        ("nfe_fast", {"nfe_fast": -1}),
+        ("residual", {"residual": -0.1}),
+        ("residual", {"residual": "small"}),
+        ("seconds", {"seconds": -1.0}),
+        ("seconds", {"seconds": math.nan}),
+        ("seconds", {"seconds": math.inf}),
+    ],
+)
+def test_validate_names_the_inconsistent_field(make_votes, field, changes):
+    with pytest.raises(DataError, match=rf"votes of image .*: {field} = .*: expected"):
+        make_votes(**changes).validate()
+
+
+def through_json(votes: Votes) -> Votes:
+    return Votes.from_json(json.loads(json.dumps(votes.to_json(), allow_nan=False)))
+
+
+@st.composite
+def arbitrary_votes(draw: st.DrawFn) -> Votes:
+    classes = draw(st.integers(1, 4))
+    counts = st.lists(st.integers(0, 50), min_size=classes, max_size=classes).map(tuple)
+    selection, estimation = draw(counts), draw(counts)
+    n_a = estimation[selection.index(max(selection))]
+    audited = draw(st.none() | st.integers(0, n_a))
+    return Votes(
+        index=draw(st.integers(0, 10**6)),
+        label=draw(st.integers(0, classes - 1)),
+        n0=max(sum(selection), 1),
+        n=max(sum(estimation), 1),
+        selection=selection,
+        estimation=estimation,
+        audited=audited,
+        mismatches=draw(st.integers(0, audited)) if audited else 0,
+        nfe_fast=draw(st.integers(0, 10**9)),
+        nfe_audit=draw(st.integers(0, 10**9)) if audited else 0,
+        residual=draw(st.floats(0, 1e6)),
+        seconds=draw(st.floats(0, 1e6)),
+    )
+
+
+@given(arbitrary_votes())
+def test_votes_survive_json(votes):
+    assert through_json(votes) == votes
+
+
+@pytest.mark.parametrize("residual", [math.nan, math.inf])
+def test_a_residual_that_is_not_finite_is_null_in_json_and_nan_after_it(make_votes, residual):
+    votes = make_votes(residual=residual)
+    assert votes.to_json()["residual"] is None
+    again = through_json(votes)
+    assert math.isnan(again.residual)
+    assert again._replace(residual=0.0) == votes._replace(residual=0.0)
+
+
+def test_from_json_refuses_missing_and_unknown_fields(make_votes):
+    record = make_votes().to_json()
+    with pytest.raises(DataError, match="votes lack audited, seconds"):
+        Votes.from_json({k: v for k, v in record.items() if k not in ("audited", "seconds")})
+    with pytest.raises(DataError, match="votes have no field alpha"):
+        Votes.from_json({**record, "alpha": 0.001})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("index", "7"),
+        ("index", None),
+        ("label", True),
+        ("n", 1000.0),
+        ("selection", None),
+        ("selection", "012"),
+        ("estimation", [20, 950.0, 30]),
+        ("estimation", [20, [950], 30]),
+        ("audited", False),
+        ("audited", [400]),
+        ("mismatches", 2.0),
+        ("residual", "nan"),
+        ("seconds", None),
+        ("seconds", True),
+    ],
+)
+def test_from_json_refuses_wrong_types(make_votes, field, value):
+    with pytest.raises(DataError, match=rf"{field} = .*: expected"):
+        Votes.from_json({**make_votes().to_json(), field: value})
+
+
+def test_from_json_refuses_inconsistent_votes(make_votes):
+    with pytest.raises(DataError, match="mismatches"):
+        Votes.from_json({**make_votes().to_json(), "mismatches": 500})
