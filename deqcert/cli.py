@@ -13,22 +13,28 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from deqcert.callbacks import CertificationProgress, CertifiedRadius
+from deqcert.certification import CertificationCallback, CertificationRun
 from deqcert.certification import Trainer as CertifyingTrainer
 from deqcert.data import ImageDataModule
 from deqcert.errors import CheckpointError, DeqcertError
 from deqcert.training import DEQClassifier
 
 _DATA = {"model", "dataloaders", "datamodule"}
-_VERBS = {"fit": "fit", "validate": "validate", "test": "test", "predict": "certify"}
 
 
-class SaveVerbConfig(SaveConfigCallback):
-    """Saves the configuration as ``fit.yaml``, ``certify.yaml``, … in the log directory."""
+class SaveVerbConfig(SaveConfigCallback, CertificationCallback):
+    """Saves the configuration as ``fit.yaml``, … in the log directory, ``certify.yaml`` beside the ledger."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Choose the file by the verb."""
-        self.config_filename = f"{_VERBS[stage]}.yaml"
-        super().setup(trainer, pl_module, stage)
+        """Save before work begins; certify only after its ledger has accepted the run."""
+        if stage != "predict":
+            self.config_filename = f"{stage}.yaml"
+            super().setup(trainer, pl_module, stage)
+
+    def on_certify_start(self, trainer: Trainer, module: LightningModule, run: CertificationRun) -> None:
+        """Save beside the ledger."""
+        if trainer.is_global_zero:
+            self.parser.save(self.config, run.directory / "certify.yaml", skip_none=False, overwrite=True)
 
 
 class DeqCertCLI(LightningCLI):
@@ -86,6 +92,8 @@ def main(args: Sequence[str] | None = None) -> int:
     # Neither is the user's: torch changed a type that lightning 2.6 still asks for by its old name.
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    if args is not None:
+        warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
     try:
         DeqCertCLI(
             DEQClassifier,

@@ -92,7 +92,7 @@ class Anderson(Solver):
         This is the bordered system of the constrained problem with its multiplier eliminated. The matrix is
         positive definite unless rounding or a non-finite row spoils it, which Cholesky reports row by row.
         """
-        gram = gram.double()
+        gram = gram.to(torch.float64, copy=True)  # the history stays without ridge
         gram.diagonal(dim1=1, dim2=2).add_(self.ridge)
         factor, info = torch.linalg.cholesky_ex(gram)
         ones = gram.new_ones(*gram.shape[:2], 1)

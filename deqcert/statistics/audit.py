@@ -154,9 +154,9 @@ class FixedAudit(AuditSize):
 class AdaptiveAudit(AuditSize):
     """Audit as few copies as lose at most a given share of the radius, provided that none is a mismatch.
 
-    A few hundred suffice for moderate p_A. Nearly all are needed where p_A is almost 1, and where the radius is
-    so small that sharing alpha takes much of it. The size depends on ``n_a`` only, so the certificate holds
-    for any error probability; the ones given here only aim it.
+    A few hundred suffice for moderate p_A. Nearly all are needed where p_A is almost 1, and where the radius
+    is so small that sharing alpha takes much of it. The size depends on ``n_a`` only, so the certificate
+    holds for any error probability; the ones given here only aim it.
 
     Args:
         radius_loss: Share of the standard radius (every label true, no audit) that may be lost, in (0, 1).

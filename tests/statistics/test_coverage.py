@@ -154,7 +154,7 @@ def test_the_audit_fails_at_most_with_its_share_of_alpha(effective_count, deceiv
 def test_the_audit_of_the_best_hidden_mistakes_fails_about_as_often_as_allowed():
     *outcome, agreeing = simulate(0.8, wrong_too_rarely_to_be_seen)
     rate = (exact_effective_count(*outcome, ALPHA / 2) > agreeing).mean()
-    assert 0.5 * ALPHA / 2 <= rate
+    assert rate >= 0.5 * ALPHA / 2
 
 
 @pytest.mark.parametrize(("complete_audit", "share"), [(False, ALPHA), (True, ALPHA / 2)])
@@ -228,9 +228,8 @@ def test_worst_deceiver_by_enumeration(audit, alpha, size):
             if bound[n_a, m] > p_a
         )
 
-    tightest = [
-        p * (1 - 1e-12) for p in set(bound.values()) if p > 0
-    ]  # the failure rate jumps just below these
+    # The failure rate jumps just below the values that the bound takes.
+    tightest = [p * (1 - 1e-12) for p in set(bound.values()) if p > 0]
     worst = 0.0
     for p_a in [*tightest, *np.linspace(0.05, 0.95, 7).tolist()]:
         table = np.array(
@@ -244,5 +243,6 @@ def test_worst_deceiver_by_enumeration(audit, alpha, size):
             for t in range(n + 1)
         )
         worst = max(worst, rate)
-    print("WORST", worst / alpha)
     assert worst <= alpha
+    if audit == "exact":
+        assert worst > 0.49 * alpha  # honest labels alone use up the share of the bound on p_A

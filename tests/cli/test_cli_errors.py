@@ -1,0 +1,140 @@
+"""User errors end before any work, with one message that names the field, and lose nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from deqcert.cli import main
+from deqcert.report import read_tsv
+
+ROOT = Path(__file__).parents[2]
+DIGITS = ROOT / "configs" / "digits" / "mdeq_tiny.yaml"
+CIFAR = ROOT / "configs" / "cifar10" / "mdeq_small.yaml"
+CHECKPOINT = ROOT / "checkpoints" / "digits_mdeq_tiny" / "model.ckpt"
+
+
+def arguments(ledger: Path, *more: str, config: str = "srs_1a") -> list[str]:
+    return [
+        "certify",
+        f"--config={DIGITS}",
+        f"--config={ROOT / 'configs' / 'certify' / f'{config}.yaml'}",
+        f"--ckpt_path={CHECKPOINT}",
+        "--data.max_examples=2",
+        "--smoothing.n=50",
+        "--smoothing.n0=10",
+        "--smoothing.audit.samples=20",
+        f"--ledger_dir={ledger}",
+        "--trainer.logger=false",
+        "--trainer.accelerator=cpu",
+        *more,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("bad", "field"),
+    [
+        ("--smoothing.sigma=0", "sigma"),
+        ("--smoothing.sigma=-1", "sigma"),
+        ("--smoothing.n=0", "n"),
+        ("--smoothing.n0=0", "n0"),
+        ("--certificate.alpha=0", "alpha"),
+        ("--certificate.alpha=1", "alpha"),
+        ("--certificate.alpha_audit=0.001", "alpha_audit"),
+        ("--smoothing.audit.samples=51", "audit.samples"),
+        ("--data.skip=0", "skip"),
+        ("--data.max_examples=0", "max_examples"),
+        ("--smoothing.start=middle", "start"),
+        ("--smoothing.solver=Newton", "solver"),
+        ("--smoothing.nonsense=1", "nonsense"),
+        ("--ckpt_path=missing.ckpt", "ckpt_path"),
+        ("--data.start=5000", "no image"),
+    ],
+)
+def test_bad_setting(bad: str, field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger = tmp_path / "ledger"
+    try:
+        code = main(arguments(ledger, bad))
+    except SystemExit as exit_:  # the parser's own way out
+        code = exit_.code
+    assert code == 2
+    error = capsys.readouterr().err
+    assert field in error
+    assert "Traceback" not in error
+    assert not list(ledger.glob("votes*")) or bad.startswith("--data.start")
+
+
+def test_damaged_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes(CHECKPOINT.read_bytes()[:5000])
+    assert main(arguments(tmp_path / "ledger", f"--ckpt_path={damaged}")) == 2
+    assert "ckpt_path" in capsys.readouterr().err
+
+
+def test_checkpoint_of_another_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(tmp_path / "ledger", "--model.network.channels=[16,16]")) == 2
+    error = capsys.readouterr().err
+    assert "another architecture" in error
+    assert "shape" in error
+
+
+@pytest.mark.parametrize("content", [None, "empty"])
+def test_data_folder_missing_or_empty(
+    content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "data"
+    if content == "empty":
+        root.mkdir()
+    assert main(["validate", f"--config={CIFAR}", f"--data.root={root}", "--trainer.logger=false"]) == 2
+    assert "root" in capsys.readouterr().err
+
+
+def test_ledger_of_another_run_is_refused_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(tmp_path)) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main(arguments(tmp_path, "--smoothing.n=51")) == 2
+    error = capsys.readouterr().err
+    assert "smoothing.n = 50 there, 51 here" in error
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_output_folder_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("mine")
+    assert main(arguments(blocked)) == 2
+    assert "ledger_dir" in capsys.readouterr().err
+    assert blocked.read_text() == "mine"
+
+
+def test_checkpoint_does_not_overrule_the_command_line(tmp_path: Path) -> None:
+    """Lightning lays saved hyperparameters over the command line; the model's sigma must stay the user's."""
+    checkpoint = torch.load(CHECKPOINT, weights_only=True)
+    assert checkpoint["hyper_parameters"] == {"sigma": 0.5}
+    assert main(arguments(tmp_path, "--model.sigma=0.25")) == 0
+    assert "sigma: 0.25" in (tmp_path / "certify.yaml").read_text()
+
+
+def test_kill_and_resume(tmp_path: Path) -> None:
+    """SIGKILL in the middle, then the same command: every column but the time equals an uninterrupted run."""
+    more = ["--data.max_examples=12", "--smoothing.n=400", "--smoothing.audit.samples=200"]
+    assert main(arguments(tmp_path / "whole", *more)) == 0
+    command = [sys.executable, "-m", "deqcert.cli", *arguments(tmp_path / "killed", *more)]
+    ledger = tmp_path / "killed" / "votes.rank0.jsonl"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 240
+        while not (ledger.exists() and ledger.read_bytes().count(b"\n") >= 4):
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    assert ledger.read_bytes().count(b"\n") < 13
+    assert main(arguments(tmp_path / "killed", *more)) == 0
+    resumed, whole = (read_tsv(tmp_path / name / "certificates.tsv") for name in ("killed", "whole"))
+    assert [row._replace(seconds=0) for row in resumed] == [row._replace(seconds=0) for row in whole]

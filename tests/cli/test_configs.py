@@ -1,0 +1,112 @@
+"""Every configuration in the tree runs, at reduced size, through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.io import write_jpeg
+
+from deqcert.cli import main
+from deqcert.report import read_tsv
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+DIGITS = CONFIGS / "digits" / "mdeq_tiny.yaml"
+CHECKPOINT = ROOT / "checkpoints" / "digits_mdeq_tiny" / "model.ckpt"
+TESTED = {
+    "digits/mdeq_tiny.yaml",
+    "digits/certify.yaml",
+    "cifar10/mdeq_small.yaml",
+    "cifar10/mdeq_small_cpu.yaml",
+    "cifar10/mdeq_large.yaml",
+    "imagenet/mdeq_small.yaml",
+    "certify/standard.yaml",
+    "certify/srs_1n.yaml",
+    "certify/srs_1a.yaml",
+    "certify/srs_3a.yaml",
+}
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+
+
+def write_images(root: Path, classes: list[str], size: int, splits: tuple[str, str]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for split in splits:
+        for number, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            image = torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8)
+            write_jpeg(image, str(root / split / name / f"{number:05d}.jpg"))
+
+
+def fit(config: Path, *arguments: str) -> int:
+    return main(["fit", "--config", str(config), *arguments, "--trainer.fast_dev_run=1", *QUIET])
+
+
+def certify(*arguments: str) -> int:
+    return main(["certify", "--config", str(DIGITS), *arguments, "--trainer.logger=false", *QUIET])
+
+
+def test_every_configuration_is_tested() -> None:
+    assert {str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml")} == TESTED
+
+
+def test_fit_digits() -> None:
+    assert fit(DIGITS) == 0
+
+
+@pytest.mark.parametrize("overlay", [[], ["mdeq_small_cpu.yaml"]], ids=["small", "small_cpu"])
+def test_fit_cifar10_small(tmp_path: Path, overlay: list[str]) -> None:
+    write_images(tmp_path, ["airplane", "automobile", "bird"], 32, ("train", "test"))
+    overlays = [argument for name in overlay for argument in ("--config", str(CONFIGS / "cifar10" / name))]
+    assert fit(CONFIGS / "cifar10" / "mdeq_small.yaml", *overlays, f"--data.root={tmp_path}") == 0
+
+
+def test_fit_cifar10_large(tmp_path: Path) -> None:
+    write_images(tmp_path, ["airplane", "automobile"], 32, ("train", "test"))
+    arguments = [f"--data.root={tmp_path}", "--model.pretraining_layers=1"]
+    assert fit(CONFIGS / "cifar10" / "mdeq_large.yaml", *arguments) == 0
+
+
+def test_fit_imagenet_small_at_reduced_size(tmp_path: Path) -> None:
+    write_images(tmp_path, ["n0", "n1"], 48, ("train", "val"))
+    arguments = [
+        f"--data.root={tmp_path}",
+        "--data.image_size=32",
+        "--data.resize=36",
+        "--data.num_classes=2",
+        "--data.num_workers=0",
+        "--model.network.image_size=32",
+        "--model.network.num_classes=2",
+        "--model.pretraining_layers=1",
+    ]
+    assert fit(CONFIGS / "imagenet" / "mdeq_small.yaml", *arguments) == 0
+
+
+@pytest.mark.parametrize("name", ["standard", "srs_1n", "srs_1a", "srs_3a"])
+def test_certify(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--smoothing.n=60", "--smoothing.n0=20", "--data.max_examples=3", f"--ckpt_path={CHECKPOINT}"]
+    if name != "standard":
+        arguments += ["--smoothing.audit.samples=20"]
+    config = ["--config", str(CONFIGS / "certify" / f"{name}.yaml")]
+    assert certify(*config, *arguments, f"--ledger_dir={tmp_path}") == 0
+    assert len(read_tsv(tmp_path / "certificates.tsv")) == 3
+    report = json.loads((tmp_path / "certificates.json").read_text())
+    assert len(report["settings"]["classifier"]["digest"]) == 64
+    assert all(example["sound"] for example in report["examples"])
+    assert (tmp_path / "certify.yaml").exists()
+    assert "ACR" in capsys.readouterr().out
+
+
+def test_certify_with_the_digits_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # its checkpoint is named relative to the repository
+    arguments = ["--data.max_examples=2", "--smoothing.n=60", "--smoothing.audit.samples=20"]
+    assert certify("--config", "configs/digits/certify.yaml", *arguments, f"--ledger_dir={tmp_path}") == 0
+
+
+def test_validate_and_test_with_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("validate", "test"):
+        arguments = [verb, "--config", str(DIGITS), f"--ckpt_path={CHECKPOINT}", "--trainer.logger=false", *QUIET]
+        assert main(arguments) == 0
+    assert "accuracy_under_noise" in capsys.readouterr().out
