@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -89,7 +90,8 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, or 2 for an error that the user can mend.
     """
-    # Neither is the user's: torch changed a type that lightning 2.6 still asks for by its old name.
+    # None of these is the user's to mend: lightning 2.6 uses old names of torch and jsonargparse.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     if args is not None:
@@ -106,10 +108,20 @@ def main(args: Sequence[str] | None = None) -> int:
             save_config_kwargs={"overwrite": True},
             args=args,  # type: ignore[arg-type]  # lightning says list where any sequence does
         )
-    except DeqcertError as error:
-        print(f"deqcert: error: {error}", file=sys.stderr)
+    except Exception as error:
+        user_error = _user_error(error)
+        if user_error is None:
+            raise
+        print(f"deqcert: error: {user_error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _user_error(error: BaseException | None) -> DeqcertError | None:
+    """Find the user's error in a chain of causes: the parser wraps what a class raises into its own error."""
+    while error is not None and not isinstance(error, DeqcertError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 if __name__ == "__main__":

@@ -13,7 +13,15 @@ from torchmetrics import MetricCollection
 
 from deqcert.certification.hooks import CertificationCallback, CertificationRun
 from deqcert.metrics import AbstentionRate, AverageCertifiedRadius, CertifiedAccuracy
-from deqcert.report import automatic_radii, format_table, plot_curves, save_figure, summarize, write_json, write_tsv
+from deqcert.report import (
+    automatic_radii,
+    format_table,
+    plot_curves,
+    save_figure,
+    summarize,
+    write_json,
+    write_tsv,
+)
 from deqcert.statistics import Certificate, CertificationRule, Votes
 from deqcert.statistics.certificate import AuditRule
 
@@ -83,7 +91,7 @@ class CertifiedRadius(CertificationCallback):
             "certify/nfe_per_sample_audit": newest.nfe_audit / samples,
             "certify/seconds_per_image": newest.seconds,
         }
-        for radius, accuracy in zip(self._radii, values["accuracy"].tolist(), strict=True):
+        for radius, accuracy in zip(self._radii, values["accuracy"].reshape(-1).tolist(), strict=True):
             metrics[f"certify/accuracy_at_{radius:g}"] = accuracy
         if math.isfinite(newest.residual):
             metrics["certify/residual"] = newest.residual

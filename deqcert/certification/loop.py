@@ -40,6 +40,8 @@ class CertificationLoop(_Loop):
         patience: Seconds without any new votes after which a waiting rank gives up, > 0.
     """
 
+    trainer: Any  # lightning's annotation lacks what its trainer sets elsewhere
+
     def __init__(self, trainer: Any, smoothing: Smoothing, directory: str | Path, patience: float) -> None:
         super().__init__(trainer)
         self.smoothing = smoothing
@@ -61,9 +63,7 @@ class CertificationLoop(_Loop):
         classifier = getattr(module, "network", module)
         module.eval()
         self._warn_about_sigma(module)
-        identity = run_identity(
-            self.smoothing, classifier, examples.identity(), module.device, trainer.precision
-        )
+        identity = run_identity(self.smoothing, classifier, examples.identity(), module.device, trainer.precision)
         ledger = Ledger(self.directory, identity)
         wanted = set(examples.indices)
         known = {index: votes for index, votes in ledger.read().items() if index in wanted}
@@ -73,10 +73,19 @@ class CertificationLoop(_Loop):
         shard = remaining[trainer.global_rank :: trainer.world_size]
 
         run = CertificationRun(
-            self.smoothing, self.directory, ledger.identity, examples.num_classes, len(wanted), list(known.values())
+            self.smoothing,
+            self.directory,
+            ledger.identity,
+            examples.num_classes,
+            len(wanted),
+            list(known.values()),
         )
         self._notify("on_certify_start", run)
-        with ledger.open(trainer.global_rank), torch.no_grad(), trainer.precision_plugin.predict_step_context():
+        with (
+            ledger.open(trainer.global_rank),
+            torch.no_grad(),
+            trainer.precision_plugin.predict_step_context(),
+        ):
             for position in shard:
                 image, label, index = examples[position]
                 votes = self.smoothing.vote(classifier, image.to(module.device), index, label)

@@ -172,9 +172,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def _evaluation_loader(self, images: IndexedImages) -> DataLoader[Example]:
         replicas, rank = self._processes
         if len(images) < replicas:
-            raise DataError(
-                f"{images.name}: {len(images)} images are too few to evaluate in {replicas} processes"
-            )
+            raise DataError(f"{images.name}: {len(images)} images are too few to evaluate in {replicas} processes")
         return DataLoader(
             images,
             batch_size=self.eval_batch_size,

@@ -28,9 +28,7 @@ class CIFAR10(ImageDataModule):
     image_size = 32
     channels = 3
 
-    def __init__(
-        self, root: str = "data", download: bool = False, augment: bool = True, **settings: Any
-    ) -> None:
+    def __init__(self, root: str = "data", download: bool = False, augment: bool = True, **settings: Any) -> None:
         super().__init__(**settings)
         self.root = root
         self.download = download

@@ -120,12 +120,7 @@ def read_packed(path: Path, split: str) -> TensorImages:
     bounds = offsets.astype(np.int64)
     if tuple(classes.tolist()) != CLASSES:
         raise DataError(f"{path}: holds the classes {classes.tolist()}, not those of CIFAR-10")
-    if (
-        len(bounds) != len(labels) + 1
-        or bounds[0] != 0
-        or bounds[-1] != len(scan)
-        or (np.diff(bounds) < 0).any()
-    ):
+    if len(bounds) != len(labels) + 1 or bounds[0] != 0 or bounds[-1] != len(scan) or (np.diff(bounds) < 0).any():
         raise DataError(f"{path}: damaged: the {split} offsets do not match its labels and data")
     head, data, tail = header.tobytes(), memoryview(scan.tobytes()), trailer.tobytes()
     pixels = np.empty((len(labels), 32, 32, 3), np.uint8)
@@ -157,9 +152,7 @@ def _decode(data: bytes, origin: str) -> npt.NDArray[np.uint8]:
     return pixels
 
 
-def _assemble(
-    pixels: npt.NDArray[np.uint8], labels: list[int], indices: list[int] | None = None
-) -> TensorImages:
+def _assemble(pixels: npt.NDArray[np.uint8], labels: list[int], indices: list[int] | None = None) -> TensorImages:
     outside = [label for label in labels if not 0 <= label < len(CLASSES)]
     if outside:
         raise DataError(f"CIFAR-10 has no label {outside[0]}")

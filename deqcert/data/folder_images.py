@@ -53,9 +53,7 @@ class FolderImages(IndexedImages):
         self.seed: int | None = None
         self._preprocessing = {"resize": resize, "center_crop": image_size, "interpolation": "bilinear"}
         self._evaluation = v2.Compose([v2.Resize(resize), v2.CenterCrop(image_size), v2.PILToTensor()])
-        self._training = v2.Compose(
-            [v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(), v2.PILToTensor()]
-        )
+        self._training = v2.Compose([v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(), v2.PILToTensor()])
 
     def __getitem__(self, position: int) -> Example:
         """Return the image, its label and its original index.

@@ -61,7 +61,5 @@ class ImageFolder(ImageDataModule):
         folder = Path(self.root) / _FOLDERS[split]
         images = FolderImages(folder, self.image_size, self.resize)
         if len(images.classes) != self.num_classes:
-            raise DataError(
-                f"{folder}: has {len(images.classes)} class folders, but num_classes = {self.num_classes}"
-            )
+            raise DataError(f"{folder}: has {len(images.classes)} class folders, but num_classes = {self.num_classes}")
         return images

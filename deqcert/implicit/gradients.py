@@ -103,7 +103,7 @@ class ImplicitAdjoint(GradientEstimator):
                 monitor(solution)
             return solution.value
 
-        value: Tensor = _Adjoint.apply(image, solve)  # type: ignore[no-untyped-call]
+        value: Tensor = _Adjoint.apply(image, solve)
         return value
 
 

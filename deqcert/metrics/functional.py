@@ -90,9 +90,7 @@ def abstention_rate(prediction: Tensor) -> Tensor:
     return is_abstention(prediction).mean()
 
 
-def high_probability_certified_accuracy(
-    certified_accuracy: Tensor | float, m: int, alpha: float, rho: float
-) -> Tensor:
+def high_probability_certified_accuracy(certified_accuracy: Tensor | float, m: int, alpha: float, rho: float) -> Tensor:
     r"""Lower bound on the true certified accuracy on these images, given that each certificate may be false.
 
     Each of the m certificates is false with probability at most α, independently. By Bernstein's inequality
@@ -154,9 +152,7 @@ def is_abstention(prediction: Tensor) -> Tensor:
 def check_radius(radius: Tensor, other: Tensor) -> None:
     """Raise :class:`DataError` unless ``radius`` and ``other`` are ``(B,)`` and every radius is one."""
     if radius.ndim != 1 or radius.shape != other.shape:
-        raise DataError(
-            f"expected tensors of one shape (B,), got {tuple(radius.shape)} and {tuple(other.shape)}"
-        )
+        raise DataError(f"expected tensors of one shape (B,), got {tuple(radius.shape)} and {tuple(other.shape)}")
     if not bool((radius.isfinite() & (radius >= 0)).all()):
         raise DataError("a certified radius must be finite and >= 0")
 

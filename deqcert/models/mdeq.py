@@ -77,12 +77,20 @@ class MDEQ(DEQ):
         branches = len(channels)
         require(branches >= 1, "channels", tuple(channels), "needs at least one branch")
         require(
-            len(head_channels) == branches, "head_channels", tuple(head_channels), f"needs {branches} entries, as channels"
+            len(head_channels) == branches,
+            "head_channels",
+            tuple(head_channels),
+            f"needs {branches} entries, as channels",
         )
-        require(min(*channels, *head_channels, final_channels) >= 1, "channels", tuple(channels), "must all be >= 1")
+        require(min(channels) >= 1, "channels", tuple(channels), "must all be >= 1")
+        require(min(head_channels) >= 1, "head_channels", tuple(head_channels), "must all be >= 1")
+        require(final_channels >= 1, "final_channels", final_channels, "must be >= 1")
         require(num_classes >= 2, "num_classes", num_classes, "must be >= 2")
         require(
-            len(mean) == len(std) == image_channels, "mean", tuple(mean), f"mean and std need {image_channels} entries"
+            len(mean) == len(std) == image_channels,
+            "mean",
+            tuple(mean),
+            f"mean and std need {image_channels} entries",
         )
         require(min(std) > 0, "std", tuple(std), "must all be > 0")
         require(downsample_times >= 0, "downsample_times", downsample_times, "must be >= 0")
@@ -107,7 +115,9 @@ class MDEQ(DEQ):
         self.shapes = tuple((c, resolution // 2**i, resolution // 2**i) for i, c in enumerate(channels))
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
-        self.stem = _stem(image_channels, channels[0], downsample_times, last_stage=downsample_times > 0 or branches > 2)
+        self.stem = _stem(
+            image_channels, channels[0], downsample_times, last_stage=downsample_times > 0 or branches > 2
+        )
         self.mdeq_cell = MDEQCell(channels, expansion, num_groups, post_fusion_affine)
         self.mdeq_head = MDEQHead(channels, head_channels, final_channels, num_classes)
         self._initialise()
@@ -149,7 +159,7 @@ class MDEQ(DEQ):
         return logits
 
     def _unflatten(self, z: Tensor) -> list[Tensor]:
-        parts = z.split([c * h * w for c, h, w in self.shapes], dim=1)
+        parts = torch.split(z, [c * h * w for c, h, w in self.shapes], dim=1)
         return [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
@@ -165,5 +175,9 @@ def _stem(image_channels: int, channels: int, downsample_times: int, last_stage:
             nn.ReLU(inplace=True),
         ]
     if last_stage:
-        layers += [nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+        layers += [
+            nn.Conv2d(channels, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+        ]
     return nn.Sequential(*layers)

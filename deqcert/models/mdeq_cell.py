@@ -53,10 +53,11 @@ class MDEQCell(nn.Module):
         ]
         if len(outputs) == 1:
             return outputs
-        return [
-            post(sum(carry(output) for carry, output in zip(carries, outputs, strict=True)))
-            for post, carries in zip(self.post_fusion, self.fusion, strict=True)
-        ]
+        fused = []
+        for post, carries in zip(self.post_fusion, self.fusion, strict=True):
+            assert isinstance(carries, nn.ModuleList)
+            fused.append(post(sum(carry(output) for carry, output in zip(carries, outputs, strict=True))))
+        return fused
 
 
 class _ResidualBlock(nn.Module):

@@ -115,9 +115,7 @@ def summarize_rows(rows: Sequence[TsvRow], radii: Sequence[float]) -> Summary:
     return summary._replace(seconds_per_image=sum(row.seconds for row in rows) / len(rows))
 
 
-def match_votes(
-    certificates: Sequence[Certificate], votes: Sequence[Votes]
-) -> list[tuple[Certificate, Votes]]:
+def match_votes(certificates: Sequence[Certificate], votes: Sequence[Votes]) -> list[tuple[Certificate, Votes]]:
     """Pair each certificate with its votes, sorted by index.
 
     Raises:

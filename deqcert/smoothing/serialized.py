@@ -58,7 +58,10 @@ class Serialized(Smoothing):
         require(self.warmup_steps >= 1, "warmup_steps", self.warmup_steps, "must be an integer >= 1")
         if isinstance(self.audit, FixedAudit):
             require(
-                self.audit.samples <= self.n, "audit.samples", self.audit.samples, f"must be at most n = {self.n}"
+                self.audit.samples <= self.n,
+                "audit.samples",
+                self.audit.samples,
+                f"must be at most n = {self.n}",
             )
 
     @property
@@ -77,7 +80,9 @@ class Serialized(Smoothing):
         demand_evaluation_mode(classifier)
         if not isinstance(classifier, DEQ):
             raise SettingError(
-                "smoothing", type(self).__name__, f"needs a DEQ; certify a {type(classifier).__name__} by Standard"
+                "smoothing",
+                type(self).__name__,
+                f"needs a DEQ; certify a {type(classifier).__name__} by Standard",
             )
         started = time.perf_counter()
         chain = _Chain(self, classifier, image)
@@ -116,9 +121,7 @@ class Serialized(Smoothing):
             seconds=time.perf_counter() - started,
         )
 
-    def _audit(
-        self, classifier: DEQ, image: Tensor, index: int, selected: int, members: np.ndarray
-    ) -> tuple[int, int]:
+    def _audit(self, classifier: DEQ, image: Tensor, index: int, selected: int, members: np.ndarray) -> tuple[int, int]:
         """Label the copies at positions ``members`` by the base classifier; return mismatches and evaluations."""
         mismatches = evaluations = 0
         for noisy in self._members(image, index, members):
@@ -160,10 +163,9 @@ class _Chain:
     def advance(self, noisy: Tensor) -> Tensor:
         """Solve one batch, shape (B, C, H, W), remember its fixed points and return its logits, shape (B, classes)."""
         if self._cache is None:
-            solver, start = Anderson(max_steps=self.settings.warmup_steps), None
+            logits, solution = self.classifier.solve(noisy, Anderson(max_steps=self.settings.warmup_steps))
         else:
-            solver, start = self.settings.solver, self._start(len(noisy))
-        logits, solution = self.classifier.solve(noisy, solver, start)
+            logits, solution = self.classifier.solve(noisy, self.settings.solver, self._start(len(noisy)))
         self.evaluations += solution.evaluations
         self.residuals.append(solution.residual)
         if self._cache is None or self.settings.start == "previous":

@@ -137,4 +137,5 @@ class Solver(ABC):
         residual = torch.linalg.vector_norm(image - iterate, dim=1)
         if self.stop == "relative":
             residual = residual / (torch.linalg.vector_norm(image, dim=1) + _TINY)
-        return residual.nan_to_num(nan=torch.inf)
+        finite: Tensor = residual.nan_to_num(nan=torch.inf)
+        return finite

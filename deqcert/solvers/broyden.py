@@ -85,7 +85,8 @@ class Broyden(Solver):
         state.left[:, rank] = torch.where(usable, left, 0.0)
         state.right[:, rank] = torch.where(usable, right, 0.0)
         state.rank += 1
-        return usable[:, 0]
+        rows: Tensor = usable[:, 0]
+        return rows
 
 
 def _project(vectors: Tensor, target: Tensor, rank: int) -> Tensor:

@@ -187,18 +187,14 @@ class AdaptiveAudit(AuditSize):
         refuted = n_a - needed + 1
         if refuted == 0:
             return n_a
-        return bisect_left(
-            range(n_a), True, key=lambda size: bool(hypergeom.cdf(0, n_a, refuted, size) <= alpha_audit)
-        )
+        return bisect_left(range(n_a), True, key=lambda size: bool(hypergeom.cdf(0, n_a, refuted, size) <= alpha_audit))
 
 
 def _unit_radius(count: int, n: int, alpha: float) -> float:
     return float(certified_radius(clopper_pearson_lower(count, n, alpha), 1.0))
 
 
-def _audit_counts(
-    n_a: ArrayLike, audited: ArrayLike, mismatches: ArrayLike
-) -> tuple[IntArray, IntArray, IntArray]:
+def _audit_counts(n_a: ArrayLike, audited: ArrayLike, mismatches: ArrayLike) -> tuple[IntArray, IntArray, IntArray]:
     n_a, audited = checked_counts("n_a", n_a), checked_counts("audited", audited)
     mismatches = checked_counts("mismatches", mismatches)
     demand(audited <= n_a, "audited", audited, "must be <= n_a")

@@ -61,9 +61,7 @@ def clopper_pearson_upper(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Float
     return np.where(k == n, 1.0, beta.isf(alpha, below_n + 1, n - below_n))
 
 
-def hypergeometric_upper(
-    m: ArrayLike, population: ArrayLike, sample: ArrayLike, alpha: ArrayLike
-) -> IntArray:
+def hypergeometric_upper(m: ArrayLike, population: ArrayLike, sample: ArrayLike, alpha: ArrayLike) -> IntArray:
     """Bound the number M of marked items in a finite population from above.
 
     ``sample`` items were drawn uniformly at random without replacement and ``m`` of them are marked. The
@@ -127,9 +125,7 @@ def certified_radius(p_a_lower: ArrayLike, sigma: ArrayLike) -> FloatArray:
     return np.where(p_a_lower > 0.5, sigma * ndtri(p_a_lower), 0.0)
 
 
-def _binomial_arguments(
-    k: ArrayLike, n: ArrayLike, alpha: ArrayLike
-) -> tuple[IntArray, IntArray, FloatArray]:
+def _binomial_arguments(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> tuple[IntArray, IntArray, FloatArray]:
     k, n = checked_counts("k", k), checked_counts("n", n)
     demand(n >= 1, "n", n, "must be >= 1")
     demand(k <= n, "k", k, "must be <= n")

@@ -73,9 +73,7 @@ class Votes(NamedTuple):
         self._expect("n0", self.n0 >= 1, "at least 1")
         self._expect("n", self.n >= 1, "at least 1")
         self._expect("selection", len(self.selection) >= 1, "one count for each class")
-        self._expect(
-            "estimation", len(self.estimation) == len(self.selection), "as many classes as selection"
-        )
+        self._expect("estimation", len(self.estimation) == len(self.selection), "as many classes as selection")
         self._expect("label", self.label < len(self.selection), f"below {len(self.selection)} classes")
 
         if self.audited is None:
@@ -84,14 +82,10 @@ class Votes(NamedTuple):
         else:
             self._expect("audited", _is_count(self.audited), "an integer >= 0, or None")
             self._expect("audited", self.audited <= self.n_a, f"at most the {self.n_a} copies classified A")
-            self._expect(
-                "mismatches", self.mismatches <= self.audited, f"at most {self.audited} audited copies"
-            )
+            self._expect("mismatches", self.mismatches <= self.audited, f"at most {self.audited} audited copies")
 
         self._expect("residual", _is_number(self.residual) and not self.residual < 0, "a number >= 0, or nan")
-        self._expect(
-            "seconds", _is_number(self.seconds) and 0 <= self.seconds < math.inf, "a finite number >= 0"
-        )
+        self._expect("seconds", _is_number(self.seconds) and 0 <= self.seconds < math.inf, "a finite number >= 0")
 
     def to_json(self) -> dict[str, object]:
         """Return a dict that strict JSON can hold; a residual that is not finite becomes None."""
@@ -125,9 +119,7 @@ class Votes(NamedTuple):
 
     def _expect(self, field: str, condition: bool, expected: str) -> None:
         if not condition:
-            raise DataError(
-                f"votes of image {self.index!r}: {field} = {getattr(self, field)!r}: expected {expected}"
-            )
+            raise DataError(f"votes of image {self.index!r}: {field} = {getattr(self, field)!r}: expected {expected}")
 
 
 def _is_count(value: object) -> bool:

@@ -171,7 +171,9 @@ class DEQClassifier(LightningModule):
         with torch.inference_mode(False), torch.enable_grad():
             injection = self.network.inject(images.clone())
             fixed_point = ImplicitAdjoint().fixed_point(
-                lambda z: self.network.cell(z, injection), self.network.initial_state(injection), self.network.solver
+                lambda z: self.network.cell(z, injection),
+                self.network.initial_state(injection),
+                self.network.solver,
             )
             return spectral_radius(fixed_point.state, fixed_point.image).value.detach().mean()
 

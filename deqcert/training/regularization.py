@@ -37,7 +37,12 @@ class JacobianRegularization:
     def __post_init__(self) -> None:
         require(self.weight >= 0, "jacobian.weight", self.weight, "must be >= 0")
         require(0 <= self.frequency <= 1, "jacobian.frequency", self.frequency, "must be in [0, 1]")
-        require(self.pretraining_weight >= 0, "jacobian.pretraining_weight", self.pretraining_weight, "must be >= 0")
+        require(
+            self.pretraining_weight >= 0,
+            "jacobian.pretraining_weight",
+            self.pretraining_weight,
+            "must be >= 0",
+        )
         require(self.increment >= 0, "jacobian.increment", self.increment, "must be >= 0")
         require(self.increment_every >= 1, "jacobian.increment_every", self.increment_every, "must be >= 1")
         require(self.jitter >= 0, "jacobian.jitter", self.jitter, "must be >= 0")

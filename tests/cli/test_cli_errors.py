@@ -15,6 +15,9 @@ import torch
 from deqcert.cli import main
 from deqcert.report import read_tsv
 
+# Whole runs pass through much code that is not ours; our own warnings are errors in every other test.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "configs" / "digits" / "mdeq_tiny.yaml"
 CIFAR = ROOT / "configs" / "cifar10" / "mdeq_small.yaml"
@@ -86,9 +89,7 @@ def test_checkpoint_of_another_architecture(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("content", [None, "empty"])
-def test_data_folder_missing_or_empty(
-    content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_data_folder_missing_or_empty(content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "data"
     if content == "empty":
         root.mkdir()

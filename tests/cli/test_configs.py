@@ -12,6 +12,9 @@ from torchvision.io import write_jpeg
 from deqcert.cli import main
 from deqcert.report import read_tsv
 
+# Whole runs pass through much code that is not ours; our own warnings are errors in every other test.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 DIGITS = CONFIGS / "digits" / "mdeq_tiny.yaml"
@@ -28,7 +31,11 @@ TESTED = {
     "certify/srs_1a.yaml",
     "certify/srs_3a.yaml",
 }
-QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
+QUIET = [
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.accelerator=cpu",
+]
 
 
 def write_images(root: Path, classes: list[str], size: int, splits: tuple[str, str]) -> None:
@@ -86,7 +93,12 @@ def test_fit_imagenet_small_at_reduced_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["standard", "srs_1n", "srs_1a", "srs_3a"])
 def test_certify(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--smoothing.n=60", "--smoothing.n0=20", "--data.max_examples=3", f"--ckpt_path={CHECKPOINT}"]
+    arguments = [
+        "--smoothing.n=60",
+        "--smoothing.n0=20",
+        "--data.max_examples=3",
+        f"--ckpt_path={CHECKPOINT}",
+    ]
     if name != "standard":
         arguments += ["--smoothing.audit.samples=20"]
     config = ["--config", str(CONFIGS / "certify" / f"{name}.yaml")]
@@ -107,6 +119,13 @@ def test_certify_with_the_digits_default(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_validate_and_test_with_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     for verb in ("validate", "test"):
-        arguments = [verb, "--config", str(DIGITS), f"--ckpt_path={CHECKPOINT}", "--trainer.logger=false", *QUIET]
+        arguments = [
+            verb,
+            "--config",
+            str(DIGITS),
+            f"--ckpt_path={CHECKPOINT}",
+            "--trainer.logger=false",
+            *QUIET,
+        ]
         assert main(arguments) == 0
     assert "accuracy_under_noise" in capsys.readouterr().out

@@ -10,9 +10,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def images():
-    return torch.randint(
-        0, 256, (50, 3, 8, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
-    )
+    return torch.randint(0, 256, (50, 3, 8, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
 def reference(image, row, column, flip, padding):
@@ -50,9 +48,7 @@ def test_depends_on_seed_epoch_and_index_only(images):
 
 @pytest.mark.parametrize(("seed", "epoch"), [(4, 1), (3, 2), (1, 3)])
 def test_differs_among_seeds_and_epochs(seed, epoch):
-    assert not torch.equal(
-        CropAndFlip(seed, count=50).draws(epoch, CPU), CropAndFlip(3, count=50).draws(1, CPU)
-    )
+    assert not torch.equal(CropAndFlip(seed, count=50).draws(epoch, CPU), CropAndFlip(3, count=50).draws(1, CPU))
 
 
 def test_draws_cover_every_offset_evenly():

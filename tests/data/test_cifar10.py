@@ -145,9 +145,7 @@ def test_tree_with_few_images_keeps_indices_and_class_numbers(tree):
     assert module.certification_set().indices == [1, 11]
 
 
-@pytest.mark.parametrize(
-    "name", ["unicorn/00000.jpg", "cat/first.jpg", "cat/00004.txt", "cat/10000.jpg", "readme.md"]
-)
+@pytest.mark.parametrize("name", ["unicorn/00000.jpg", "cat/first.jpg", "cat/00004.txt", "cat/10000.jpg", "readme.md"])
 def test_unknown_names_are_refused(tree, name):
     path = tree / "test" / name
     path.parent.mkdir(exist_ok=True)
@@ -259,9 +257,7 @@ def test_root_without_data_is_refused_with_what_is_allowed(tmp_path, kind):
         root.mkdir()
     if kind == "other":
         (root / "notes").mkdir()
-    with pytest.raises(
-        DataError, match=rf"root = .*{kind}.*download: true.*test.*<class>.*cifar10_jpeg\.npz"
-    ):
+    with pytest.raises(DataError, match=rf"root = .*{kind}.*download: true.*test.*<class>.*cifar10_jpeg\.npz"):
         CIFAR10(root=str(root)).prepare_data()
 
 

@@ -32,9 +32,7 @@ class RandomImages(ImageDataModule):
     def load_split(self, split):
         self.loaded.append(split)
         count = 40 if split == "train" else 12
-        pixels = torch.randint(
-            0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-        )
+        pixels = torch.randint(0, 256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         return TensorImages(pixels, torch.arange(count) % 10, tuple("abcdefghij"), "random")
 
     def augment_batch(self, images, indices, epoch):

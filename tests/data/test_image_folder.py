@@ -9,20 +9,14 @@ from deqcert.errors import DataError, SettingError
 @pytest.fixture
 def make(image_folder):
     def make(**settings):
-        return ImageFolder(
-            **{"root": str(image_folder), "image_size": 16, "resize": 20, "num_classes": 2, **settings}
-        )
+        return ImageFolder(**{"root": str(image_folder), "image_size": 16, "resize": 20, "num_classes": 2, **settings})
 
     return make
 
 
 def collect(loader):
     """Images of one epoch by original index."""
-    return {
-        int(index): image
-        for images, _, indices in loader
-        for image, index in zip(images, indices, strict=True)
-    }
+    return {int(index): image for images, _, indices in loader for image, index in zip(images, indices, strict=True)}
 
 
 def test_original_index_is_the_position_in_the_sorted_list(make):
@@ -140,9 +134,7 @@ def test_missing_split_and_empty_class_are_refused(make, image_folder):
         module.setup("predict")
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("image_size", 0), ("resize", 15), ("num_classes", 0), ("batch_size", 0)]
-)
+@pytest.mark.parametrize(("field", "value"), [("image_size", 0), ("resize", 15), ("num_classes", 0), ("batch_size", 0)])
 def test_bad_settings_are_refused_by_name(make, field, value):
     with pytest.raises(SettingError, match=f"{field} = {value}"):
         make(**{field: value})

@@ -48,9 +48,7 @@ def test_area_under_certified_accuracy_is_the_average_certified_radius():
 
 
 def test_a_radius_counts_at_exactly_itself():
-    accuracy = F.certified_accuracy(
-        torch.tensor([0.25]), torch.tensor([True]), [0.25, math.nextafter(0.25, 1)]
-    )
+    accuracy = F.certified_accuracy(torch.tensor([0.25]), torch.tensor([True]), [0.25, math.nextafter(0.25, 1)])
     assert accuracy.tolist() == [1.0, 0.0]
 
 

@@ -28,9 +28,7 @@ def test_the_curve_counts_all_images(make_certificate):
 
 
 def test_the_curve_of_a_table():
-    np.testing.assert_array_equal(
-        certified_accuracy_curve([TsvRow(0, 3, 3, 0.5, True, 1.0)], [0.5, 0.6]), [1, 0]
-    )
+    np.testing.assert_array_equal(certified_accuracy_curve([TsvRow(0, 3, 3, 0.5, True, 1.0)], [0.5, 0.6]), [1, 0])
 
 
 def test_the_figure_shows_each_run_and_marks_the_unsound(runs):

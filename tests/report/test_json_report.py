@@ -55,9 +55,7 @@ def test_the_file_has_settings_summary_and_every_field_of_every_image(tmp_path, 
 
 def test_an_image_is_a_line(tmp_path, make_certificate, make_votes):
     path = tmp_path / "c.json"
-    write_json(
-        path, [make_certificate(i) for i in range(3)], [make_votes(i) for i in range(3)], {}, radii=[0.0]
-    )
+    write_json(path, [make_certificate(i) for i in range(3)], [make_votes(i) for i in range(3)], {}, radii=[0.0])
     assert sum(line.startswith('{"index"') for line in path.read_text().splitlines()) == 3
 
 

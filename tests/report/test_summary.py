@@ -104,9 +104,7 @@ def test_the_formulas_match_counting(images, radii):
     radius, correct = zip(*images, strict=True)
     counted = [sum(c and r >= threshold for r, c in images) / len(images) for threshold in radii]
     assert certified_accuracy(radius, correct, radii).tolist() == pytest.approx(counted)
-    assert average_certified_radius(radius, correct) == pytest.approx(
-        sum(r * c for r, c in images) / len(images)
-    )
+    assert average_certified_radius(radius, correct) == pytest.approx(sum(r * c for r, c in images) / len(images))
 
 
 @given(IMAGES, st.lists(st.floats(0, 4), min_size=2, max_size=6))
@@ -116,12 +114,8 @@ def test_the_formulas_match_those_of_the_metrics(images, radii):
 
     radius, correct = map(np.array, zip(*images, strict=True))
     tensors = torch.from_numpy(radius), torch.from_numpy(correct)
-    np.testing.assert_allclose(
-        certified_accuracy(radius, correct, radii), F.certified_accuracy(*tensors, radii)
-    )
-    assert average_certified_radius(radius, correct) == pytest.approx(
-        F.average_certified_radius(*tensors).item()
-    )
+    np.testing.assert_allclose(certified_accuracy(radius, correct, radii), F.certified_accuracy(*tensors, radii))
+    assert average_certified_radius(radius, correct) == pytest.approx(F.average_certified_radius(*tensors).item())
 
 
 @pytest.mark.parametrize(

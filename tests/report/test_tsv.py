@@ -73,9 +73,7 @@ def test_the_clock_counts_on_after_a_day_and_carries_rounding():
 def test_what_is_written_can_be_read(tmp_path_factory, make_certificate, images):
     path = tmp_path_factory.mktemp("tsv") / "t.tsv"
     certificates = [
-        make_certificate(
-            index, radius if prediction >= 0 else 0.0, label=label, prediction=prediction, sound=sound
-        )
+        make_certificate(index, radius if prediction >= 0 else 0.0, label=label, prediction=prediction, sound=sound)
         for index, (label, prediction, radius, sound, _) in images.items()
     ]
     write_tsv(path, certificates, {index: image[-1] for index, image in images.items()})
@@ -157,9 +155,7 @@ def test_a_whole_last_line_without_end_is_held_to_the_rules(table):
 
 @pytest.mark.parametrize("header", ["", "idx\tlabel\n", "idx label predict radius correct time\n"])
 def test_other_columns_are_refused(table, header):
-    with pytest.raises(
-        DataError, match=r"line 1: expected the columns idx label predict radius correct time"
-    ):
+    with pytest.raises(DataError, match=r"line 1: expected the columns idx label predict radius correct time"):
         read_tsv(table("", header))
 
 

@@ -82,9 +82,7 @@ def test_hypergeometric_upper_equals_enumeration(population, alpha):
     for sample in range(population + 1):
         for m in range(sample + 1):
             possible = range(m, population - (sample - m) + 1)
-            expected = max(
-                marked for marked in possible if hypergeometric_cdf(m, population, marked, sample) > alpha
-            )
+            expected = max(marked for marked in possible if hypergeometric_cdf(m, population, marked, sample) > alpha)
             assert hypergeometric_upper(m, population, sample, alpha) == expected
 
 
@@ -100,9 +98,7 @@ def test_hypergeometric_upper_fails_with_probability_at_most_alpha(population, s
         assert failure <= alpha
 
 
-@pytest.mark.parametrize(
-    ("m", "population", "sample"), [(0, 10_000, 1000), (3, 10_000, 400), (90, 5500, 400)]
-)
+@pytest.mark.parametrize(("m", "population", "sample"), [(0, 10_000, 1000), (3, 10_000, 400), (90, 5500, 400)])
 def test_hypergeometric_upper_is_the_last_plausible_count_at_full_size(m, population, sample):
     alpha = 0.0005
     marked = int(hypergeometric_upper(m, population, sample, alpha))
@@ -136,9 +132,7 @@ def test_bounds_broadcast_and_agree_with_their_scalars():
     levels = np.array([0.01, 0.2])
     upper = hypergeometric_upper(k, 40, 12, levels)
     assert upper.dtype == np.int64
-    np.testing.assert_array_equal(
-        upper, [[int(hypergeometric_upper(i, 40, 12, a)) for a in levels] for i in (3, 8)]
-    )
+    np.testing.assert_array_equal(upper, [[int(hypergeometric_upper(i, 40, 12, a)) for a in levels] for i in (3, 8)])
     assert hypergeometric_upper(3, 3, 3, levels).shape == (2,)
     assert clopper_pearson_lower(3, 10, alpha).shape == ()
 

@@ -103,9 +103,7 @@ def p_a_lower(audit: str, n_a: int, audited: int | None, mismatches: int) -> flo
 
 
 @cache
-def simulate(
-    p_a: float, deceive: Deceiver, choose: Chooser = uniform_subset
-) -> tuple[NDArray[np.int64], ...]:
+def simulate(p_a: float, deceive: Deceiver, choose: Chooser = uniform_subset) -> tuple[NDArray[np.int64], ...]:
     """Counts (n_a, audited, mismatches, copies with S = Y = A) of SIMULATIONS images."""
     rng = np.random.default_rng(20240)
     chunks = []
@@ -160,9 +158,7 @@ def test_the_audit_of_the_best_hidden_mistakes_fails_about_as_often_as_allowed()
 @pytest.mark.parametrize(("complete_audit", "share"), [(False, ALPHA), (True, ALPHA / 2)])
 def test_independent_labels_fail_about_as_often_as_allowed(complete_audit, share):
     """Without audit, or with a complete one of true labels, only the bound on p_A can fail."""
-    p_a = (
-        float(clopper_pearson_lower(278, N, share)) - 1e-9
-    )  # the bound is tightest just below its own values
+    p_a = float(clopper_pearson_lower(278, N, share)) - 1e-9  # the bound is tightest just below its own values
     n_a, times = np.unique(np.random.default_rng(1).binomial(N, p_a, SIMULATIONS), return_counts=True)
     audits = [count if complete_audit else None for count in n_a.tolist()]
     bounds = np.array([p_a_lower("exact", *votes, 0) for votes in zip(n_a.tolist(), audits, strict=True)])
@@ -239,8 +235,7 @@ def test_worst_deceiver_by_enumeration(audit, alpha, size):
             ]
         )
         rate = sum(
-            math.comb(n, t) * p_a**t * (1 - p_a) ** (n - t) * table[: t + 1, : n - t + 1].max()
-            for t in range(n + 1)
+            math.comb(n, t) * p_a**t * (1 - p_a) ** (n - t) * table[: t + 1, : n - t + 1].max() for t in range(n + 1)
         )
         worst = max(worst, rate)
     assert worst <= alpha

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from deqcert.callbacks import CertificationProgress, CertifiedRadius
+from deqcert.certification import Trainer
+from deqcert.data import Digits
+from deqcert.errors import SettingError
+from deqcert.report import read_tsv
+from deqcert.smoothing import Serialized, Standard
+from deqcert.solvers import Picard
+from deqcert.statistics import CertificationRule, FixedAudit
+
+STANDARD = Standard(sigma=0.5, n0=20, n=200, batch_size=64)
+SERIALIZED = Serialized(
+    sigma=0.5,
+    n0=20,
+    n=200,
+    batch_size=64,
+    solver=Picard(max_steps=1),
+    start="clean",
+    reference=Picard(max_steps=30),
+    audit=FixedAudit(100),
+)
+
+
+class Brightness(LightningModule):
+    """Classes 4 and 0: is the image brighter than 0.2?"""
+
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        with torch.no_grad():
+            self.network[1].weight.zero_()
+            self.network[1].bias.fill_(-100.0)
+            self.network[1].weight[4] = 1 / 64
+            self.network[1].bias[4] = 0.0
+            self.network[1].bias[0] = 0.2
+
+    def forward(self, x):
+        return self.network(x)
+
+
+class Threshold(LightningModule):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x)
+
+
+def certify(directory, callback, module=None, smoothing=STANDARD, images=6, logger=False, progress=()):
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=logger,
+        callbacks=[callback, *progress],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    data = Digits(max_examples=images)
+    return trainer, trainer.certify(module or Brightness(), data, smoothing, ledger_dir=str(directory))
+
+
+@pytest.fixture
+def threshold_module(threshold_deq):
+    class TenClasses(threshold_deq):
+        def head(self, z):
+            return torch.cat([super().head(z), z.new_full((len(z), 8), -100.0)], dim=1)
+
+    return Threshold(TenClasses(threshold=0.55))
+
+
+def test_files_hold_the_certificates_of_the_rule(tmp_path, capsys):
+    callback = CertifiedRadius(alpha=0.01, radii=[0.0, 0.25, 0.5])
+    trainer, votes = certify(tmp_path, callback)
+    rule = CertificationRule(0.01, None, "exact")
+    certificates = [rule.certify(each, 0.5) for each in votes]
+    assert any(each.radius > 0 for each in certificates)
+    assert any(each.correct for each in certificates)
+
+    rows = read_tsv(tmp_path / "certificates.tsv")
+    assert [(row.index, row.label, row.prediction, row.correct) for row in rows] == [
+        (each.index, each.label, each.prediction, each.correct) for each in certificates
+    ]
+    for row, certificate in zip(rows, certificates, strict=True):
+        assert 0 <= certificate.radius - row.radius < 1e-6
+        assert row.sound
+
+    report = json.loads((tmp_path / "certificates.json").read_text())
+    for example, certificate, vote in zip(report["examples"], certificates, votes, strict=True):
+        assert {key: example[key] for key in certificate._asdict()} == certificate._asdict()
+        assert example["estimation"] == list(vote.estimation)
+        assert example["residual"] is None
+    assert report["settings"]["certificate"] == {"alpha": 0.01, "alpha_audit": None, "audit": "exact"}
+    assert report["settings"]["smoothing"]["sigma"] == 0.5
+    assert report["settings"]["checkpoint"] is None
+    acr = sum(each.radius for each in certificates if each.correct) / len(certificates)
+    assert float(callback._metrics.compute()["acr"]) == pytest.approx(acr)
+    assert trainer.progress_bar_metrics["certify/acr"] == pytest.approx(acr)
+    for radius in (0.0, 0.25, 0.5):
+        share = sum(each.correct and each.radius >= radius for each in certificates) / len(certificates)
+        assert trainer.progress_bar_metrics[f"certify/accuracy_at_{radius:g}"] == pytest.approx(share)
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "standard-30A" in printed
+    assert f"6 images, sigma = 0.5, alpha = 0.01; results in {tmp_path}" in printed
+    assert "UNSOUND" not in printed
+
+
+def test_the_published_rule_is_marked_unsound(tmp_path, capsys, threshold_module):
+    _, votes = certify(tmp_path, CertifiedRadius(audit="published"), threshold_module, SERIALIZED)
+    assert any(each.audited for each in votes)
+    report = json.loads((tmp_path / "certificates.json").read_text())
+    assert [example["sound"] for example in report["examples"]] == [False] * 6
+    assert report["settings"]["certificate"]["audit"] == "published"
+    assert not any(row.sound for row in read_tsv(tmp_path / "certificates.tsv"))
+    printed = capsys.readouterr().out
+    assert "UNSOUND" in printed
+    assert "SRS-1N-clean published" in printed
+
+
+def test_the_exact_rule_counts_mismatches(tmp_path, threshold_module):
+    callback = CertifiedRadius(alpha=0.01, alpha_audit=0.001, radii=[0.0])
+    trainer, votes = certify(tmp_path, callback, threshold_module, SERIALIZED)
+    assert any(each.mismatches for each in votes)
+    rule = CertificationRule(0.01, 0.001, "exact")
+    report = json.loads((tmp_path / "certificates.json").read_text())
+    for example, each in zip(report["examples"], votes, strict=True):
+        assert example["p_a_lower"] == rule.p_a_lower(each)
+        assert example["sound"] is True
+    last = votes[-1]
+    metrics = trainer.progress_bar_metrics
+    assert metrics["certify/mismatch_rate"] == last.mismatches / last.audited
+    assert metrics["certify/nfe_per_sample_fast"] == last.nfe_fast / 220 == (220 + 30) / 220
+    assert metrics["certify/nfe_per_sample_audit"] == last.nfe_audit / 220 == last.audited * 30 / 220
+    assert metrics["certify/residual"] == last.residual
+
+
+def test_a_single_radius(tmp_path):
+    trainer, _ = certify(tmp_path, CertifiedRadius(radii=[0.5]))
+    accuracies = {key for key in trainer.progress_bar_metrics if "accuracy_at" in key}
+    assert accuracies == {"certify/accuracy_at_0.5"}
+
+
+def test_other_certificates_come_from_the_same_ledger_without_new_votes(tmp_path, monkeypatch):
+    certify(tmp_path, CertifiedRadius(alpha=0.001))
+    strict = json.loads((tmp_path / "certificates.json").read_text())["examples"]
+    monkeypatch.setattr(Standard, "vote", None)  # calling it would fail
+    certify(tmp_path, CertifiedRadius(alpha=0.1))
+    loose = json.loads((tmp_path / "certificates.json").read_text())["examples"]
+    assert all(a["p_a_lower"] < b["p_a_lower"] for a, b in zip(strict, loose, strict=True))
+
+
+def test_a_resumed_run_reports_all_images(tmp_path):
+    certify(tmp_path, CertifiedRadius(radii=[0.0]), images=3)
+    resumed, _ = certify(tmp_path, CertifiedRadius(radii=[0.0]), images=6)
+    whole, _ = certify(tmp_path / "whole", CertifiedRadius(radii=[0.0]), images=6)
+    for key in ("certify/acr", "certify/abstention", "certify/accuracy_at_0"):
+        assert resumed.progress_bar_metrics[key] == whole.progress_bar_metrics[key]
+    assert len(read_tsv(tmp_path / "certificates.tsv")) == 6
+
+
+def test_tensorboard_holds_scalars_histogram_and_figure(tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="", version="", default_hp_metric=False)
+    trainer, _ = certify(tmp_path / "run", CertifiedRadius(radii=[0.0, 0.5]), logger=logger)
+    logger.experiment.close()
+    (file,) = tmp_path.glob("events.out.tfevents.*")
+    events = EventAccumulator(str(file)).Reload()
+    tags = events.Tags()
+    names = {
+        "acr",
+        "abstention",
+        "nfe_per_sample_fast",
+        "nfe_per_sample_audit",
+        "seconds_per_image",
+        "accuracy_at_0",
+    }
+    assert {f"certify/{name}" for name in names | {"accuracy_at_0.5"}} <= set(tags["scalars"])
+    assert tags["histograms"] == ["certify/radius"]
+    assert tags["images"] == ["certify/certified_accuracy"]
+    scalars = events.Scalars("certify/acr")
+    assert [each.step for each in scalars] == [1, 2, 3, 4, 5, 6]
+    assert scalars[-1].value == pytest.approx(trainer.progress_bar_metrics["certify/acr"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [({"alpha": 0.0}, "alpha"), ({"alpha_audit": 0.5}, "alpha_audit"), ({"audit": "none"}, "audit")],
+)
+def test_settings_out_of_range_are_refused_by_name(settings, field):
+    with pytest.raises(SettingError, match=f"^{field} = "):
+        CertifiedRadius(**settings)
+
+
+@pytest.mark.parametrize("radii", [[], [-0.5], [math.nan]])
+def test_bad_radii_are_refused_before_any_work(radii):
+    with pytest.raises(SettingError, match="radii"):
+        CertifiedRadius(radii=radii)
+
+
+def test_the_progress_bar_starts_at_what_is_done_and_shows_acr_and_cost(tmp_path, capsys):
+    certify(tmp_path, CertifiedRadius(radii=[0.0]), images=2)
+    capsys.readouterr()
+    certify(tmp_path, CertifiedRadius(radii=[0.0]), images=6, progress=[CertificationProgress()])
+    shown = capsys.readouterr().err
+    assert "2/6" in shown
+    assert "6/6" in shown
+    assert "ACR=" in shown
+    assert "NFE/sample=1.0" in shown

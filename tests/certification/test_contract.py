@@ -1,0 +1,92 @@
+"""Exactly which private names of Lightning the package uses: if an upgrade moves one, this fails by name."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+
+import lightning.pytorch
+import pytest
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loops.loop import _Loop
+from lightning.pytorch.loops.prediction_loop import _PredictionLoop
+from lightning.pytorch.trainer.connectors import data_connector
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+import deqcert
+
+PACKAGE = Path(deqcert.__file__).parent
+PRIVATE_IMPORTS = {
+    ("certification/loop.py", "lightning.pytorch.loops.loop", "_Loop"),
+    ("certification/loop.py", "lightning.pytorch.trainer.connectors.data_connector", "_DataLoaderSource"),
+}
+OVERRIDDEN_METHODS = {"_parse_ckpt_path", "_prepare_subcommand_parser"}
+
+
+def _nodes(kind):
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, kind):
+                yield path.relative_to(PACKAGE).as_posix(), node
+
+
+def test_private_imports_are_the_pinned_ones():
+    found = set()
+    for file, node in _nodes(ast.ImportFrom):
+        if (node.module or "").split(".")[0] in ("lightning", "lightning_fabric", "lightning_utilities"):
+            private_module = any(part.startswith("_") for part in node.module.split("."))
+            found |= {(file, node.module, a.name) for a in node.names if private_module or a.name.startswith("_")}
+    assert found == PRIVATE_IMPORTS
+
+
+def test_private_attributes_of_the_trainer_are_not_used():
+    owners = {"trainer", "Trainer", "lightning"}
+    used = {
+        (file, node.attr)
+        for file, node in _nodes(ast.Attribute)
+        if node.attr.startswith("_")
+        and not node.attr.startswith("__")
+        and ast.unparse(node.value).split(".")[-1] in owners
+    }
+    assert used == set()
+
+
+def test_overridden_methods_of_the_command_line_exist():
+    (file,) = [p for p in ("cli.py",) if (PACKAGE / p).exists()]
+    cli = next(n for f, n in _nodes(ast.ClassDef) if f == file and n.name == "DeqCertCLI")
+    private = {n.name for n in cli.body if isinstance(n, ast.FunctionDef) and n.name.startswith("_")}
+    assert private == OVERRIDDEN_METHODS
+    assert all(callable(getattr(LightningCLI, name)) for name in OVERRIDDEN_METHODS)
+
+
+@pytest.mark.parametrize("name", ["run", "teardown", "inference_mode", "return_predictions", "max_batches"])
+def test_the_loop_has_what_the_trainer_reads_of_a_prediction_loop(name):
+    source = inspect.getsource(_PredictionLoop)
+    assert f"def {name}(" in source or f"self.{name}" in source
+
+
+@pytest.mark.parametrize("name", ["_data_source", "_combined_loader", "_results", "inference_mode", "max_batches"])
+def test_the_certification_loop_sets_what_the_trainer_reads(name):
+    from deqcert.certification.loop import CertificationLoop
+    from deqcert.smoothing import Standard
+
+    loop = CertificationLoop(lightning.pytorch.Trainer(accelerator="cpu", logger=False), Standard(), ".", 1.0)
+    assert hasattr(loop, name)
+    assert isinstance(loop, _Loop)
+
+
+def test_data_source_takes_an_instance_and_a_name():
+    parameters = inspect.signature(data_connector._DataLoaderSource).parameters
+    assert list(parameters) == ["instance", "name"]
+
+
+def test_sigterm_exception_carries_an_exit_code():
+    assert issubclass(SIGTERMException, SystemExit)
+    assert SIGTERMException(143).code == 143
+
+
+def test_predict_takes_what_certify_gives():
+    parameters = inspect.signature(lightning.pytorch.Trainer.predict).parameters
+    assert {"model", "datamodule", "return_predictions", "ckpt_path"} <= set(parameters)
+    assert hasattr(lightning.pytorch.Trainer, "received_sigterm")

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from deqcert.certification import CertificationCallback, Trainer
+from deqcert.data import Digits
+from deqcert.errors import DataError, LedgerError, SettingError
+from deqcert.smoothing import Serialized, Standard
+
+SMOOTHING = Standard(sigma=0.3, n0=10, n=50, batch_size=32)
+CALLS: list[int] = []
+
+
+@dataclass(frozen=True)
+class Counting(Standard):
+    def vote(self, classifier, image, index, label):
+        CALLS.append(index)
+        assert not torch.is_grad_enabled()
+        return super().vote(classifier, image, index, label)
+
+
+class Module(LightningModule):
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.network = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(64, 10))
+
+    def predict_step(self, batch, batch_idx):
+        return self.network(batch[0])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("seen", float(len(batch[0])), reduce_fx="sum", batch_size=1)
+
+
+def trainer(devices=1, **settings):
+    strategy = "ddp_fork" if devices > 1 else "auto"
+    return Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy=strategy,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **settings,
+    )
+
+
+def certify(directory, images=4, devices=1, smoothing=SMOOTHING, module=None, callbacks=(), **settings):
+    votes = trainer(devices, callbacks=list(callbacks)).certify(
+        module or Module(), Digits(max_examples=images), smoothing, ledger_dir=str(directory), **settings
+    )
+    return [each._replace(seconds=0.0, residual=0.0) for each in votes]
+
+
+def lines(directory):
+    """Image indices in the file of each rank."""
+    return {
+        path.name: [json.loads(line)["index"] for line in path.read_text().splitlines()[1:]]
+        for path in sorted(directory.glob("votes.rank*.jsonl"))
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    return certify(tmp_path_factory.mktemp("expected"), images=7)
+
+
+def test_votes_are_the_strategy_s(expected):
+    examples = Digits(max_examples=7)
+    examples.setup("predict")
+    network = Module().network.eval()
+    by_hand = [SMOOTHING.vote(network, image, index, label) for image, label, index in examples.certification_set()]
+    assert expected == [each._replace(seconds=0.0, residual=0.0) for each in by_hand]
+    assert [each.index for each in expected] != list(range(7))  # original indices, not positions
+
+
+def test_what_the_ledger_holds_is_not_done_again(tmp_path, expected):
+    smoothing = Counting(**{f: getattr(SMOOTHING, f) for f in ("sigma", "n0", "n", "batch_size", "seed", "solver")})
+    indices = [each.index for each in expected]
+    for images, new in ((2, indices[:2]), (5, indices[2:5]), (5, []), (3, [])):
+        CALLS.clear()
+        assert certify(tmp_path, images, smoothing=smoothing) == expected[:images]
+        assert new == CALLS
+    assert lines(tmp_path) == {"votes.rank0.jsonl": indices[:5]}
+
+
+def test_two_processes_give_the_votes_of_one(tmp_path, expected):
+    assert certify(tmp_path, 7, devices=2) == expected
+    indices = [each.index for each in expected]
+    assert lines(tmp_path) == {"votes.rank0.jsonl": indices[::2], "votes.rank1.jsonl": indices[1::2]}
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
+def test_another_number_of_processes_resumes(tmp_path, expected, first, second):
+    assert certify(tmp_path, 3, devices=first) == expected[:3]
+    assert certify(tmp_path, 7, devices=second) == expected
+    done = [index for indices in lines(tmp_path).values() for index in indices]
+    assert sorted(done) == sorted({each.index for each in expected})
+
+
+def test_more_processes_than_images(tmp_path, expected):
+    assert certify(tmp_path, 1, devices=2) == expected[:1]
+    assert [len(indices) for indices in lines(tmp_path).values()] == [1, 0]
+
+
+def test_a_torn_line_is_certified_again(tmp_path, expected):
+    certify(tmp_path, 4)
+    path = tmp_path / "votes.rank0.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert certify(tmp_path, 4) == expected[:4]
+    assert lines(tmp_path)["votes.rank0.jsonl"] == [each.index for each in expected[:4]]
+
+
+class Recorder(CertificationCallback):
+    def __init__(self):
+        self.events = []
+
+    def on_certify_start(self, trainer, module, run):
+        self.events.append(("start", run.total, sorted(v.index for v in run.done), run.num_classes, run.directory))
+        self.run = run
+
+    def on_certify_example_end(self, trainer, module, votes):
+        written = lines(self.run.directory).values()
+        assert any(votes.index in indices for indices in written)  # safe before anybody hears of it
+        self.events.append(("example", votes.index))
+
+    def on_certify_end(self, trainer, module, votes):
+        self.events.append(("end", [v.index for v in votes]))
+
+
+def test_hooks_come_in_order(tmp_path, expected):
+    indices = [each.index for each in expected]
+    first, second = Recorder(), Recorder()
+    certify(tmp_path, 2, callbacks=[first])
+    certify(tmp_path, 4, callbacks=[second])
+    assert first.events == [
+        ("start", 2, [], 10, tmp_path), ("example", indices[0]), ("example", indices[1]), ("end", indices[:2])
+    ]  # fmt: skip
+    assert second.events == [
+        ("start", 4, indices[:2], 10, tmp_path), ("example", indices[2]), ("example", indices[3]), ("end", indices[:4])
+    ]  # fmt: skip
+    assert second.run.smoothing is SMOOTHING
+    assert second.run.identity["smoothing"]["sigma"] == 0.3
+
+
+def test_rank_zero_hears_of_every_image(tmp_path, expected):
+    class OnDisk(Recorder):
+        def on_certify_end(self, trainer, module, votes):
+            heard = sorted(index for kind, index, *_ in self.events if kind == "example")
+            (self.run.directory / f"heard{trainer.global_rank}.json").write_text(json.dumps(heard))
+
+    certify(tmp_path, 5, devices=2, callbacks=[OnDisk()])
+    assert json.loads((tmp_path / "heard0.json").read_text()) == [each.index for each in expected[:5]]
+
+
+def test_another_sigma_than_in_training_is_warned_about(tmp_path):
+    module = Module()
+    module.checkpoint_sigma = 0.25
+    with pytest.warns(UserWarning, match=r"trained at sigma = 0\.25, but is certified at sigma = 0\.3"):
+        certify(tmp_path, 1, module=module)
+    module.checkpoint_sigma = 0.3
+    certify(tmp_path, 1, module=module)  # silent: warnings are errors here
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_sigterm_ends_the_run_with_143_and_keeps_what_is_done(tmp_path, expected, devices):
+    class Stop(CertificationCallback):
+        def on_certify_example_end(self, trainer, module, votes):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    if devices == 1:
+        with pytest.raises(SystemExit) as caught:
+            certify(tmp_path, 7, callbacks=[Stop()])
+        assert caught.value.code == 128 + signal.SIGTERM == 143
+        assert lines(tmp_path) == {"votes.rank0.jsonl": [expected[0].index]}
+    else:
+        with pytest.raises(BaseException, match="143"):
+            certify(tmp_path, 7, devices=2, callbacks=[Stop()])
+        assert 1 <= sum(map(len, lines(tmp_path).values())) < 7
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert certify(tmp_path, 7) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"module": Module(seed=1)}, r"classifier\.digest"),
+        ({"smoothing": Standard(sigma=0.4, n0=10, n=50, batch_size=32)}, r"smoothing\.sigma"),
+        ({"smoothing": Standard(sigma=0.3, n0=10, n=51, batch_size=32)}, r"smoothing\.n "),
+    ],
+)
+def test_another_run_in_the_same_directory_is_refused(tmp_path, changes, field):
+    certify(tmp_path, 1)
+    before = (tmp_path / "votes.rank0.jsonl").read_bytes()
+    with pytest.raises(LedgerError, match=field):
+        certify(tmp_path, 2, **changes)
+    assert (tmp_path / "votes.rank0.jsonl").read_bytes() == before
+
+
+def test_a_rank_does_not_wait_for_ever(tmp_path, monkeypatch):
+    from deqcert.certification import loop
+    from deqcert.certification.ledger import Ledger
+
+    monkeypatch.setattr(loop, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(Ledger, "append", lambda self, votes: None)  # rank 1's votes never arrive
+    with pytest.raises(BaseException, match="another rank has stopped"):
+        certify(tmp_path, 2, devices=2, patience=0.2)
+
+
+@pytest.mark.parametrize("patience", [0.0, -1.0])
+def test_patience_must_be_positive(tmp_path, patience):
+    with pytest.raises(SettingError, match="patience"):
+        certify(tmp_path, 1, patience=patience)
+
+
+def test_a_data_module_without_certification_set_is_refused(tmp_path):
+    with pytest.raises(DataError, match="certification_set"):
+        trainer().certify(Module(), None, SMOOTHING, str(tmp_path))
+
+
+def test_the_trainer_is_as_before_afterwards(tmp_path):
+    data = Digits(max_examples=2, eval_batch_size=250)
+    data.predict_dataloader = data.test_dataloader
+    own = trainer()
+    loop = own.predict_loop
+    own.certify(Module(), data, SMOOTHING, ledger_dir=str(tmp_path))
+    assert own.predict_loop is loop
+    predictions = own.predict(Module(), data)
+    assert [tuple(each.shape) for each in predictions] == [(250, 10)] * 2
+    assert own.validate(Module(), data, verbose=False) == [{"seen": 500.0}]
+    with pytest.raises(SettingError, match="needs a DEQ"):
+        own.certify(Module(), data, Serialized(), ledger_dir=str(tmp_path / "other"))
+    assert own.predict_loop is loop
+
+
+def test_a_checkpoint_is_restored_before_the_digest_is_taken(tmp_path):
+    own, weights = trainer(), Module(seed=5)
+    own.certify(weights, Digits(max_examples=1), SMOOTHING, ledger_dir=str(tmp_path / "a"))
+    own.save_checkpoint(tmp_path / "c.ckpt")
+    certify(tmp_path / "a", 2, module=Module(seed=6), ckpt_path=str(tmp_path / "c.ckpt"))
+    assert len(lines(tmp_path / "a")["votes.rank0.jsonl"]) == 2

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chi2, kstest
+
+from deqcert.seeding import mixed_seed
+from deqcert.smoothing.noise import Purpose, audit_subset, noisy_batches
+
+IMAGE = torch.full((2, 3, 3), 0.25)
+
+
+def noise(index=3, purpose=Purpose.ESTIMATION, image=IMAGE, **changes):
+    settings = {"sigma": 0.5, "count": 10, "batch_size": 4, "seed": 0} | changes
+    return list(noisy_batches(image, index, purpose, **settings))
+
+
+def test_batches_have_the_size_and_dtype_asked_for():
+    batches = noise()
+    assert [tuple(batch.shape) for batch in batches] == [(4, 2, 3, 3), (4, 2, 3, 3), (2, 2, 3, 3)]
+    assert {batch.dtype for batch in batches} == {torch.float32}
+
+
+def test_the_same_arguments_yield_the_same_noise_whatever_the_global_generator_did():
+    first = torch.cat(noise())
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    assert torch.equal(torch.cat(noise()), first)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"index": 4}, {"purpose": Purpose.SELECTION}, {"seed": 1}, {"seed": 2**32}, {"batch_size": 5}]
+)
+def test_noise_belongs_to_index_purpose_seed_and_batch_size(changes):
+    assert not torch.equal(torch.cat(noise(**changes)), torch.cat(noise()))
+
+
+def test_streams_of_all_purposes_are_distinct():
+    assert len({mixed_seed(0, 3, purpose) for purpose in Purpose}) == len(Purpose) == 3
+    selection, estimation = (torch.cat(noise(purpose=p)) for p in (Purpose.SELECTION, Purpose.ESTIMATION))
+    assert not (selection == estimation).any()
+
+
+def test_noise_is_gaussian_around_the_image():
+    samples = (torch.cat(noise(count=500, sigma=0.3)) - 0.25).flatten() / 0.3
+    assert kstest(samples.numpy(), "norm").pvalue > 1e-3
+
+
+def test_audit_subset_is_sorted_without_replacement_and_repeatable():
+    positions = np.array([2, 3, 5, 7, 11, 13])
+    for index in range(50):
+        subset = audit_subset(positions, 4, index, seed=0)
+        assert len(set(subset)) == 4
+        assert set(subset) <= set(positions)
+        assert list(subset) == sorted(subset)
+        assert np.array_equal(subset, audit_subset(positions, 4, index, seed=0))
+    assert np.array_equal(audit_subset(positions, 6, 0, seed=0), positions)
+    assert len(audit_subset(positions, 0, 0, seed=0)) == 0
+
+
+def test_audit_subset_is_uniform():
+    size, population, draws = 10, 30, 2000
+    counts = np.zeros(population)
+    for index in range(draws):
+        counts[audit_subset(np.arange(population), size, index, seed=7)] += 1
+    share = size / population
+    statistic = ((counts - draws * share) ** 2).sum() / (draws * share * (1 - share)) * (population - 1) / population
+    assert chi2(population - 1).sf(statistic) > 1e-4
+
+
+def test_audit_subset_pairs_are_uniform():
+    together = np.zeros((6, 6))
+    for seed in range(3000):
+        first, second = audit_subset(np.arange(6), 2, 0, seed=seed)
+        together[first, second] += 1
+    pairs = together[np.triu_indices(6, 1)]
+    assert pairs.sum() == 3000
+    assert chi2(14).sf(((pairs - 200) ** 2 / 200).sum()) > 1e-4

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from deqcert.data import Digits
+from deqcert.errors import CheckpointError, SettingError
+from deqcert.implicit import ImplicitAdjoint, OneStep
+from deqcert.models import MDEQ
+from deqcert.solvers import Broyden
+from deqcert.training import DEQClassifier, JacobianRegularization, classifier
+
+SOLVER = Broyden(max_steps=4, tolerance=1e-3)
+ADAM = functools.partial(torch.optim.Adam, lr=0.005)
+FIVE_PER_EPOCH = 256  # batch size: 1297 images make five whole batches
+
+
+def model(seed=0, expansion=1, **settings):
+    torch.manual_seed(seed)
+    network = MDEQ(
+        channels=(8, 16),
+        head_channels=(2, 4),
+        final_channels=16,
+        image_channels=1,
+        image_size=8,
+        mean=(0.3,),
+        std=(0.37,),
+        expansion=expansion,
+        num_groups=8,
+        solver=SOLVER,
+    )
+    defaults = {
+        "sigma": 0.25,
+        "gradient": ImplicitAdjoint(Broyden(max_steps=3)),
+        "jacobian": JacobianRegularization(frequency=0.5),
+        "optimizer": ADAM,
+    }
+    return DEQClassifier(network, **(defaults | settings))
+
+
+class Record(Callback):
+    def __init__(self):
+        self.losses = {}
+        self.metrics = {}
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self.losses[trainer.global_step] = outputs["loss"].item()
+        self.metrics[trainer.global_step] = dict(trainer.logged_metrics)
+
+
+def fit(module, steps, batch_size=FIVE_PER_EPOCH, ckpt_path=None, callbacks=(), **settings):
+    record = Record()
+    settings = {"limit_val_batches": 0, "max_steps": steps} | settings
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        callbacks=[record, *callbacks],
+        **settings,
+    )
+    trainer.fit(module, Digits(batch_size=batch_size, eval_batch_size=250), ckpt_path=ckpt_path)
+    return trainer, record
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A run of 12 steps with a checkpoint at each."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    saver = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    module = model()
+    _, record = fit(module, 12, callbacks=[saver])
+    return folder, module, record
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # the checkpoints' writer is left out
+@pytest.mark.parametrize("stop", [3, 5, 8])
+def test_a_resumed_run_repeats_the_uninterrupted_one(uninterrupted, stop):
+    """After steps 3 and 8 in mid-epoch, after step 5 between epochs; started from another seed."""
+    folder, module, record = uninterrupted
+    resumed = model(seed=99)
+    _, again = fit(resumed, 12, ckpt_path=folder / f"step={stop}.ckpt")
+    assert again.losses == {step: loss for step, loss in record.losses.items() if step > stop}
+    assert list(again.losses) == list(range(stop + 1, 13))
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_the_run_belongs_to_its_seed(uninterrupted):
+    _, _, record = uninterrupted
+    _, same = fit(model(), 2)
+    _, other = fit(model(seed=1), 2)
+    assert same.losses == {step: record.losses[step] for step in (1, 2)}
+    assert other.losses != same.losses
+
+
+def test_checkpoints_hold_plain_data_and_sigma_only(uninterrupted):
+    folder, module, _ = uninterrupted
+    checkpoint = torch.load(folder / "step=3.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"] == {"sigma": 0.25}
+    assert checkpoint["stream_seed"] == module.stream_seed
+    fresh = model(sigma=0.75)
+    fresh.on_load_checkpoint(checkpoint)
+    assert (fresh.checkpoint_sigma, fresh.sigma) == (0.25, 0.75)
+
+
+def test_another_architecture_is_refused_before_any_weight_is_copied(uninterrupted):
+    folder, _, _ = uninterrupted
+    other = model(expansion=2)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"another architecture.*has shape .* the model needs .* more"):
+        fit(other, 12, ckpt_path=folder / "step=3.ckpt")
+    assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+
+
+def test_missing_and_unexpected_weights_are_named():
+    module = model()
+    state = module.state_dict()
+    first = next(iter(state))
+    with pytest.raises(CheckpointError, match=f"missing {first}"):
+        module.on_load_checkpoint({"state_dict": {key: value for key, value in state.items() if key != first}})
+    with pytest.raises(CheckpointError, match=r"unexpected network\.new"):
+        module.on_load_checkpoint({"state_dict": {**state, "network.new": torch.zeros(1)}})
+
+
+def test_pretraining_is_unrolled_and_then_implicit(monkeypatch):
+    layers = []
+    real = classifier.unrolled_fixed_point
+
+    def spy(cell, start, steps):
+        layers.append(steps)
+        return real(cell, start, steps)
+
+    monkeypatch.setattr(classifier, "unrolled_fixed_point", spy)
+    module = model(pretraining_steps=2, pretraining_layers=3, jacobian=JacobianRegularization(weight=0))
+    _, record = fit(module, 4)
+    assert layers == [3, 3]
+    implicit = {"train/forward_steps", "train/backward_steps"}
+    assert [implicit <= set(record.metrics[step]) for step in (1, 2, 3, 4)] == [False, False, True, True]
+
+
+class Spy(OneStep):
+    """Records the steps of the forward solver."""
+
+    def fixed_point(self, function, start, solver, monitor=None):
+        taken.append(solver)
+        return super().fixed_point(function, start, solver, monitor)
+
+
+taken: list = []
+
+
+@pytest.mark.parametrize(("frequency", "jitter"), [(0.5, 2), (1.0, 0), (0.0, 2)])
+def test_jitter_changes_the_steps_only_where_the_penalty_is_computed(monkeypatch, frequency, jitter):
+    events = []
+    real = classifier.hutchinson_penalty
+
+    def penalty(*arguments):
+        events.append(len(taken))
+        return real(*arguments)
+
+    monkeypatch.setattr(classifier, "hutchinson_penalty", penalty)
+    taken.clear()
+    regularization = JacobianRegularization(frequency=frequency, jitter=jitter)
+    fit(model(gradient=Spy(), jacobian=regularization), 16, batch_size=32)
+    assert len(taken) == 16
+    with_penalty = [taken[event - 1].max_steps for event in events]
+    without = [solver.max_steps for step, solver in enumerate(taken, 1) if step not in events]
+    assert set(without) <= {4}
+    assert all(dataclasses.replace(solver, max_steps=4) == SOLVER for solver in taken)
+    if frequency == 0.5:
+        assert with_penalty
+        assert without
+        assert set(with_penalty) <= {2, 3, 4, 5, 6}
+        assert len(set(with_penalty)) > 1
+    else:
+        assert set(with_penalty) <= {4}
+        assert len(with_penalty) == 16 * frequency
+
+
+def test_weight_schedule():
+    plain = JacobianRegularization(weight=0.5)
+    assert [plain.weight_at(step, 0) for step in (0, 1, 10**6)] == [0.5] * 3
+    growing = JacobianRegularization(weight=0.5, increment=0.25, increment_every=10, pretraining_weight=0.125)
+    assert [growing.weight_at(step, 0) for step in (0, 9, 10, 19, 20)] == [0.5, 0.5, 0.75, 0.75, 1.0]
+    assert [growing.weight_at(step, 0) for step in (-1, -100)] == [0.125] * 2
+    stopping = dataclasses.replace(growing, stop_epoch=3)
+    assert [stopping.weight_at(step, epoch) for step, epoch in ((0, 2), (0, 3), (99, 4), (-1, 3))] == [
+        0.5,
+        0,
+        0,
+        0,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("weight", -1),
+        ("frequency", 1.5),
+        ("frequency", -0.1),
+        ("pretraining_weight", -1),
+        ("increment", -1),
+        ("increment_every", 0),
+        ("jitter", -1),
+        ("vectors", 0),
+    ],
+)
+def test_regularization_settings_out_of_range_are_refused_by_name(field, value):
+    with pytest.raises(SettingError, match=rf"^jacobian\.{field} = "):
+        JacobianRegularization(**{field: value})
+
+
+@pytest.mark.parametrize(("field", "value"), [("sigma", -1), ("pretraining_steps", -1), ("pretraining_layers", 0)])
+def test_settings_out_of_range_are_refused_by_name(field, value):
+    with pytest.raises(SettingError, match=f"^{field} = "):
+        model(**{field: value})
+
+
+def test_the_weight_on_a_step_follows_the_schedule():
+    regularization = JacobianRegularization(weight=0.5, frequency=1.0, pretraining_weight=0.25, stop_epoch=1)
+    module = model(pretraining_steps=2, jacobian=regularization, gradient=OneStep())
+    _, record = fit(module, 7)
+    for step in range(1, 8):
+        metrics = record.metrics[step]
+        weight = 0.25 if step <= 2 else 0.5 if step <= 5 else 0.0
+        penalty = metrics["train/jacobian_penalty"] if weight else 0.0
+        total = metrics["train/cross_entropy"] + weight * penalty
+        assert float(metrics["train/loss"]) == pytest.approx(float(total), rel=1e-5)
+
+
+def test_metrics_are_logged_by_name():
+    trainer, record = fit(
+        model(jacobian=JacobianRegularization(frequency=1.0)),
+        2,
+        limit_train_batches=2,
+        max_epochs=1,
+        limit_val_batches=2,
+    )
+    assert set(record.metrics[2]) == {
+        f"train/{name}"
+        for name in (
+            "loss", "cross_entropy", "accuracy_under_noise", "jacobian_penalty", "forward_steps", "forward_residual",
+            "backward_steps", "backward_residual",
+        )
+    }  # fmt: skip
+    names = ("accuracy", "accuracy_under_noise", "loss_under_noise", "forward_steps", "forward_residual")
+    validated = {key: value for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+    assert set(validated) == {f"val/{name}" for name in (*names, "spectral_radius")}
+    assert all(value.isfinite() for value in validated.values())
+    assert validated["val/spectral_radius"] > 0
+    data = Digits(eval_batch_size=250)
+    first, second = (trainer.test(trainer.lightning_module, data, verbose=False) for _ in range(2))
+    assert set(first[0]) == {f"test/{name}" for name in names}
+    assert first == second  # the noise of the evaluation is always the same
+
+
+def test_the_learning_rate_follows_a_cosine_to_zero():
+    rates = []
+
+    class Rates(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    fit(model(gradient=OneStep()), 4, callbacks=[Rates()])
+    expected = [0.005 * (1 + torch.cos(torch.tensor(torch.pi * step / 4)).item()) / 2 for step in range(1, 5)]
+    assert rates == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_short_run_learns_the_digits():
+    trainer, record = fit(
+        model(sigma=0.1),
+        60,
+        batch_size=64,
+        limit_val_batches=1.0,
+        check_val_every_n_epoch=None,
+        val_check_interval=60,
+    )
+    losses = list(record.losses.values())
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert trainer.callback_metrics["val/accuracy"] > 0.3  # guessing: 0.1
