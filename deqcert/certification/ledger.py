@@ -63,13 +63,14 @@ class Ledger:
         if not lines:
             return []
         self._compare(path, lines[0])
-        votes = []
-        for number, line in enumerate(lines[1:], start=2):
-            try:
-                votes.append(Votes.from_json(_parse_object(line)))
-            except (ValueError, DataError) as error:
-                raise LedgerError(f"{path}, line {number}: damaged ({error})") from error
-        return votes
+        return [self._parse(path, number, line) for number, line in enumerate(lines[1:], start=2)]
+
+    @staticmethod
+    def _parse(path: Path, number: int, line: bytes) -> Votes:
+        try:
+            return Votes.from_json(_parse_object(line))
+        except (ValueError, DataError) as error:
+            raise LedgerError(f"{path}, line {number}: damaged ({error})") from error
 
     def _compare(self, path: Path, line: bytes) -> None:
         try:

@@ -18,7 +18,7 @@ class Trainer(lightning.pytorch.Trainer):
         self,
         model: LightningModule | None = None,
         datamodule: LightningDataModule | None = None,
-        smoothing: Smoothing = Serialized(),  # noqa: B008 (frozen; the CLI shows it)
+        smoothing: Smoothing = Serialized(),
         ledger_dir: str = "runs/certify",
         patience: float = 3600.0,
         ckpt_path: str | None = None,

@@ -91,7 +91,7 @@ class ImageDataModule(LightningDataModule, ABC):
             DataError: The split cannot be read.
         """
 
-    def augment_batch(self, images: Tensor, indices: Tensor, epoch: int) -> Tensor:  # noqa: ARG002
+    def augment_batch(self, images: Tensor, indices: Tensor, epoch: int) -> Tensor:
         """Return the augmented uint8 ``images`` (B, C, H, W) of original ``indices`` (B,) in ``epoch``."""
         return images
 
@@ -188,7 +188,7 @@ class ImageDataModule(LightningDataModule, ABC):
             return 1, 0
         return self.trainer.world_size, self.trainer.global_rank
 
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ARG002
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment (in training) and scale uint8 images on the device; float images pass as they are."""
         images, labels, indices = batch
         if images.dtype == torch.uint8:

@@ -59,7 +59,7 @@ class IndexedImages(Dataset[Example], ABC):
     def subset(self, positions: Sequence[int]) -> Self:
         """Return the images at ``positions``, in that order, with their original indices."""
 
-    def augmented(self, seed: int) -> Self:  # noqa: ARG002
+    def augmented(self, seed: int) -> Self:
         """Return the same images, augmented on reading if they are not held in memory."""
         return self
 

@@ -111,7 +111,7 @@ class ImplicitAdjoint(GradientEstimator):
 class OneStep(GradientEstimator):
     """Jacobian-free backpropagation: the gradient of the last evaluation only (Fung et al. 2022)."""
 
-    def attach(self, state: Tensor, image: Tensor, monitor: BackwardMonitor | None) -> Tensor:  # noqa: ARG002
+    def attach(self, state: Tensor, image: Tensor, monitor: BackwardMonitor | None) -> Tensor:
         """Return the image itself: its graph ends at the detached state."""
         return image
 

@@ -91,7 +91,7 @@ class AverageCertifiedRadius(_MeanOverImages):
     def __init__(self) -> None:
         super().__init__("certified_radius")
 
-    def _score(self, prediction: Tensor, radius: Tensor, correct: Tensor) -> Tensor:  # noqa: ARG002
+    def _score(self, prediction: Tensor, radius: Tensor, correct: Tensor) -> Tensor:
         return F.certified_radius(radius, correct)
 
 
@@ -124,7 +124,7 @@ class CertifiedAccuracy(_MeanOverImages):
         super().__init__(f"certified_at_{'_'.join(map(str, radii))}", size=(len(radii),))
         self.radii = tuple(radii)
 
-    def _score(self, prediction: Tensor, radius: Tensor, correct: Tensor) -> Tensor:  # noqa: ARG002
+    def _score(self, prediction: Tensor, radius: Tensor, correct: Tensor) -> Tensor:
         return F.is_certified(radius, correct, self.radii)
 
 
@@ -147,5 +147,5 @@ class AbstentionRate(_MeanOverImages):
     def __init__(self) -> None:
         super().__init__("abstained")
 
-    def _score(self, prediction: Tensor, radius: Tensor, correct: Tensor) -> Tensor:  # noqa: ARG002
+    def _score(self, prediction: Tensor, radius: Tensor, correct: Tensor) -> Tensor:
         return F.is_abstention(prediction)

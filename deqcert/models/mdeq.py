@@ -71,7 +71,7 @@ class MDEQ(DEQ):
         num_groups: int = 8,
         post_fusion_affine: bool = False,
         dropout: float = 0.2,
-        solver: Solver = Broyden(max_steps=8, tolerance=1e-3),  # noqa: B008 (frozen; the CLI shows it)
+        solver: Solver = Broyden(max_steps=8, tolerance=1e-3),
     ) -> None:
         super().__init__(solver)
         branches = len(channels)

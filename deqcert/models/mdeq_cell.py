@@ -76,8 +76,8 @@ class _ResidualBlock(nn.Module):
             out = out * mask
         if features is not None:
             out = out + features
-        out = self.norm3((self.norm2(out) + z).relu_())
-        return out
+        result: Tensor = self.norm3((self.norm2(out) + z).relu_())
+        return result
 
 
 def _carry(channels: Sequence[int], source: int, target: int, num_groups: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Randomized smoothing: from one image to votes. Knows classifiers, noise and solvers, but neither alpha nor Lightning."""
+"""Randomized smoothing: from one image to votes. Knows classifiers, noise and solvers; neither alpha nor Lightning."""
 
 from deqcert.smoothing.base import Smoothing
 from deqcert.smoothing.serialized import Serialized

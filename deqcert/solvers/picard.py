@@ -23,6 +23,6 @@ class Picard(Solver):
     def initialise(self, start: Tensor) -> None:
         """No history."""
 
-    def advance(self, state: None, iterate: Tensor, image: Tensor) -> Tensor:  # noqa: ARG002
+    def advance(self, state: None, iterate: Tensor, image: Tensor) -> Tensor:
         """Return F(X_k)."""
         return image

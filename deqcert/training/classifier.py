@@ -53,10 +53,10 @@ class DEQClassifier(LightningModule):
         self,
         network: DEQ,
         sigma: float = 0.5,
-        gradient: GradientEstimator = ImplicitAdjoint(),  # noqa: B008 (frozen; the CLI shows it)
+        gradient: GradientEstimator = ImplicitAdjoint(),
         pretraining_steps: int = 0,
         pretraining_layers: int = 8,
-        jacobian: JacobianRegularization = JacobianRegularization(),  # noqa: B008
+        jacobian: JacobianRegularization = JacobianRegularization(),
         optimizer: OptimizerCallable = torch.optim.Adam,
     ) -> None:
         super().__init__()
@@ -82,11 +82,11 @@ class DEQClassifier(LightningModule):
 
     # Training.
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start this step's own random stream (noise, dropout, Jacobian vectors, jitter)."""
         torch.manual_seed(mixed_seed(self.stream_seed, self.global_rank, self.current_epoch, batch_idx))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch ``(images, labels, indices)`` under noise."""
         images, labels, _ = batch
         noisy = images + self.sigma * torch.randn_like(images)

@@ -91,10 +91,10 @@ each_stop = pytest.mark.parametrize("stop", ["relative", "absolute"])
 @given(seed=SEEDS, batch=st.integers(1, 5), size=st.integers(3, 7), contraction=st.floats(0, 0.7))
 def test_linear_contractions_have_the_closed_form_solution(solver, seed, batch, size, contraction):
     problem = Linear(seed, batch, size, contraction)
-    solution = replace(solver, max_steps=300, tolerance=1e-10, stop="absolute").solve(problem, problem.start)
+    solution = replace(solver, max_steps=600, tolerance=1e-12, stop="absolute").solve(problem, problem.start)
     assert solution.converged.all()
     assert not solution.diverged.any()
-    assert (solution.residual <= 1e-10).all()
+    assert (solution.residual <= 1e-12).all()
     torch.testing.assert_close(solution.value, problem.root(), rtol=0, atol=1e-9)
 
 
