@@ -110,6 +110,8 @@ class MDEQ(DEQ):
             f"must be a multiple of {smallest} (2 to the power of downsample_times + branches - 1)",
         )
 
+        self.num_classes = num_classes
+        self.image_size = image_size
         self.dropout = dropout
         resolution = image_size // 2**downsample_times
         self.shapes = tuple((c, resolution // 2**i, resolution // 2**i) for i, c in enumerate(channels))

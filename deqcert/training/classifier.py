@@ -80,6 +80,18 @@ class DEQClassifier(LightningModule):
         logits: Tensor = self.network(x)
         return logits
 
+    def setup(self, stage: str) -> None:
+        """Refuse data of another shape than the network's, where both tell theirs.
+
+        Raises:
+            SettingError: Naming both settings.
+        """
+        for field in ("num_classes", "image_size"):
+            ours = getattr(self.network, field, None)
+            theirs = getattr(getattr(self.trainer, "datamodule", None), field, None)
+            if ours is not None and theirs is not None:
+                require(ours == theirs, f"model.network.{field}", ours, f"must be {theirs}, as data.{field}")
+
     # Training.
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

@@ -59,6 +59,8 @@ def arguments(ledger: Path, *more: str, config: str = "srs_1a") -> list[str]:
         ("--smoothing.nonsense=1", "nonsense"),
         ("--ckpt_path=missing.ckpt", "ckpt_path"),
         ("--data.start=5000", "no image"),
+        ("--model.network.num_classes=11", "model.network.num_classes"),
+        ("--model.network.image_size=16", "model.network.image_size"),
     ],
 )
 def test_bad_setting(bad: str, field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
