@@ -7,6 +7,7 @@ are kept and only sums are reduced: processes may have seen different numbers of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,14 +25,15 @@ class _MeanOverImages(Metric):
             ``MetricCollection`` merges metrics whose states have equal names and, after one batch, equal
             values.
         size: Shape of the score of one image.
+        **kwargs: Settings of every :class:`torchmetrics.Metric`, e.g. ``sync_on_compute``.
     """
 
     full_state_update = False
     is_differentiable = False
     images: Tensor
 
-    def __init__(self, score: str, size: tuple[int, ...] = ()) -> None:
-        super().__init__()
+    def __init__(self, score: str, size: tuple[int, ...] = (), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self._score_name = score
         self.add_state(score, torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
@@ -88,8 +90,8 @@ class AverageCertifiedRadius(_MeanOverImages):
 
     higher_is_better = True
 
-    def __init__(self) -> None:
-        super().__init__("certified_radius")
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("certified_radius", **kwargs)
 
     def _score(self, prediction: Tensor, radius: Tensor, correct: Tensor) -> Tensor:
         return F.certified_radius(radius, correct)
@@ -119,9 +121,9 @@ class CertifiedAccuracy(_MeanOverImages):
 
     higher_is_better = True
 
-    def __init__(self, radii: Sequence[float]) -> None:
+    def __init__(self, radii: Sequence[float], **kwargs: Any) -> None:
         F.check_radii(radii)
-        super().__init__(f"certified_at_{'_'.join(map(str, radii))}", size=(len(radii),))
+        super().__init__(f"certified_at_{'_'.join(map(str, radii))}", size=(len(radii),), **kwargs)
         self.radii = tuple(radii)
 
     def _score(self, prediction: Tensor, radius: Tensor, correct: Tensor) -> Tensor:
@@ -144,8 +146,8 @@ class AbstentionRate(_MeanOverImages):
 
     higher_is_better = False
 
-    def __init__(self) -> None:
-        super().__init__("abstained")
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__("abstained", **kwargs)
 
     def _score(self, prediction: Tensor, radius: Tensor, correct: Tensor) -> Tensor:
         return F.is_abstention(prediction)

@@ -38,6 +38,12 @@ QUIET = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _away_from_the_repository(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even a fast_dev_run leaves a checkpoint in the working directory."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("work"))
+
+
 def write_images(root: Path, classes: list[str], size: int, splits: tuple[str, str]) -> None:
     generator = torch.Generator().manual_seed(0)
     for split in splits:
