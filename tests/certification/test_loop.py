@@ -10,9 +10,11 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
+from deqcert.callbacks import CertificationProgress, CertifiedRadius
 from deqcert.certification import CertificationCallback, Trainer
 from deqcert.data import Digits
 from deqcert.errors import DataError, LedgerError, SettingError
+from deqcert.report import read_tsv
 from deqcert.smoothing import Serialized, Standard
 
 SMOOTHING = Standard(sigma=0.3, n0=10, n=50, batch_size=32)
@@ -105,6 +107,13 @@ def test_another_number_of_processes_resumes(tmp_path, expected, first, second):
     assert certify(tmp_path, 7, devices=second) == expected
     done = [index for indices in lines(tmp_path).values() for index in indices]
     assert sorted(done) == sorted({each.index for each in expected})
+
+
+def test_callbacks_do_not_wait_for_the_other_process(tmp_path, expected):
+    """A collective in a callback hangs as soon as the ranks have different numbers of images left."""
+    certify(tmp_path, 7, devices=2, callbacks=[CertifiedRadius(), CertificationProgress()], patience=30.0)
+    rows = read_tsv(tmp_path / "certificates.tsv")
+    assert [row.index for row in rows] == [each.index for each in expected]
 
 
 def test_more_processes_than_images(tmp_path, expected):
