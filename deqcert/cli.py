@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
 
 from deqcert.callbacks import CertificationProgress, CertifiedRadius
 from deqcert.certification import CertificationCallback, CertificationRun
@@ -29,7 +30,7 @@ class SaveVerbConfig(SaveConfigCallback, CertificationCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save before work begins; certify only after its ledger has accepted the run."""
         if stage != "predict":
-            self.config_filename = f"{stage}.yaml"
+            self.config_filename = f"{TrainerFn(stage).value}.yaml"
             super().setup(trainer, pl_module, stage)
 
     def on_certify_start(self, trainer: Trainer, module: LightningModule, run: CertificationRun) -> None:

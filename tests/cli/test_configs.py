@@ -134,4 +134,5 @@ def test_validate_and_test_with_a_checkpoint(capsys: pytest.CaptureFixture[str])
             *QUIET,
         ]
         assert main(arguments) == 0
+        assert "digits_mdeq_tiny" in Path(f"{verb}.yaml").read_text()
     assert "accuracy_under_noise" in capsys.readouterr().out
