@@ -6,6 +6,7 @@ are kept and only sums are reduced: processes may have seen different numbers of
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,8 +68,9 @@ class _MeanOverImages(Metric):
         score_sum: Tensor = getattr(self, self._score_name)
         return score_sum
 
+    @abstractmethod
     def _score(self, prediction: Tensor, radius: Tensor, correct: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Return the score of each image, shape (B, ...)."""
 
 
 class AverageCertifiedRadius(_MeanOverImages):
