@@ -23,6 +23,11 @@ def classifier_digest(classifier: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _tf32() -> dict[str, object]:
+    """Return whether float32 products of matrices and of convolutions are rounded to TF32."""
+    return {"matmul": torch.get_float32_matmul_precision(), "convolutions": torch.backends.cudnn.allow_tf32}
+
+
 def run_identity(
     smoothing: Smoothing, classifier: nn.Module, data: dict[str, object], device: torch.device, precision: str
 ) -> dict[str, Any]:
@@ -40,5 +45,6 @@ def run_identity(
         "data": data,
         "device": device.type,
         "precision": precision,
+        "tf32": _tf32() if device.type == "cuda" else None,
         "versions": {"deqcert": __version__, "torch": torch.__version__},
     }

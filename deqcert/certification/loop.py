@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import nn
 
 from deqcert.certification.hooks import CertificationCallback, CertificationRun
 from deqcert.certification.identity import run_identity
@@ -86,12 +87,11 @@ class CertificationLoop(_Loop):
             torch.no_grad(),
             trainer.precision_plugin.predict_step_context(),
         ):
-            for position in shard:
-                image, label, index = examples[position]
-                votes = self.smoothing.vote(classifier, image.to(module.device), index, label)
-                ledger.append(votes)
-                known[index] = votes
-                self._notify("on_certify_example_end", votes)
+            for group in self._groups(classifier, examples, shard):
+                for votes in group:
+                    ledger.append(votes)
+                    known[votes.index] = votes
+                    self._notify("on_certify_example_end", votes)
                 if trainer.is_global_zero and trainer.world_size > 1:
                     self._learn(ledger, known, wanted)
                 self._stop_on_sigterm()
@@ -102,6 +102,16 @@ class CertificationLoop(_Loop):
 
     def teardown(self) -> None:
         """Nothing to tear down; called by the trainer."""
+
+    def _groups(self, classifier: nn.Module, examples: CertificationSet, shard: Sequence[int]) -> Iterator[list[Votes]]:
+        """Yield the votes of the images at positions ``shard``, of as many images at a time as suits the device."""
+        if not shard:
+            return
+        device = self.trainer.lightning_module.device
+        engine = self.smoothing.engine(classifier, examples[shard[0]][0].to(device))
+        for first in range(0, len(shard), engine.images):
+            images, labels, indices = zip(*map(examples.__getitem__, shard[first : first + engine.images]), strict=True)
+            yield self.smoothing.vote_group(engine, torch.stack(images).to(device), indices, labels)
 
     def _examples(self) -> CertificationSet:
         datamodule = self.trainer.datamodule

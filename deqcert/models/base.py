@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from deqcert.solvers import Solution, Solver
+from deqcert.solvers import Function, Solution, Solver
 
 
 class DEQ(nn.Module, ABC):
@@ -34,7 +35,8 @@ class DEQ(nn.Module, ABC):
             x: Images in [0, 1], possibly with noise added, shape (B, C, H, W).
 
         Returns:
-            The injection: a tensor or a tuple of tensors.
+            The injection: a tensor, or a (nested, possibly named) tuple of tensors and Nones, with one row per image in
+            each tensor.
         """
 
     @abstractmethod
@@ -64,9 +66,43 @@ class DEQ(nn.Module, ABC):
             injection = self.inject(x)
             if start is None:
                 start = self.initial_state(injection)
-            solution = solver.solve(lambda z: self.cell(z, injection), start)
+
+            def restrict(rows: Tensor) -> Function:
+                return self._function(map_tensors(lambda tensor: tensor[rows], injection))
+
+            by_rows = all(tensor.dim() and len(tensor) == len(x) for tensor in tensors_of(injection))
+            solution = solver.solve(self._function(injection), start, restrict if by_rows else None)
             return self.head(solution.value), solution
+
+    def _function(self, injection: Any) -> Function:
+        return lambda z: self.cell(z, injection)
+
+    def for_inference(self) -> DEQ:
+        """Return a network of the same function that is faster to evaluate and cannot be trained; this one by default.
+
+        Call it in evaluation mode. The result may share tensors with this network and does not follow its changes.
+        """
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify by a cold start and a full solve; shape (B, C, H, W) to (B, classes). No gradient."""
         return self.solve(x, self.solver)[0]
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], injection: Any) -> Any:
+    """Apply ``function`` to every tensor of an injection."""
+    if isinstance(injection, Tensor):
+        return function(injection)
+    if isinstance(injection, tuple):
+        mapped = (map_tensors(function, item) for item in injection)
+        return type(injection)(*mapped) if hasattr(injection, "_fields") else tuple(mapped)
+    return injection
+
+
+def tensors_of(injection: Any) -> Iterator[Tensor]:
+    """Yield every tensor of an injection."""
+    if isinstance(injection, Tensor):
+        yield injection
+    elif isinstance(injection, tuple):
+        for item in injection:
+            yield from tensors_of(item)

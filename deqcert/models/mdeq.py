@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from deqcert.errors import require
 from deqcert.models.base import DEQ
+from deqcert.models.folding import folded
 from deqcert.models.mdeq_cell import MDEQCell
 from deqcert.models.mdeq_head import MDEQHead
 from deqcert.solvers import Broyden, Solver
@@ -160,6 +161,10 @@ class MDEQ(DEQ):
         """Classify the flattened state."""
         logits: Tensor = self.mdeq_head(self._unflatten(z))
         return logits
+
+    def for_inference(self) -> MDEQ:
+        """Return the same network with weight and batch normalisation folded into the convolutions."""
+        return folded(self)
 
     def _unflatten(self, z: Tensor) -> list[Tensor]:
         parts = torch.split(z, [c * h * w for c, h, w in self.shapes], dim=1)

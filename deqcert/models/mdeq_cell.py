@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -56,7 +58,8 @@ class MDEQCell(nn.Module):
         fused = []
         for post, carries in zip(self.post_fusion, self.fusion, strict=True):
             assert isinstance(carries, nn.ModuleList)
-            fused.append(post(sum(carry(output) for carry, output in zip(carries, outputs, strict=True))))
+            carried = [carry(output) for carry, output in zip(carries, outputs, strict=True)]
+            fused.append(post(reduce(torch.add, carried)))
         return fused
 
 

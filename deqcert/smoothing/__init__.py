@@ -8,12 +8,15 @@ from deqcert.smoothing.convergence import (
     convergence_report,
     residual_curve,
 )
+from deqcert.smoothing.engine import Engine, Execution
 from deqcert.smoothing.serialized import Serialized
 from deqcert.smoothing.standard import Standard
 
 __all__ = [
     "ConvergenceReport",
     "ConvergenceSettings",
+    "Engine",
+    "Execution",
     "MismatchCount",
     "Serialized",
     "Smoothing",

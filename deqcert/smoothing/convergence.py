@@ -17,7 +17,7 @@ from torch import Tensor
 from deqcert.errors import require, require_count
 from deqcert.models import DEQ
 from deqcert.seeding import mixed_seed
-from deqcert.smoothing.base import demand_evaluation_mode
+from deqcert.smoothing.engine import demand_evaluation_mode
 from deqcert.smoothing.noise import Purpose, noisy_batches
 from deqcert.smoothing.serialized import Serialized
 from deqcert.solvers import Anderson, Solver

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 INVALID = -1
@@ -13,7 +15,6 @@ def labels_of(logits: Tensor) -> Tensor:
     return torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), INVALID)
 
 
-def count_labels(labels: Tensor, num_classes: int) -> tuple[int, ...]:
+def count_labels(labels: NDArray[np.int64], num_classes: int) -> tuple[int, ...]:
     """Count each class in ``labels``, shape (N,); ``INVALID`` is not counted."""
-    counts = torch.bincount(labels[labels != INVALID], minlength=num_classes)
-    return tuple(int(count) for count in counts.tolist())
+    return tuple(np.bincount(labels[labels != INVALID], minlength=num_classes).tolist())

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from deqcert.errors import SettingError, require, require_count
-from deqcert.models import DEQ
-from deqcert.smoothing.base import Smoothing, demand_evaluation_mode, solver_label
-from deqcert.smoothing.labels import count_labels, labels_of
+from deqcert.errors import require, require_count
+from deqcert.smoothing.base import Smoothing, solver_label
+from deqcert.smoothing.engine import Engine, Labels
+from deqcert.smoothing.labels import count_labels
 from deqcert.smoothing.noise import Purpose, audit_subset
 from deqcert.solvers import Anderson, Solver
-from deqcert.statistics import AuditSize, FixedAudit, Votes
+from deqcert.statistics import AdaptiveAudit, AuditSize, FixedAudit, Votes
 
 Start = Literal["previous", "first", "clean"]
+Precision = Literal["bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,14 @@ class Serialized(Smoothing):
         n: Fresh noisy copies that estimate its probability, >= 1.
         batch_size: Copies per launch, the width of the chain, >= 1.
         seed: Seed of all random streams, >= 0.
+        execution: How copies are spread over launches.
         solver: Solver of the warm-started steps, e.g. Anderson with max_steps 1 or 3.
         start: Start of a solve: the "previous" batch's fixed points, the "first" batch's, or the "clean" image's.
         warmup_steps: Anderson steps of the first batch, from a cold start, >= 1; unused with start "clean".
         reference: Cold-start solver that defines the base classifier, used by the audit.
         audit: How many copies of the selected class are audited.
+        precision: Lower precision of the cheap labels, "bfloat16" or "float16" (autocast); null is that of the run. The
+            audit always has that of the run.
 
     Raises:
         SettingError: If a setting is out of range.
@@ -49,13 +55,16 @@ class Serialized(Smoothing):
     solver: Solver = Anderson(max_steps=3)
     start: Start = "previous"
     warmup_steps: int = 10
-    reference: Solver = Anderson(max_steps=30)
-    audit: AuditSize = FixedAudit()
+    reference: Solver = Anderson(max_steps=30, tolerance=1e-3)
+    audit: AuditSize = AdaptiveAudit()
+    precision: Precision | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.start in get_args(Start), "start", self.start, f"must be one of {get_args(Start)}")
         require_count("warmup_steps", self.warmup_steps, minimum=1)
+        precisions = (None, *get_args(Precision))
+        require(self.precision in precisions, "precision", self.precision, f"must be one of {precisions}")
         if isinstance(self.audit, FixedAudit):
             require(
                 self.audit.samples <= self.n,
@@ -71,110 +80,142 @@ class Serialized(Smoothing):
         return f"SRS-{solver_label(self.solver)}{suffix}"
 
     @torch.no_grad()
-    def vote(self, classifier: nn.Module, image: Tensor, index: int, label: int) -> Votes:
-        """Classify noisy copies by the chain and audit them; see :meth:`Smoothing.vote`.
+    def vote_group(self, engine: Engine, images: Tensor, indices: Sequence[int], labels: Sequence[int]) -> list[Votes]:
+        """Classify noisy copies by one chain per image and audit them; see :meth:`Smoothing.vote_group`.
 
         Raises:
-            SettingError: If the classifier is in training mode or no DEQ.
+            SettingError: If the classifier is no DEQ.
         """
-        demand_evaluation_mode(classifier)
-        if not isinstance(classifier, DEQ):
-            raise SettingError(
-                "smoothing",
-                type(self).__name__,
-                f"needs a DEQ; certify a {type(classifier).__name__} by Standard",
-            )
         started = time.perf_counter()
-        chain = _Chain(self, classifier, image)
-        selected_labels = torch.cat(
-            [labels_of(chain.advance(x)) for x in self._noisy_batches(image, index, Purpose.SELECTION, self.n0)]
-        )
-        chain.residuals.clear()
-        labels, num_classes = [], 0
-        for noisy in self._noisy_batches(image, index, Purpose.ESTIMATION, self.n):
-            logits = chain.advance(noisy)
-            num_classes = logits.shape[1]
-            labels.append(labels_of(logits))
-        cheap = torch.cat(labels)
-        selection = count_labels(selected_labels, num_classes)
-        estimation = count_labels(cheap, num_classes)
+        chains = _Chains(self, engine, images)
+        selection = self._run(chains, images, indices, Purpose.SELECTION, self.n0)
+        estimation = self._run(chains, images, indices, Purpose.ESTIMATION, self.n)
+        cheap = torch.cat([selection.labels, estimation.labels]).cpu().numpy()
+        selections = [count_labels(given, engine.num_classes) for given in cheap[: self.n0].T]
+        estimations = [count_labels(given, engine.num_classes) for given in cheap[self.n0 :].T]
 
         # All cheap labels are known before any true one is looked at, so K may depend on N_A, and the subset is
         # uniform over exactly the copies with S = A.
-        selected = selection.index(max(selection))
-        agreeing = np.flatnonzero(cheap.cpu().numpy() == selected)
-        size = self.audit.size(len(agreeing), self.n)
-        members = audit_subset(agreeing, size, index, self.seed)
-        mismatches, audit_cost = self._audit(classifier, image, index, selected, members)
-        return Votes(
-            index=index,
-            label=label,
-            n0=self.n0,
-            n=self.n,
-            selection=selection,
-            estimation=estimation,
-            audited=size,
-            mismatches=mismatches,
-            nfe_fast=chain.evaluations,
-            nfe_audit=audit_cost,
-            residual=float(torch.cat(chain.residuals).mean()),
-            seconds=time.perf_counter() - started,
-        )
+        selected = [counts.index(max(counts)) for counts in selections]
+        agreeing = [np.flatnonzero(cheap[self.n0 :, e] == chosen) for e, chosen in enumerate(selected)]
+        members = [
+            audit_subset(positions, self.audit.size(len(positions), self.n), index, self.seed)
+            for positions, index in zip(agreeing, indices, strict=True)
+        ]
+        audit = self._audit(engine, images, indices, selected, members)
 
-    def _audit(self, classifier: DEQ, image: Tensor, index: int, selected: int, members: np.ndarray) -> tuple[int, int]:
-        """Label the copies at positions ``members`` by the base classifier; return mismatches and evaluations."""
-        mismatches = evaluations = 0
-        for noisy in self._members(image, index, members):
-            logits, solution = classifier.solve(noisy, self.reference)
-            mismatches += int((labels_of(logits) != selected).sum())
-            evaluations += solution.evaluations
-        return mismatches, evaluations
+        steps = (selection.steps.sum(dim=0) + estimation.steps.sum(dim=0) + chains.clean_steps).tolist()
+        residuals = estimation.residual.mean(dim=0).tolist()
+        seconds = (time.perf_counter() - started) / len(images)
+        return [
+            Votes(
+                index=index,
+                label=label,
+                n0=self.n0,
+                n=self.n,
+                selection=selections[e],
+                estimation=estimations[e],
+                audited=len(members[e]),
+                mismatches=audit.mismatches[e],
+                nfe_fast=steps[e],
+                nfe_audit=audit.steps[e],
+                residual=residuals[e],
+                seconds=seconds,
+            )
+            for e, (index, label) in enumerate(zip(indices, labels, strict=True))
+        ]
 
-    def _members(self, image: Tensor, index: int, members: np.ndarray) -> Iterator[Tensor]:
-        """Draw the estimation copies again and yield those at ``members``, regrouped into full batches."""
-        waiting: list[Tensor] = []
-        batches = self._noisy_batches(image, index, Purpose.ESTIMATION, self.n)
-        for first, noisy in zip(range(0, self.n, self.batch_size), batches, strict=True):
-            inside = members[(members >= first) & (members < first + len(noisy))] - first
-            if len(inside):
-                waiting.append(noisy[torch.from_numpy(inside).to(noisy.device)])
-            while sum(map(len, waiting)) >= self.batch_size:
-                joined = torch.cat(waiting)
-                yield joined[: self.batch_size]
-                waiting = [joined[self.batch_size :]]
-        if sum(map(len, waiting)):
-            yield torch.cat(waiting)
+    def _run(self, chains: _Chains, images: Tensor, indices: Sequence[int], purpose: Purpose, count: int) -> Labels:
+        """Run ``count`` copies of each of E images through the chains; tensors of shape (count, E)."""
+        batches = [chains.advance(x) for x in self._noisy_groups(images, indices, purpose, count)]
+        return Labels(*(torch.cat(parts).view(count, len(images)) for parts in zip(*batches, strict=True)))
+
+    def _audit(
+        self,
+        engine: Engine,
+        images: Tensor,
+        indices: Sequence[int],
+        selected: Sequence[int],
+        members: Sequence[NDArray[np.int64]],
+    ) -> _Audit:
+        """Label the copies at positions ``members`` of each image by the base classifier."""
+        classes = torch.tensor(selected, device=images.device)
+        mismatches = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        steps = torch.zeros_like(mismatches)
+        for noisy, owners in _regrouped(self._members(images, indices, members), len(images) * self.batch_size):
+            true = engine.label(noisy, self.reference)
+            mismatches.index_add_(0, owners, (true.labels != classes[owners]).long())
+            steps.index_add_(0, owners, true.steps)
+        return _Audit(mismatches.tolist(), steps.tolist())
+
+    def _members(
+        self, images: Tensor, indices: Sequence[int], members: Sequence[NDArray[np.int64]]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Draw the estimation copies of each image again; yield those at ``members`` with the image's position."""
+        for position, (image, index, mine) in enumerate(zip(images, indices, members, strict=True)):
+            batches = self._noisy_batches(image, index, Purpose.ESTIMATION, self.n)
+            for first, noisy in zip(range(0, self.n, self.batch_size), batches, strict=True):
+                inside = mine[(mine >= first) & (mine < first + len(noisy))] - first
+                if len(inside):
+                    chosen = noisy[torch.from_numpy(inside).to(noisy.device)]
+                    yield chosen, torch.full((len(inside),), position, device=noisy.device)
 
 
-class _Chain:
-    """The warm-started solves of one image: row i of a batch starts from row i of the cache."""
+class _Audit(NamedTuple):
+    """Mismatches and evaluations of the audit, per image."""
 
-    def __init__(self, settings: Serialized, classifier: DEQ, image: Tensor) -> None:
+    mismatches: list[int]
+    steps: list[int]
+
+
+class _Chains:
+    """The warm-started solves of E images: copy i of a batch starts from lane i, the fixed point of an earlier copy i.
+
+    Lanes have shape (W, E, ...): with E innermost, the first lanes of all images lie together, as their copies do.
+    """
+
+    def __init__(self, settings: Serialized, engine: Engine, images: Tensor) -> None:
         self.settings = settings
-        self.classifier = classifier
-        self.evaluations = 0
-        self.residuals: list[Tensor] = []
-        self._cache: Tensor | None = None
+        self.engine = engine
+        self.count = len(images)
+        self.clean_steps = torch.zeros(self.count, dtype=torch.int64, device=images.device)
+        self._filled = 0
+        self._lanes = engine.lanes(min(settings.batch_size, max(settings.n0, settings.n)), self.count)
         if settings.start == "clean":
-            _, solution = classifier.solve(image[None], settings.reference)
-            self.evaluations += solution.evaluations
-            self._cache = solution.value
+            self.clean_steps = engine.label(images, settings.reference, keep=self._lanes[0]).steps
+            self._filled = 1
 
-    def advance(self, noisy: Tensor) -> Tensor:
-        """Solve one batch, shape (B, C, H, W), remember its fixed points and return its logits, shape (B, classes)."""
-        if self._cache is None:
-            logits, solution = self.classifier.solve(noisy, Anderson(max_steps=self.settings.warmup_steps))
-        else:
-            logits, solution = self.classifier.solve(noisy, self.settings.solver, self._start(len(noisy)))
-        self.evaluations += solution.evaluations
-        self.residuals.append(solution.residual)
-        if self._cache is None or self.settings.start == "previous":
-            self._cache = solution.value
-        return logits
+    def advance(self, noisy: Tensor) -> Labels:
+        """Label one batch, shape (size · E, C, H, W), and remember its fixed points."""
+        size = len(noisy) // self.count
+        cold = self._filled == 0
+        if not cold and size > self._filled:
+            places = torch.arange(size, device=noisy.device) % self._filled
+            self._lanes[self._filled : size] = self._lanes[places[self._filled :]]
+            self._filled = size
+        lanes = self._lanes[:size].flatten(0, 1)
+        remembers = cold or self.settings.start == "previous"
+        solver = Anderson(max_steps=self.settings.warmup_steps) if cold else self.settings.solver
+        with self._autocast(noisy.device):
+            labels = self.engine.label(noisy, solver, start=None if cold else lanes, keep=lanes if remembers else None)
+        self._filled = max(self._filled, size)
+        return labels
 
-    def _start(self, size: int) -> Tensor:
-        """Return ``size`` cached rows, repeated if there are fewer; a row that is not finite restarts at zero."""
-        assert self._cache is not None
-        cache = self._cache[torch.arange(size, device=self._cache.device) % len(self._cache)]
-        finite = cache.flatten(1).isfinite().all(dim=1)
-        return torch.where(finite.view(-1, *[1] * (cache.dim() - 1)), cache, 0.0)
+    def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        if self.settings.precision is None:
+            return nullcontext()
+        return torch.autocast(device.type, getattr(torch, self.settings.precision))
+
+
+def _regrouped(parts: Iterator[tuple[Tensor, Tensor]], rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Regroup pairs of tensors into pairs of ``rows`` rows; the last has what is left."""
+    waiting: list[tuple[Tensor, Tensor]] = []
+    for part in parts:
+        waiting.append(part)
+        while sum(len(x) for x, _ in waiting) >= rows:
+            x, owners = (torch.cat(tensors) for tensors in zip(*waiting, strict=True))
+            yield x[:rows], owners[:rows]
+            waiting = [(x[rows:], owners[rows:])]
+    if sum(len(x) for x, _ in waiting):
+        x, owners = (torch.cat(tensors) for tensors in zip(*waiting, strict=True))
+        yield x, owners

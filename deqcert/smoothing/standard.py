@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from deqcert.models import DEQ
-from deqcert.smoothing.base import Smoothing, demand_evaluation_mode, solver_label
-from deqcert.smoothing.labels import count_labels, labels_of
+from deqcert.smoothing.base import Smoothing, solver_label
+from deqcert.smoothing.engine import Engine, Labels
+from deqcert.smoothing.labels import count_labels
 from deqcert.smoothing.noise import Purpose
 from deqcert.solvers import Anderson, Solver
 from deqcert.statistics import Votes
@@ -25,12 +25,13 @@ class Standard(Smoothing):
         sigma: Standard deviation of the noise, in pixels of [0, 1], > 0.
         n0: Noisy copies that select the class, >= 1.
         n: Fresh noisy copies that estimate its probability, >= 1.
-        batch_size: Copies per launch, >= 1.
+        batch_size: Copies of an image per batch of noise, >= 1.
         seed: Seed of all random streams, >= 0.
+        execution: How copies are spread over launches.
         solver: Solver that defines the base classifier of a DEQ; other networks ignore it.
     """
 
-    solver: Solver = Anderson(max_steps=30)
+    solver: Solver = Anderson(max_steps=30, tolerance=1e-3)
 
     @property
     def label(self) -> str:
@@ -38,41 +39,34 @@ class Standard(Smoothing):
         return f"standard-{solver_label(self.solver)}"
 
     @torch.no_grad()
-    def vote(self, classifier: nn.Module, image: Tensor, index: int, label: int) -> Votes:
-        """Classify ``n0`` and then ``n`` independent noisy copies; see :meth:`Smoothing.vote`."""
-        demand_evaluation_mode(classifier)
+    def vote_group(self, engine: Engine, images: Tensor, indices: Sequence[int], labels: Sequence[int]) -> list[Votes]:
+        """Classify ``n0`` and then ``n`` independent noisy copies; see :meth:`Smoothing.vote_group`."""
         started = time.perf_counter()
-        selection, first_cost, _ = self._count(classifier, image, index, Purpose.SELECTION, self.n0)
-        estimation, cost, residual = self._count(classifier, image, index, Purpose.ESTIMATION, self.n)
-        return Votes(
-            index=index,
-            label=label,
-            n0=self.n0,
-            n=self.n,
-            selection=selection,
-            estimation=estimation,
-            audited=None,
-            mismatches=0,
-            nfe_fast=first_cost + cost,
-            nfe_audit=0,
-            residual=residual,
-            seconds=time.perf_counter() - started,
-        )
+        selection = self._label(engine, images, indices, Purpose.SELECTION, self.n0)
+        estimation = self._label(engine, images, indices, Purpose.ESTIMATION, self.n)
+        given = torch.cat([selection.labels, estimation.labels]).cpu().numpy()
+        steps = (selection.steps.sum(dim=0) + estimation.steps.sum(dim=0)).tolist()
+        residuals = estimation.residual.mean(dim=0).tolist()
+        seconds = (time.perf_counter() - started) / len(images)
+        return [
+            Votes(
+                index=index,
+                label=label,
+                n0=self.n0,
+                n=self.n,
+                selection=count_labels(given[: self.n0, e], engine.num_classes),
+                estimation=count_labels(given[self.n0 :, e], engine.num_classes),
+                audited=None,
+                mismatches=0,
+                nfe_fast=steps[e],
+                nfe_audit=0,
+                residual=residuals[e],
+                seconds=seconds,
+            )
+            for e, (index, label) in enumerate(zip(indices, labels, strict=True))
+        ]
 
-    def _count(
-        self, classifier: nn.Module, image: Tensor, index: int, purpose: Purpose, count: int
-    ) -> tuple[tuple[int, ...], int, float]:
-        """Return class counts, evaluations and the mean residual."""
-        labels, residuals, evaluations, num_classes = [], [], 0, 0
-        for noisy in self._noisy_batches(image, index, purpose, count):
-            if isinstance(classifier, DEQ):
-                logits, solution = classifier.solve(noisy, self.solver)
-                residuals.append(solution.residual)
-                evaluations += solution.evaluations
-            else:
-                logits = classifier(noisy)
-                evaluations += len(noisy)
-            num_classes = logits.shape[1]
-            labels.append(labels_of(logits))
-        residual = float(torch.cat(residuals).mean()) if residuals else math.nan
-        return count_labels(torch.cat(labels), num_classes), evaluations, residual
+    def _label(self, engine: Engine, images: Tensor, indices: Sequence[int], purpose: Purpose, count: int) -> Labels:
+        """Label ``count`` copies of each of E images; tensors of shape (count, E)."""
+        batches = [engine.label(x, self.solver) for x in self._noisy_groups(images, indices, purpose, count)]
+        return Labels(*(torch.cat(parts).view(count, len(images)) for parts in zip(*batches, strict=True)))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deqcert.errors import require, require_count
 from deqcert.solvers.base import Solver
+from deqcert.solvers.rows import inner_products, weighted_sum
 
 
 @dataclass
@@ -16,16 +17,20 @@ class _History:
     """The newest pairs in ring buffers; slot k mod m holds pair k.
 
     Attributes:
-        images: F(X_j), shape (B, m, D).
-        residuals: G_j = F(X_j) − X_j, shape (B, m, D).
-        gram: ⟨G_i, G_j⟩, shape (B, m, m); only the row and column of a new pair are computed.
+        images: F(X_j), shape (m, B, D).
+        gaps: G_j = F(X_j) − X_j, shape (m, B, D).
+        gram: ⟨G_i, G_j⟩, shape (B, m, m), float64; only the row and column of a new pair are computed.
         pairs: Pairs seen so far.
     """
 
     images: Tensor
-    residuals: Tensor
+    gaps: Tensor
     gram: Tensor
     pairs: int = 0
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the history of these rows."""
+        self.images, self.gaps, self.gram = self.images[:, rows], self.gaps[:, rows], self.gram[rows]
 
 
 @dataclass(frozen=True)
@@ -57,46 +62,46 @@ class Anderson(Solver):
     def initialise(self, start: Tensor) -> _History:
         """Allocate the ring buffers."""
         batch, size = start.shape
-        slots = min(self.memory, self.max_steps)
+        # A single step mixes nothing and needs no history.
+        slots = min(self.memory, self.max_steps) if self.max_steps > 1 else 0
         return _History(
-            images=start.new_empty(batch, slots, size),
-            residuals=start.new_empty(batch, slots, size),
-            gram=start.new_zeros(batch, slots, slots),
+            images=start.new_empty(slots, batch, size),
+            gaps=start.new_empty(slots, batch, size),
+            gram=start.new_zeros(batch, slots, slots, dtype=torch.float64),
         )
 
-    def advance(self, state: _History, iterate: Tensor, image: Tensor) -> Tensor:
+    def advance(self, state: _History, iterate: Tensor, image: Tensor, gap: Tensor) -> Tensor:
         """Store the pair and return the mixed image."""
-        if self.max_steps == 1:  # nothing will ever be mixed
+        slots = len(state.images)
+        if slots == 0:
             return image
-        slots = state.images.shape[1]
         slot = state.pairs % slots
         state.pairs += 1
         filled = min(state.pairs, slots)
 
-        residual = image - iterate
-        state.images[:, slot] = image
-        state.residuals[:, slot] = residual
-        products = torch.bmm(state.residuals[:, :filled], residual[:, :, None])[:, :, 0]
+        state.images[slot] = image
+        state.gaps[slot] = gap
+        products = inner_products(state.gaps[:filled], gap).double()
         state.gram[:, slot, :filled] = products
         state.gram[:, :filled, slot] = products
         if filled == 1:
             return image
 
-        weights, solved = self._weights(state.gram[:, :filled, :filled])
-        mixed = torch.bmm(weights[:, None].to(image.dtype), state.images[:, :filled])[:, 0]
-        return torch.where(solved[:, None], mixed, image)
+        return weighted_sum(state.images[:filled], self._weights(state.gram[:, :filled, :filled], slot))
 
-    def _weights(self, gram: Tensor) -> tuple[Tensor, Tensor]:
-        """Solve (G + ridge I) y = 1 and return α = y / Σy, shape (B, m), and where that worked, shape (B,).
+    def _weights(self, gram: Tensor, newest: int) -> Tensor:
+        """Solve (G + ridge I) y = 1 and return α = y / Σy, shape (B, m); all on the ``newest`` where that fails.
 
         This is the bordered system of the constrained problem with its multiplier eliminated. The matrix is
         positive definite unless rounding or a non-finite row spoils it, which Cholesky reports row by row.
         """
-        gram = gram.to(torch.float64, copy=True)  # the history stays without ridge
+        gram = gram.clone()  # the history stays without ridge
         gram.diagonal(dim1=1, dim2=2).add_(self.ridge)
         factor, info = torch.linalg.cholesky_ex(gram)
         ones = gram.new_ones(*gram.shape[:2], 1)
         weights = torch.cholesky_solve(ones, factor)[:, :, 0]
         weights = weights / weights.sum(dim=1, keepdim=True)
         solved = (info == 0) & weights.isfinite().all(dim=1)
-        return weights.nan_to_num(), solved
+        plain = torch.zeros_like(weights)
+        plain[:, newest] = 1
+        return torch.where(solved[:, None], weights, plain)

@@ -5,21 +5,29 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from deqcert.errors import require, require_count
+from deqcert.solvers.rows import RunningRows
 
 Function = Callable[[Tensor], Tensor]
 """The map F whose fixed point is sought: shape (B, ...) to the same shape, row by row."""
+
+Restriction = Callable[[Tensor], Function]
+"""Gives F of some rows of the batch only, named by their positions, shape (b,), int64."""
 
 Stop = Literal["relative", "absolute"]
 Iterate = Literal["last", "best"]
 
 # Keeps the relative residual of F(z) = 0 finite; far below any tolerance of use.
 _TINY = 1e-12
+
+# A batch is halved at most so often, and never below so many rows: small launches do not pay.
+_HALVINGS = 3
+_FEWEST_ROWS = 4
 
 
 class Solution(NamedTuple):
@@ -33,7 +41,7 @@ class Solution(NamedTuple):
         steps: Evaluations of F that ``value`` is made of, shape (B,), int64.
         converged: Whether the residual met the tolerance, shape (B,), bool.
         diverged: Whether an evaluation was not finite; the row then stopped. Shape (B,), bool.
-        evaluations: Rows of F evaluated in all, frozen rows included: the cost.
+        evaluations: Rows of F evaluated in all, rows that had stopped included: the cost.
     """
 
     value: Tensor
@@ -42,6 +50,13 @@ class Solution(NamedTuple):
     converged: Tensor
     diverged: Tensor
     evaluations: int
+
+
+class SolverState(Protocol):
+    """What a solver remembers of the rows besides their newest iterate."""
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the rows at these positions, shape (b,), int64."""
 
 
 @dataclass(frozen=True)
@@ -73,69 +88,142 @@ class Solver(ABC):
         require(self.iterate in get_args(Iterate), "iterate", self.iterate, f"must be one of {get_args(Iterate)}")
 
     @abstractmethod
-    def initialise(self, start: Tensor) -> Any:
+    def initialise(self, start: Tensor) -> SolverState:
         """Return the mutable state of one solve from ``start``, shape (B, D)."""
 
     @abstractmethod
-    def advance(self, state: Any, iterate: Tensor, image: Tensor) -> Tensor:
+    def advance(self, state: Any, iterate: Tensor, image: Tensor, gap: Tensor) -> Tensor:
         """Return the next iterate from the newest pair.
 
         Args:
             state: What :meth:`initialise` returned; updated in place.
             iterate: X_k, shape (B, D).
             image: F(X_k), shape (B, D).
+            gap: F(X_k) − X_k, shape (B, D).
 
         Returns:
             X_{k+1}, shape (B, D); finite in every row whose history is finite.
         """
 
     @torch.no_grad()
-    def solve(self, function: Function, start: Tensor) -> Solution:
+    def solve(self, function: Function, start: Tensor, restrict: Restriction | None = None) -> Solution:
         """Iterate from ``start`` until every row has stopped.
 
         Args:
             function: F; called with tensors of the shape of ``start``.
             start: X_0, shape (B, ...), floating point.
+            restrict: Where given, rows that have stopped leave the batch whenever at least half of it has; the
+                rows that stay go on with ``restrict(their positions)``. No solution depends on it but for rounding.
 
         Returns:
             The :class:`Solution`. Nothing is evaluated only to be thrown away: k steps are k calls of F.
         """
-        current = start.flatten(1)
-        batch = len(current)
-        state = self.initialise(current)
-        running = torch.ones(batch, dtype=torch.bool, device=start.device)
-        steps = torch.zeros(batch, dtype=torch.int64, device=start.device)
-        residual = torch.full((batch,), torch.inf, dtype=start.dtype, device=start.device)
-        best, best_residual, best_steps = current, residual, steps
-        calls = 0
+        rows = _Rows.starting(start.flatten(1))
+        state = self.initialise(rows.iterate)
+        shape, watch, running = start.shape[1:], RunningRows(start), len(start)
+        fewest = max(_FEWEST_ROWS, len(start) >> _HALVINGS)
+        settled: _Returned | None = None
+        places: Tensor | None = None  # of the rows in the batch of the start; None while all are here
+        calls = evaluations = 0
 
         while calls < self.max_steps:
-            image = function(current.view(start.shape)).flatten(1)
+            image = function(rows.iterate.view(-1, *shape)).flatten(1)
             calls += 1
-            steps = steps + running
-            residual = torch.where(running, self._residual(current, image), residual)
-            if self.iterate == "best":
-                better = running & (residual < best_residual)
-                best = torch.where(better[:, None], current, best)
-                best_residual = torch.where(better, residual, best_residual)
-                best_steps = torch.where(better, steps, best_steps)
-                if calls == self.max_steps:
-                    break
-            current = torch.where(running[:, None], self.advance(state, current, image), current)
-            running = running & (residual > self.tolerance) & residual.isfinite()
-            # Without a tolerance rows practically never stop: save the host its wait for the device.
-            if self.tolerance > 0 and not running.any():
+            evaluations += len(image)
+            gap = image - rows.iterate
+            rows.observe(self._residual(gap, image), remember_best=self.iterate == "best")
+            if self.iterate == "best" and calls == self.max_steps:
                 break
+            following = self.advance(state, rows.iterate, image, gap)
+            rows.move(following, self.tolerance, all_run=watch.exact and running == len(image))
+            if calls == self.max_steps or (self.tolerance == 0 and not watch.exact):
+                continue
+            running = watch.count(rows.running)
+            # Without a tolerance rows stop at exact fixed points only: not worth looking for the end.
+            if self.tolerance == 0:
+                continue
+            if running == 0:
+                break
+            if restrict is not None and len(image) // 2 >= max(running, fewest):
+                settled = self._returned(rows).over(settled, places)
+                # The running rows come first; some that have stopped fill up the half.
+                kept = rows.running.to(torch.uint8).argsort(descending=True, stable=True)[: len(image) // 2]
+                places = kept if places is None else places[kept]
+                rows = rows.select(kept)
+                state.select(kept)
+                function = restrict(places)
 
-        diverged = residual.isinf()
+        value, residual, steps, diverged = self._returned(rows).over(settled, places)
+        return Solution(value.view(start.shape), residual, steps, residual <= self.tolerance, diverged, evaluations)
+
+    def _returned(self, rows: _Rows) -> _Returned:
+        diverged = rows.residual.isinf()
         if self.iterate == "best":
-            current, residual, steps = best, best_residual, best_steps
-        converged = residual <= self.tolerance
-        return Solution(current.view(start.shape), residual, steps, converged, diverged, calls * batch)
+            return _Returned(rows.best, rows.best_residual, rows.best_steps, diverged)
+        return _Returned(rows.iterate, rows.residual, rows.steps, diverged)
 
-    def _residual(self, iterate: Tensor, image: Tensor) -> Tensor:
-        residual = torch.linalg.vector_norm(image - iterate, dim=1)
+    def _residual(self, gap: Tensor, image: Tensor) -> Tensor:
+        residual = torch.linalg.vector_norm(gap, dim=1)
         if self.stop == "relative":
             residual = residual / (torch.linalg.vector_norm(image, dim=1) + _TINY)
         finite: Tensor = residual.nan_to_num(nan=torch.inf)
         return finite
+
+
+class _Returned(NamedTuple):
+    """Value, residual, steps and divergence of some rows, as in :class:`Solution`."""
+
+    value: Tensor
+    residual: Tensor
+    steps: Tensor
+    diverged: Tensor
+
+    def over(self, earlier: _Returned | None, places: Tensor | None) -> _Returned:
+        """Return ``earlier`` with these rows in ``places``; these rows themselves if they are all."""
+        if earlier is None or places is None:
+            return self
+        return _Returned(*(old.index_copy(0, places, new) for old, new in zip(earlier, self, strict=True)))
+
+
+@dataclass
+class _Rows:
+    """What is known of each row; tensors are replaced, never written to."""
+
+    iterate: Tensor
+    running: Tensor
+    steps: Tensor
+    residual: Tensor
+    best: Tensor
+    best_residual: Tensor
+    best_steps: Tensor
+
+    @classmethod
+    def starting(cls, start: Tensor) -> _Rows:
+        running = torch.ones(len(start), dtype=torch.bool, device=start.device)
+        steps = torch.zeros(len(start), dtype=torch.int64, device=start.device)
+        residual = torch.full((len(start),), torch.inf, dtype=start.dtype, device=start.device)
+        return cls(start, running, steps, residual, start, residual, steps)
+
+    def observe(self, residual: Tensor, remember_best: bool) -> None:
+        """Take in the residual of the newest iterate of every running row."""
+        self.steps = self.steps + self.running
+        self.residual = torch.where(self.running, residual, self.residual)
+        if remember_best:
+            better = self.running & (self.residual < self.best_residual)
+            self.best = torch.where(better[:, None], self.iterate, self.best)
+            self.best_residual = torch.where(better, self.residual, self.best_residual)
+            self.best_steps = torch.where(better, self.steps, self.best_steps)
+
+    def move(self, following: Tensor, tolerance: float, all_run: bool) -> None:
+        """Go on to the next iterate, then stop where the residual is small enough or not finite.
+
+        ``all_run`` says that no row has stopped yet, which saves a pass over the batch.
+        """
+        self.iterate = following if all_run else torch.where(self.running[:, None], following, self.iterate)
+        self.running = self.running & (self.residual > tolerance) & self.residual.isfinite()
+
+    def select(self, kept: Tensor) -> _Rows:
+        """Return the rows at positions ``kept``, shape (b,)."""
+        tensors = (self.iterate, self.running, self.steps, self.residual)
+        best = (self.best, self.best_residual, self.best_steps)
+        return _Rows(*(tensor[kept] for tensor in (*tensors, *best)))

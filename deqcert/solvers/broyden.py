@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from deqcert.solvers.base import Iterate, Solver
+from deqcert.solvers.rows import inner_products, weighted_sum
 
 
 @dataclass
@@ -15,8 +16,8 @@ class _Inverse:
     """The approximate inverse Jacobian −I + Σ_j u_j v_jᵀ of G(z) = F(z) − z, and the last step.
 
     Attributes:
-        left: u_j, shape (B, r, D).
-        right: v_j, shape (B, r, D).
+        left: u_j, shape (r, B, D).
+        right: v_j, shape (r, B, D).
         rank: Updates stored so far.
         step: X_k − X_{k−1}, shape (B, D).
         residual: G(X_{k−1}), shape (B, D); None before the first step.
@@ -27,6 +28,20 @@ class _Inverse:
     rank: int
     step: Tensor
     residual: Tensor | None
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the inverse Jacobian and the last step of these rows."""
+        self.left, self.right = self.left[:, rows], self.right[:, rows]
+        self.step = self.step[rows]
+        self.residual = None if self.residual is None else self.residual[rows]
+
+    def times(self, vector: Tensor) -> Tensor:
+        """Return (Σ_j u_j v_jᵀ) vector, shape (B, D)."""
+        return weighted_sum(self.left[: self.rank], inner_products(self.right[: self.rank], vector))
+
+    def transposed_times(self, vector: Tensor) -> Tensor:
+        """Return (Σ_j v_j u_jᵀ) vector, shape (B, D)."""
+        return weighted_sum(self.right[: self.rank], inner_products(self.left[: self.rank], vector))
 
 
 @dataclass(frozen=True)
@@ -50,31 +65,29 @@ class Broyden(Solver):
         batch, size = start.shape
         updates = max(self.max_steps - 1, 0)
         return _Inverse(
-            left=start.new_empty(batch, updates, size),
-            right=start.new_empty(batch, updates, size),
+            left=start.new_empty(updates, batch, size),
+            right=start.new_empty(updates, batch, size),
             rank=0,
             step=torch.zeros_like(start),
             residual=None,
         )
 
-    def advance(self, state: _Inverse, iterate: Tensor, image: Tensor) -> Tensor:
+    def advance(self, state: _Inverse, iterate: Tensor, image: Tensor, gap: Tensor) -> Tensor:
         """Update the inverse Jacobian J⁻¹ with the newest pair and return X_k − J⁻¹ G(X_k)."""
-        residual = image - iterate
-        step, usable = residual, None
+        step = gap
         if state.residual is not None:
-            usable = self._update(state, residual - state.residual)
-            newton = residual - _combine(state.left, _project(state.right, residual, state.rank))
+            usable = self._update(state, gap - state.residual)
+            newton = gap - state.times(gap)
             usable = usable & newton.isfinite().all(dim=1)
-            step = torch.where(usable[:, None], newton, residual)
-        state.step, state.residual = step, residual
+            step = torch.where(usable[:, None], newton, gap)
+        state.step, state.residual = step, gap
         return iterate + step
 
     @staticmethod
     def _update(state: _Inverse, change: Tensor) -> Tensor:
         """Append u = (Δx − J⁻¹ΔG) / (Δxᵀ J⁻¹ ΔG), v = J⁻ᵀ Δx; return where that was possible, shape (B,)."""
-        rank = state.rank
-        mapped = _combine(state.left, _project(state.right, change, rank)) - change
-        right = _combine(state.right, _project(state.left, state.step, rank)) - state.step
+        mapped = state.times(change) - change
+        right = state.transposed_times(state.step) - state.step
         denominator = (right * change).sum(dim=1, keepdim=True)
         scale = torch.linalg.vector_norm(right, dim=1, keepdim=True) * torch.linalg.vector_norm(
             change, dim=1, keepdim=True
@@ -82,18 +95,8 @@ class Broyden(Solver):
         usable = denominator.abs() > torch.finfo(change.dtype).eps * scale
         left = (state.step - mapped) / denominator
         usable = usable & left.isfinite().all(dim=1, keepdim=True) & right.isfinite().all(dim=1, keepdim=True)
-        state.left[:, rank] = torch.where(usable, left, 0.0)
-        state.right[:, rank] = torch.where(usable, right, 0.0)
+        state.left[state.rank] = torch.where(usable, left, 0.0)
+        state.right[state.rank] = torch.where(usable, right, 0.0)
         state.rank += 1
         rows: Tensor = usable[:, 0]
         return rows
-
-
-def _project(vectors: Tensor, target: Tensor, rank: int) -> Tensor:
-    """Return ⟨vectors_j, target⟩ for j < rank, shape (B, rank)."""
-    return torch.bmm(vectors[:, :rank], target[:, :, None])[:, :, 0]
-
-
-def _combine(vectors: Tensor, weights: Tensor) -> Tensor:
-    """Return Σ_j weights_j vectors_j, shape (B, D); zero for no weights."""
-    return torch.bmm(weights[:, None], vectors[:, : weights.shape[1]])[:, 0]

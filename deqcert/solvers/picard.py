@@ -9,6 +9,13 @@ from torch import Tensor
 from deqcert.solvers.base import Solver
 
 
+class _Memoryless:
+    """Plain iteration remembers nothing."""
+
+    def select(self, rows: Tensor) -> None:
+        """Nothing to select from."""
+
+
 @dataclass(frozen=True)
 class Picard(Solver):
     """X_{k+1} = F(X_k): the "N" of SRS-1N.
@@ -20,9 +27,10 @@ class Picard(Solver):
         iterate: Returned iterate: "last" or the "best" by residual among those evaluated.
     """
 
-    def initialise(self, start: Tensor) -> None:
-        """No history."""
+    def initialise(self, start: Tensor) -> _Memoryless:
+        """There is nothing to remember."""
+        return _Memoryless()
 
-    def advance(self, state: None, iterate: Tensor, image: Tensor) -> Tensor:
-        """Return F(X_k)."""
+    def advance(self, state: _Memoryless, iterate: Tensor, image: Tensor, gap: Tensor) -> Tensor:
+        """Return the image."""
         return image

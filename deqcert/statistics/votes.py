@@ -29,8 +29,9 @@ class Votes(NamedTuple):
         audited: Size of the uniformly random audit subset of the copies classified A; None if the labels are
             independent labels of the base classifier itself (standard smoothing), which need no audit.
         mismatches: Audited copies that the base classifier does not classify A.
-        nfe_fast: Evaluations of the DEQ cell for the labels, selection included, summed over copies.
-        nfe_audit: Evaluations of the DEQ cell for the audit, summed over copies.
+        nfe_fast: Evaluations of the DEQ cell that the labels are made of, selection included, summed over copies. What
+            a launch evaluates of a copy that has stopped is not counted.
+        nfe_audit: The same for the audit.
         residual: Mean relative residual of the estimation solves; nan if the classifier is no DEQ.
         seconds: Wall-clock time.
     """

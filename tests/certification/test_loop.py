@@ -23,10 +23,10 @@ CALLS: list[int] = []
 
 @dataclass(frozen=True)
 class Counting(Standard):
-    def vote(self, classifier, image, index, label):
-        CALLS.append(index)
+    def vote_group(self, engine, images, indices, labels):
+        CALLS.extend(indices)
         assert not torch.is_grad_enabled()
-        return super().vote(classifier, image, index, label)
+        return super().vote_group(engine, images, indices, labels)
 
 
 class Module(LightningModule):

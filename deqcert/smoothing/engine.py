@@ -1,0 +1,212 @@
+"""The engine: how noisy copies get their labels, launch by launch. It changes the speed of votes, not their meaning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from deqcert.errors import SettingError, require_count
+from deqcert.models import DEQ, CompiledDEQ
+from deqcert.smoothing.labels import labels_of
+from deqcert.solvers import Solver
+
+# Bytes of state per launch. On a CPU a launch then stays in its caches; on a GPU it fills the device.
+_STATE_BYTES = {"cpu": 3 * 2**19, "cuda": 2**27}
+_FEWEST_ROWS = 8
+
+# Below the largest block that glibc's malloc will keep (mallopt(3), M_MMAP_THRESHOLD).
+_KEPT_BYTES = 31 * 2**20
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How copies are spread over launches. Votes depend on it through the rounding of kernels only.
+
+    Args:
+        rows: Most copies per launch, >= 1; null chooses by device and size of the state (docs/performance.md).
+        images: Images side by side, >= 1; their copies share launches. null: one on a CPU, as many as fill a launch
+            elsewhere.
+        compile: Compile the network with ``torch.compile`` (needs a C++ compiler on a CPU; CUDA graphs on a GPU).
+
+    Raises:
+        SettingError: If a setting is out of range.
+    """
+
+    rows: int | None = None
+    images: int | None = None
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for field in ("rows", "images"):
+            value = getattr(self, field)
+            if value is not None:
+                require_count(f"execution.{field}", value, minimum=1)
+
+
+class Labels(NamedTuple):
+    """What a classifier says of a batch.
+
+    Attributes:
+        labels: Classes, shape (B,), int64; INVALID where a logit is not finite.
+        steps: Evaluations of the cell that each label is made of, shape (B,), int64; 1 for classifiers without a cell.
+        residual: Relative residual of each solve, shape (B,); nan for classifiers without one.
+    """
+
+    labels: Tensor
+    steps: Tensor
+    residual: Tensor
+
+
+class Engine:
+    """Labels batches of noisy copies by one classifier, in launches that suit the device.
+
+    Args:
+        classifier: Base classifier in evaluation mode; its weights must not change while the engine is in use.
+        execution: How to spread copies over launches.
+        image: One clean image, shape (C, H, W), on the device of the classifier.
+        width: Copies of one image that are labelled side by side.
+
+    Attributes:
+        images: Images to label side by side.
+        rows: Most copies per launch.
+        num_classes: Classes, known once something has been labelled.
+        state: A cold start of one row, shape (1, ...); None for classifiers that are no DEQ.
+
+    Raises:
+        SettingError: If the classifier is in training mode: its labels would depend on the batch.
+    """
+
+    def __init__(self, classifier: nn.Module, execution: Execution, image: Tensor, width: int) -> None:
+        demand_evaluation_mode(classifier)
+        self.num_classes = 0
+        self._classifier = classifier
+        self._network: nn.Module = classifier.for_inference() if isinstance(classifier, DEQ) else classifier
+        self.state = _cold_start(self._network, image)
+        fitting = None if self.state is None else _fitting_rows(self.state)
+        self.images = execution.images or _images(image.device, fitting, width)
+        total = self.images * width
+        # Launches of equal size.
+        self.rows = execution.rows or math.ceil(total / math.ceil(total / (fitting or total)))
+        self._padded = execution.compile
+        if execution.compile:
+            self._network = _compiled(self._network)
+        self._workers = _Workers() if image.device.type == "cpu" and total > self.rows else None
+
+    def lanes(self, width: int, images: int) -> Tensor:
+        """Return zeros for ``width`` states of each of some images, shape (width, images, ...).
+
+        Raises:
+            SettingError: If the classifier is no DEQ.
+        """
+        if self.state is None:
+            name = type(self._classifier).__name__
+            raise SettingError("smoothing", "Serialized", f"needs a DEQ; certify a {name} by Standard")
+        return self.state.new_zeros(width, images, *self.state.shape[1:])
+
+    @torch.no_grad()
+    def label(self, x: Tensor, solver: Solver, start: Tensor | None = None, keep: Tensor | None = None) -> Labels:
+        """Label a batch.
+
+        Args:
+            x: Noisy copies, shape (B, C, H, W), B >= 1.
+            solver: Solver of a DEQ.
+            start: States to start from, shape (B, ...); None is the cold start.
+            keep: Receives the fixed points, shape (B, ...); zeros in rows that diverged. May be ``start`` itself.
+
+        Returns:
+            The labels, on the device of ``x``. Nothing waits for a GPU.
+        """
+
+        def launch(first: int) -> Labels:
+            rows = slice(first, first + self.rows)
+            return self._launch(
+                x[rows], solver, None if start is None else start[rows], None if keep is None else keep[rows]
+            )
+
+        places = range(0, len(x), self.rows)
+        launches = [launch(first) for first in places] if self._workers is None else self._workers.map(launch, places)
+        return Labels(*(torch.cat(parts) for parts in zip(*launches, strict=True)))
+
+    def _launch(self, x: Tensor, solver: Solver, start: Tensor | None, keep: Tensor | None) -> Labels:
+        size = len(x)
+        if self._padded and size < self.rows:
+            x, start = _padded(x, self.rows), None if start is None else _padded(start, self.rows)
+        if isinstance(self._network, DEQ):
+            logits, solution = self._network.solve(x, solver, start)
+            steps, residual = solution.steps, solution.residual
+            if keep is not None:
+                keep.copy_(solution.value[:size])
+                keep.masked_fill_(solution.diverged[:size].view(-1, *[1] * (keep.dim() - 1)), 0.0)
+        else:
+            logits = self._network(x)
+            steps = torch.ones(len(x), dtype=torch.int64, device=x.device)
+            residual = torch.full((len(x),), torch.nan, device=x.device)
+        self.num_classes = logits.shape[1]
+        return Labels(labels_of(logits)[:size], steps[:size], residual[:size])
+
+
+def demand_evaluation_mode(classifier: nn.Module) -> None:
+    """Raise :class:`SettingError` unless every part of ``classifier`` is in evaluation mode."""
+    training = [name or "classifier" for name, module in classifier.named_modules() if module.training]
+    if training:
+        raise SettingError("classifier", training[0], "must be in evaluation mode: call .eval() first")
+
+
+@torch.no_grad()
+def _cold_start(network: nn.Module, image: Tensor) -> Tensor | None:
+    return network.initial_state(network.inject(image[None])) if isinstance(network, DEQ) else None
+
+
+def _fitting_rows(state: Tensor) -> int:
+    """Return how many copies with such a state a launch should hold at most."""
+    budget = _STATE_BYTES.get(state.device.type, _STATE_BYTES["cuda"])
+    return max(_FEWEST_ROWS, budget // (state.numel() * state.element_size()))
+
+
+def _images(device: torch.device, fitting: int | None, width: int) -> int:
+    """Return how many images fill a launch; one on a CPU, whose launches are smaller than a chain."""
+    return 1 if device.type == "cpu" or fitting is None else math.ceil(fitting / width)
+
+
+def _compiled(network: nn.Module) -> nn.Module:
+    if isinstance(network, DEQ):
+        return CompiledDEQ(network)
+    compiled: nn.Module = torch.compile(network, dynamic=False)  # type: ignore[assignment]  # a module gives a module
+    return compiled
+
+
+class _Workers:
+    """CPU threads of one core each. A launch is too small to be shared between cores; several at once are not."""
+
+    def __init__(self) -> None:
+        cores = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) if cores > 1 else None
+        if self._pool is not None:
+            list(self._pool.map(lambda _: None, range(cores)))
+            torch.set_num_threads(cores)  # of the threads to come, which is the last number that any thread set
+        # malloc gives freed blocks above a threshold back to the system, and each page of the next one costs a fault.
+        # The threshold follows the largest block freed so far.
+        torch.empty(_KEPT_BYTES, dtype=torch.uint8)
+
+    def map(self, function: Callable[[int], Labels], arguments: Sequence[int]) -> list[Labels]:
+        """Call ``function`` with each argument, under the gradient and autocast modes of the caller."""
+        if self._pool is None:
+            return [function(argument) for argument in arguments]
+        autocast, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+
+        def alone(argument: int) -> Labels:
+            with torch.no_grad(), torch.autocast("cpu", dtype, enabled=autocast):
+                return function(argument)
+
+        return list(self._pool.map(alone, arguments))
+
+
+def _padded(batch: Tensor, rows: int) -> Tensor:
+    """Repeat the last row until there are ``rows`` of them."""
+    return torch.cat([batch, batch[-1:].expand(rows - len(batch), *batch.shape[1:])])
