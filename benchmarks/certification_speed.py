@@ -1,0 +1,344 @@
+"""Speed of certification against the published algorithm, followed literally (literal.py).
+
+    python benchmarks/certification_speed.py --model small [--checkpoint MODEL.ckpt] [--data DATA] [--device cuda]
+
+Prints Markdown tables: samples per second beside the literal reference, where the time goes, peak memory, growth with
+n, launches of other sizes, and how many labels the settings of the engine change. Reference and engine run in a process
+each, under the same allocator and number of threads, in turn: each ratio is of medians of one run. Chains are timed with
+their selection copies and without an audit; the audit is timed apart. Without a checkpoint the weights are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from literal import Literal
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from deqcert.data import CIFAR10
+from deqcert.data.images import to_unit_interval
+from deqcert.models import DEQ, MDEQ
+from deqcert.smoothing import Execution, Serialized, Smoothing, Standard
+from deqcert.smoothing.noise import Purpose
+from deqcert.solvers import Anderson, Picard
+from deqcert.statistics import AdaptiveAudit, FixedAudit
+
+SIGMA = 0.5
+WIDTH = 400
+N0 = 100
+MODELS: dict[str, dict[str, Any]] = {
+    "small": {},
+    "large": {"channels": (32, 64, 128, 256), "head_channels": (14, 28, 56, 112), "final_channels": 1680},
+}
+CHAIN = Serialized(sigma=SIGMA, n0=N0, batch_size=WIDTH, audit=FixedAudit(1))  # an audit of one copy costs nothing
+FULL = Standard(sigma=SIGMA, n0=1, batch_size=WIDTH, solver=Anderson(max_steps=30))
+
+# name, ours, and the literal call: ("standard", steps, tolerance) or ("serialized", steps); no literal "N" is published
+# with other costs than "A".
+RUNS: list[tuple[str, Smoothing, tuple[Any, ...] | None]] = [
+    ("standard-30A, all 30 steps", FULL, ("standard", 30, 0.0)),
+    ("standard-30A, tolerance 1e-3", replace(FULL, solver=Anderson(30, tolerance=1e-3)), ("standard", 30, 1e-3)),
+    ("SRS-1N", replace(CHAIN, solver=Picard(1)), None),
+    ("SRS-1A", replace(CHAIN, solver=Anderson(1)), ("serialized", 1)),
+    ("SRS-3A", replace(CHAIN, solver=Anderson(3)), ("serialized", 3)),
+    ("SRS-3A, bfloat16", replace(CHAIN, solver=Anderson(3), precision="bfloat16"), ("serialized", 3)),
+]
+
+
+def load(options: argparse.Namespace) -> tuple[MDEQ, Tensor]:
+    """Return the network and one image."""
+    torch.manual_seed(0)
+    network = MDEQ(dropout=0, **MODELS[options.model])
+    if options.checkpoint:
+        weights = torch.load(options.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()})
+    image = torch.rand(3, 32, 32)
+    if options.data:
+        image = to_unit_interval(CIFAR10(root=options.data).load_split("test")[100][0])
+    return network.eval().to(options.device), image.to(options.device)
+
+
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.perf_counter()
+    result = function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, result
+
+
+# What the two processes run. Each keeps its network, and the engine its launches, from call to call.
+
+_state: dict[str, Any] = {}
+
+
+def prepare(options: argparse.Namespace) -> None:
+    _state["network"], _state["image"] = load(options)
+
+
+def literal_seconds(call: tuple[Any, ...], n: int) -> float:
+    kind, *settings = call
+    literal = Literal(_state["network"], WIDTH, SIGMA)
+    if kind == "standard":
+        return timed(lambda: literal.standard(_state["image"], n, *settings))[0] / n
+    return timed(lambda: literal.serialized(_state["image"], N0, n, *settings))[0] / (n + N0)
+
+
+def engine_seconds(strategy: Smoothing) -> float:
+    """Return the seconds per copy."""
+    key = repr(strategy)
+    if key not in _state:
+        _state[key] = strategy.engine(_state["network"], _state["image"])
+        vote(strategy, _state[key])
+    return timed(lambda: vote(strategy, _state[key]))[0] / (strategy.n0 + strategy.n)
+
+
+def vote(strategy: Smoothing, engine: Any, images: int = 1) -> Any:
+    stack = _state["image"].expand(images, -1, -1, -1)
+    return strategy.vote_group(engine, stack, range(images), [0] * images)
+
+
+def peak_megabytes(strategy: Smoothing) -> float:
+    """Return by how much one vote raises the peak: of the allocator on CUDA, of the process elsewhere."""
+    engine = strategy.engine(_state["network"], _state["image"])
+    vote(
+        replace(strategy, n=strategy.batch_size, n0=1), engine
+    )  # libraries keep what they need from their first use on
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        vote(strategy, engine)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - _state["before"]
+
+
+def note_memory() -> None:
+    _state["before"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+class Timed(DEQ):
+    """Adds up the seconds of each part of a network."""
+
+    def __init__(self, network: DEQ) -> None:
+        super().__init__(network.solver)
+        self.network = network
+        self.seconds = dict.fromkeys(("encoder", "cell", "head"), 0.0)
+        self.evaluations = 0
+
+    def _part(self, name: str, function: Callable[[], Any]) -> Any:
+        taken, result = timed(function)
+        self.seconds[name] += taken
+        return result
+
+    def inject(self, x: Tensor) -> Any:
+        return self._part("encoder", lambda: self.network.inject(x))
+
+    def initial_state(self, injection: Any) -> Tensor:
+        return self.network.initial_state(injection)
+
+    def cell(self, z: Tensor, injection: Any) -> Tensor:
+        self.evaluations += len(z)
+        return self._part("cell", lambda: self.network.cell(z, injection))
+
+    def head(self, z: Tensor) -> Tensor:
+        return self._part("head", lambda: self.network.head(z))
+
+
+def matmul_rate(dtype: torch.dtype) -> float:
+    """Return the FLOP/s of the better of two sizes of square matrices."""
+    best = 0.0
+    for size in (2048, 4096):
+        a = torch.randn(size, size, device=_state["image"].device).to(dtype)
+        torch.mm(a, a)
+        best = max(best, 2 * size**3 / statistics.median(timed(lambda a=a: torch.mm(a, a))[0] for _ in range(5)))
+    return best
+
+
+def flops_per_evaluation() -> float:
+    network, image = _state["network"], _state["image"]
+    with torch.no_grad():
+        injection = network.inject(image[None])
+        with FlopCounterMode(display=False) as counter:
+            network.cell(network.initial_state(injection), injection)
+    return float(counter.get_total_flops())
+
+
+def shares(strategy: Smoothing) -> str:
+    """Return a table row: where the time of a vote goes, on one thread, and the cell's share of the matmul rate."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    network = Timed(_state["network"].for_inference().eval())
+    network.eval()
+    engine = strategy.engine(network, _state["image"])
+    vote(strategy, engine)
+    network.seconds, network.evaluations = dict.fromkeys(network.seconds, 0.0), 0
+    total, (votes,) = timed(lambda: vote(strategy, engine))
+    stack, count = _state["image"][None], strategy.n0 + strategy.n
+    noise = timed(lambda: list(strategy._noisy_groups(stack, [0], Purpose.ESTIMATION, count)))[0]
+    rate = flops_per_evaluation() * network.evaluations / network.seconds["cell"]
+    peak = matmul_rate(torch.float32)
+    torch.set_num_threads(threads)
+    parts = [network.seconds["cell"], network.seconds["head"], network.seconds["encoder"], noise]
+    parts.append(total - sum(parts))
+    idle = network.evaluations / (votes.nfe_fast + votes.nfe_audit) - 1
+    cells = " | ".join(f"{100 * part / total:.1f}" for part in parts)
+    return f"{cells} | {100 * idle:.1f} | {rate / 1e9:.0f} | {100 * rate / peak:.0f}"
+
+
+def labels(strategy: Smoothing, images: int) -> list[tuple[int, ...]]:
+    return [each.estimation for each in vote(strategy, strategy.engine(_state["network"], _state["image"]), images)]
+
+
+def whole_image(strategy: Smoothing) -> tuple[float, Any]:
+    engine = strategy.engine(_state["network"], _state["image"])
+    taken, (votes,) = timed(lambda: vote(strategy, engine))
+    return taken, votes
+
+
+def profile(strategy: Smoothing) -> str:
+    engine = strategy.engine(_state["network"], _state["image"])
+    vote(strategy, engine)
+    with torch.profiler.profile() as trace:
+        vote(strategy, engine)
+    return trace.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=40)
+
+
+def process(options: argparse.Namespace) -> ProcessPoolExecutor:
+    """Return a fresh process with the network loaded."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=prepare, initargs=(options,))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=tuple(MODELS), default="small")
+    parser.add_argument("--checkpoint", help="checkpoint of that model; random weights without")
+    parser.add_argument("--data", help="root of CIFAR-10, as data.root; a random image without")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--n", type=int, default=2000, help="estimation copies per timed chain")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", choices=("speed", "shares", "memory", "growth", "rows", "labels", "audit", "profile"))
+    options = parser.parse_args()
+    for name, table in TABLES.items():
+        if options.only in (None, name):
+            table(options)
+
+
+def speed_table(options: argparse.Namespace) -> None:
+    print(f"\n| MDEQ-{options.model.upper()}, {options.device} | literal, s/1000 | ours, s/1000 | ratio | samples/s |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    with process(options) as reference, process(options) as ours:
+        for name, strategy, call in RUNS:
+            n = options.n if isinstance(strategy, Serialized) else WIDTH
+            strategy = replace(strategy, n=n)
+            reference_times, times = [], []
+            for _ in range(options.repeats):
+                if call is not None:
+                    reference_times.append(reference.submit(literal_seconds, call, n).result())
+                times.append(ours.submit(engine_seconds, strategy).result())
+            taken = statistics.median(times)
+            literal = statistics.median(reference_times) if reference_times else float("nan")
+            row = f"{1000 * literal:.2f} | {1000 * taken:.3f} | {literal / taken:.2f} | {1 / taken:.0f}"
+            print(f"| {name} | {row} |", flush=True)
+
+
+def shares_table(options: argparse.Namespace) -> None:
+    heads = "cell | head | encoder | noise | solver and Python | evaluated in vain | GFLOP/s | of matmul"
+    print(f"\n| one thread, % of the time | {heads} |\n| --- |{' ---: |' * 8}")
+    with process(options) as ours:
+        for name, strategy, _ in RUNS[:-1]:
+            n = options.n if isinstance(strategy, Serialized) else WIDTH
+            print(f"| {name} | {ours.submit(shares, replace(strategy, n=n)).result()} |", flush=True)
+
+
+def memory_table(options: argparse.Namespace) -> None:
+    print("\n| peak memory of a vote, MiB | |\n| --- | ---: |")
+    for name, strategy in (
+        ("SRS-3A, n = 400", replace(CHAIN, n=400)),
+        ("SRS-3A, n = 2000", replace(CHAIN, n=2000)),
+        ("standard-30A, n = 400", replace(FULL, n=400)),
+    ):
+        with process(options) as fresh:
+            fresh.submit(note_memory).result()
+            print(f"| {name} | {fresh.submit(peak_megabytes, strategy).result():.0f} |", flush=True)
+
+
+def growth_table(options: argparse.Namespace) -> None:
+    print("\n| SRS-1A, n | s | µs per copy |\n| --- | ---: | ---: |")
+    with process(options) as ours:
+        for n in (1000, 3000, 10_000):
+            strategy = replace(CHAIN, n=n, solver=Anderson(1))
+            taken = statistics.median(ours.submit(engine_seconds, strategy).result() for _ in range(3))
+            print(f"| {n} | {taken * (n + N0):.2f} | {1e6 * taken:.0f} |", flush=True)
+
+
+def rows_table(options: argparse.Namespace) -> None:
+    print("\n| copies per launch, SRS-3A | s/1000 |\n| --- | ---: |")
+    with process(options) as ours:
+        for rows in (None, 8, 16, 25, 50, 80, 100, 200, 400):
+            strategy = replace(CHAIN, n=800, execution=Execution(rows=rows))
+            taken = statistics.median(ours.submit(engine_seconds, strategy).result() for _ in range(3))
+            print(f"| {rows or 'default'} | {1000 * taken:.3f} |", flush=True)
+
+
+def labels_table(options: argparse.Namespace) -> None:
+    """Counts instead of labels: their least possible number of differing labels."""
+    print(f"\n| SRS-3A, n = {options.n}, four images | labels that differ at least |\n| --- | ---: |")
+    base = replace(CHAIN, n=options.n)
+    changes = {
+        "launches of 100": replace(base, execution=Execution(rows=100)),
+        "4 images side by side": replace(base, execution=Execution(images=4)),
+        "bfloat16": replace(base, precision="bfloat16"),
+    }
+    with process(options) as ours:
+        expected = ours.submit(labels, base, 4).result()
+        for name, strategy in changes.items():
+            given = ours.submit(labels, strategy, 4).result()
+            different = sum(int(np.abs(np.subtract(a, b)).sum()) // 2 for a, b in zip(given, expected, strict=True))
+            print(f"| {name} | {different} of {4 * options.n} |", flush=True)
+
+
+def audit_table(options: argparse.Namespace) -> None:
+    print(f"\n| SRS-3A, n = {options.n}, one image | s | NFE fast + audit | audited | mismatches |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    audits = {
+        "no audit": CHAIN,
+        "adaptive, 5 %": replace(CHAIN, audit=AdaptiveAudit()),
+        "400, all 30 steps": replace(CHAIN, audit=FixedAudit(400), reference=Anderson(30)),
+        "400, tolerance 1e-3": replace(CHAIN, audit=FixedAudit(400)),
+    }
+    with process(options) as ours:
+        for name, strategy in audits.items():
+            taken, votes = ours.submit(whole_image, replace(strategy, n=options.n)).result()
+            samples = votes.n0 + votes.n
+            nfe = f"{votes.nfe_fast / samples:.2f} + {votes.nfe_audit / samples:.2f}"
+            print(f"| {name} | {taken:.2f} | {nfe} | {votes.audited} | {votes.mismatches} |", flush=True)
+
+
+def profile_table(options: argparse.Namespace) -> None:
+    with process(options) as ours:
+        print(ours.submit(profile, replace(CHAIN, n=options.n)).result())
+
+
+TABLES = {
+    "speed": speed_table,
+    "shares": shares_table,
+    "memory": memory_table,
+    "growth": growth_table,
+    "rows": rows_table,
+    "labels": labels_table,
+    "audit": audit_table,
+    "profile": profile_table,
+}
+
+if __name__ == "__main__":
+    main()
