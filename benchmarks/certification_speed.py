@@ -3,9 +3,9 @@
     python benchmarks/certification_speed.py --model small [--checkpoint MODEL.ckpt] [--data DATA] [--device cuda]
 
 Prints Markdown tables: samples per second beside the literal reference, where the time goes, peak memory, growth with
-n, launches of other sizes, and how many labels the settings of the engine change. Reference and engine run in a process
-each, under the same allocator and number of threads, in turn: each ratio is of medians of one run. Chains are timed with
-their selection copies and without an audit; the audit is timed apart. Without a checkpoint the weights are random.
+n, launches of other sizes, and how many labels the settings of the engine change. Reference and engine run in a
+process each, under the same allocator and number of threads, in turn: each ratio is of medians of one run. Chains are
+timed with their selection copies and without an audit, which is timed apart. Without a checkpoint weights are random.
 """
 
 from __future__ import annotations

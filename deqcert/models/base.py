@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deqcert.solvers import Function, Solution, Solver
+from deqcert.solvers import Function, Solution, Solver, Workspace
 
 
 class DEQ(nn.Module, ABC):
@@ -51,13 +51,16 @@ class DEQ(nn.Module, ABC):
     def head(self, z: Tensor) -> Tensor:
         """Return the logits of the states ``z``, shape (B, classes)."""
 
-    def solve(self, x: Tensor, solver: Solver, start: Tensor | None = None) -> tuple[Tensor, Solution]:
+    def solve(
+        self, x: Tensor, solver: Solver, start: Tensor | None = None, workspace: Workspace | None = None
+    ) -> tuple[Tensor, Solution]:
         """Inject, solve without a graph, and classify.
 
         Args:
             x: Images, shape (B, C, H, W).
             solver: Solver of the fixed point.
             start: Start of the solve, shape of the state; None is the cold start.
+            workspace: Buffers of the solver to use again, of one solve at a time; None allocates.
 
         Returns:
             Logits, shape (B, classes), and the solution.
@@ -71,7 +74,7 @@ class DEQ(nn.Module, ABC):
                 return self._function(map_tensors(lambda tensor: tensor[rows], injection))
 
             by_rows = all(tensor.dim() and len(tensor) == len(x) for tensor in tensors_of(injection))
-            solution = solver.solve(self._function(injection), start, restrict if by_rows else None)
+            solution = solver.solve(self._function(injection), start, restrict if by_rows else None, workspace)
             return self.head(solution.value), solution
 
     def _function(self, injection: Any) -> Function:

@@ -14,8 +14,7 @@ from deqcert.models.base import DEQ, map_tensors
 class CompiledDEQ(DEQ):
     """The same function by ``torch.compile``; every batch size is compiled for itself, so give it few.
 
-    On a GPU the kernels of each part are launched as one CUDA graph. On a CPU the weights are frozen into the code,
-    which runs on one core: call it from several threads.
+    On a GPU the kernels of each part are launched as one CUDA graph; on a CPU the weights are frozen into the code.
 
     Args:
         network: A network in evaluation mode whose parameters do not change any more.
@@ -51,7 +50,7 @@ class CompiledDEQ(DEQ):
 def _compiled(function: Callable[..., Any], network: DEQ) -> Callable[..., Any]:
     device = next(network.parameters()).device.type
     if device != "cuda":
-        return torch.compile(function, dynamic=False, options={"freezing": True, "cpp.threads": 1})
+        return torch.compile(function, dynamic=False, options={"freezing": True})
     graph = torch.compile(function, dynamic=False, mode="reduce-overhead")
 
     def owned(*arguments: Any) -> Any:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from deqcert.errors import require
 from deqcert.models.base import DEQ
-from deqcert.models.folding import folded
 from deqcert.models.mdeq_cell import MDEQCell
 from deqcert.models.mdeq_head import MDEQHead
+from deqcert.models.mdeq_inference import InferenceMDEQ
 from deqcert.solvers import Broyden, Solver
 
 
@@ -162,9 +162,9 @@ class MDEQ(DEQ):
         logits: Tensor = self.mdeq_head(self._unflatten(z))
         return logits
 
-    def for_inference(self) -> MDEQ:
+    def for_inference(self) -> InferenceMDEQ:
         """Return the same network with weight and batch normalisation folded into the convolutions."""
-        return folded(self)
+        return InferenceMDEQ(self)
 
     def _unflatten(self, z: Tensor) -> list[Tensor]:
         parts = torch.split(z, [c * h * w for c, h, w in self.shapes], dim=1)

@@ -8,5 +8,6 @@ from deqcert.solvers.anderson import Anderson
 from deqcert.solvers.base import Function, Solution, Solver
 from deqcert.solvers.broyden import Broyden
 from deqcert.solvers.picard import Picard
+from deqcert.solvers.rows import Workspace
 
-__all__ = ["Anderson", "Broyden", "Function", "Picard", "Solution", "Solver"]
+__all__ = ["Anderson", "Broyden", "Function", "Picard", "Solution", "Solver", "Workspace"]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deqcert.errors import require, require_count
 from deqcert.solvers.base import Solver
-from deqcert.solvers.rows import inner_products, weighted_sum
+from deqcert.solvers.rows import Workspace, inner_products, weighted_sum
 
 
 @dataclass
@@ -59,15 +59,14 @@ class Anderson(Solver):
         require_count("memory", self.memory, minimum=1)
         require(self.ridge >= 0, "ridge", self.ridge, "must be >= 0")
 
-    def initialise(self, start: Tensor) -> _History:
-        """Allocate the ring buffers."""
-        batch, size = start.shape
+    def initialise(self, start: Tensor, workspace: Workspace) -> _History:
+        """Take room for the ring buffers."""
         # A single step mixes nothing and needs no history.
         slots = min(self.memory, self.max_steps) if self.max_steps > 1 else 0
         return _History(
-            images=start.new_empty(slots, batch, size),
-            gaps=start.new_empty(slots, batch, size),
-            gram=start.new_zeros(batch, slots, slots, dtype=torch.float64),
+            images=workspace.take("anderson.images", slots, start),
+            gaps=workspace.take("anderson.gaps", slots, start),
+            gram=start.new_zeros(len(start), slots, slots, dtype=torch.float64),
         )
 
     def advance(self, state: _History, iterate: Tensor, image: Tensor, gap: Tensor) -> Tensor:

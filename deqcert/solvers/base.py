@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deqcert.errors import require, require_count
-from deqcert.solvers.rows import RunningRows
+from deqcert.solvers.rows import RunningRows, Workspace
 
 Function = Callable[[Tensor], Tensor]
 """The map F whose fixed point is sought: shape (B, ...) to the same shape, row by row."""
@@ -88,8 +88,8 @@ class Solver(ABC):
         require(self.iterate in get_args(Iterate), "iterate", self.iterate, f"must be one of {get_args(Iterate)}")
 
     @abstractmethod
-    def initialise(self, start: Tensor) -> SolverState:
-        """Return the mutable state of one solve from ``start``, shape (B, D)."""
+    def initialise(self, start: Tensor, workspace: Workspace) -> SolverState:
+        """Return the mutable state of one solve from ``start``, shape (B, D), with its buffers in ``workspace``."""
 
     @abstractmethod
     def advance(self, state: Any, iterate: Tensor, image: Tensor, gap: Tensor) -> Tensor:
@@ -106,7 +106,13 @@ class Solver(ABC):
         """
 
     @torch.no_grad()
-    def solve(self, function: Function, start: Tensor, restrict: Restriction | None = None) -> Solution:
+    def solve(
+        self,
+        function: Function,
+        start: Tensor,
+        restrict: Restriction | None = None,
+        workspace: Workspace | None = None,
+    ) -> Solution:
         """Iterate from ``start`` until every row has stopped.
 
         Args:
@@ -114,12 +120,13 @@ class Solver(ABC):
             start: X_0, shape (B, ...), floating point.
             restrict: Where given, rows that have stopped leave the batch whenever at least half of it has; the
                 rows that stay go on with ``restrict(their positions)``. No solution depends on it but for rounding.
+            workspace: Buffers to use again, of one solve at a time; None allocates.
 
         Returns:
             The :class:`Solution`. Nothing is evaluated only to be thrown away: k steps are k calls of F.
         """
         rows = _Rows.starting(start.flatten(1))
-        state = self.initialise(rows.iterate)
+        state = self.initialise(rows.iterate, workspace or Workspace())
         shape, watch, running = start.shape[1:], RunningRows(start), len(start)
         fewest = max(_FEWEST_ROWS, len(start) >> _HALVINGS)
         settled: _Returned | None = None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deqcert.solvers.base import Iterate, Solver
-from deqcert.solvers.rows import inner_products, weighted_sum
+from deqcert.solvers.rows import Workspace, inner_products, weighted_sum
 
 
 @dataclass
@@ -60,13 +60,12 @@ class Broyden(Solver):
 
     iterate: Iterate = "best"
 
-    def initialise(self, start: Tensor) -> _Inverse:
-        """Allocate room for every update the solve can make."""
-        batch, size = start.shape
-        updates = max(self.max_steps - 1, 0)
+    def initialise(self, start: Tensor, workspace: Workspace) -> _Inverse:
+        """Take room for every update the solve can make."""
+        updates = self.max_steps - 1
         return _Inverse(
-            left=start.new_empty(updates, batch, size),
-            right=start.new_empty(updates, batch, size),
+            left=workspace.take("broyden.left", updates, start),
+            right=workspace.take("broyden.right", updates, start),
             rank=0,
             step=torch.zeros_like(start),
             residual=None,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from deqcert.solvers.base import Solver
+from deqcert.solvers.rows import Workspace
 
 
 class _Memoryless:
@@ -27,7 +28,7 @@ class Picard(Solver):
         iterate: Returned iterate: "last" or the "best" by residual among those evaluated.
     """
 
-    def initialise(self, start: Tensor) -> _Memoryless:
+    def initialise(self, start: Tensor, workspace: Workspace) -> _Memoryless:
         """There is nothing to remember."""
         return _Memoryless()
 

@@ -1,4 +1,4 @@
-"""Rows of a batch: their inner products, weighted sums, and how many of them still run."""
+"""Rows of a batch: their inner products, weighted sums, room for their history, and how many of them still run."""
 
 from __future__ import annotations
 
@@ -31,6 +31,21 @@ def weighted_sum(vectors: Tensor, weights: Tensor) -> Tensor:
         Shape (B, D); zero for m = 0.
     """
     return torch.bmm(weights[:, None].to(vectors.dtype), vectors.transpose(0, 1))[:, 0]
+
+
+class Workspace:
+    """Room for the history of a solve that the next solve takes over. For one solve at a time."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def take(self, name: str, vectors: int, start: Tensor) -> Tensor:
+        """Return an uninitialised tensor of shape (vectors, B, D) for a batch like ``start``, shape (B, D)."""
+        kept = self._kept.get(name)
+        shape = (vectors, *start.shape)
+        if kept is None or kept.shape != shape or kept.dtype != start.dtype or kept.device != start.device:
+            kept = self._kept[name] = start.new_empty(shape)
+        return kept
 
 
 class RunningRows:

@@ -1,0 +1,60 @@
+"""The multiscale DEQ for evaluation only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from deqcert.models.base import DEQ
+from deqcert.models.folding import folded
+
+if TYPE_CHECKING:
+    from deqcert.models.mdeq import MDEQ
+
+
+class InferenceMDEQ(DEQ):
+    """The function of an MDEQ in evaluation mode, folded, with a state whose branches are channels last.
+
+    The state has shape (B, Σ_i H_i·W_i·C_i): the numbers of the MDEQ's own state in another order.
+
+    Args:
+        network: The network, in evaluation mode; later changes of its weights do not show here.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: MDEQ) -> None:
+        super().__init__(network.solver)
+        self.shapes = network.shapes
+        self.register_buffer("mean", network.mean)
+        self.register_buffer("std", network.std)
+        self.stem, self.mdeq_cell, self.mdeq_head = map(folded, (network.stem, network.mdeq_cell, network.mdeq_head))
+        self.eval()
+
+    def inject(self, x: Tensor) -> Tensor:
+        """Normalise and apply the stem; shape (B, C_0, H_0, W_0), channels last."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.stem((x - self.mean) / self.std)
+        return features
+
+    def initial_state(self, injection: Tensor) -> Tensor:
+        """Return zeros, shape (B, Σ_i H_i·W_i·C_i)."""
+        size = sum(c * h * w for c, h, w in self.shapes)
+        return injection.new_zeros(len(injection), size, dtype=self.mean.dtype)
+
+    def cell(self, z: Tensor, injection: Tensor) -> Tensor:
+        """Evaluate residual blocks and fusion on the flattened state."""
+        branches = self.mdeq_cell(self._unflatten(z), injection, None)
+        return torch.cat([branch.permute(0, 2, 3, 1).flatten(1) for branch in branches], dim=1).to(z.dtype)
+
+    def head(self, z: Tensor) -> Tensor:
+        """Classify the flattened state."""
+        logits: Tensor = self.mdeq_head(self._unflatten(z))
+        return logits
+
+    def _unflatten(self, z: Tensor) -> list[Tensor]:
+        parts = torch.split(z, [c * h * w for c, h, w in self.shapes], dim=1)
+        return [part.view(-1, h, w, c).permute(0, 3, 1, 2) for part, (c, h, w) in zip(parts, self.shapes, strict=True)]
