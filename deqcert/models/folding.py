@@ -10,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 @torch.no_grad()
-def folded(module: nn.Module) -> nn.Module:
+def folded(module: nn.Module, like: Tensor) -> nn.Module:
     """Return a twin of ``module`` for inputs that are channels last.
 
     Weight normalisations become part of the weights; batch norms that follow a convolution in an ``nn.Sequential`` go
@@ -19,13 +19,14 @@ def folded(module: nn.Module) -> nn.Module:
 
     Args:
         module: A module in evaluation mode.
+        like: Has the dtype and the device of the module.
     """
     if isinstance(module, nn.Conv2d):
         return _plain(module)
     if isinstance(module, nn.GroupNorm):
-        return ChannelsLastGroupNorm(module)
+        return ChannelsLastGroupNorm(module, like)
     twin = copy.copy(module)
-    twin._modules = {name: child and folded(child) for name, child in module._modules.items()}
+    twin._modules = {name: child and folded(child, like) for name, child in module._modules.items()}
     if isinstance(twin, nn.Sequential):
         layers: list[nn.Module] = []
         for layer in twin:
@@ -40,28 +41,29 @@ def folded(module: nn.Module) -> nn.Module:
 class ChannelsLastGroupNorm(nn.Module):
     """Group normalisation by whole-channel sums, for channels-last inputs.
 
-    torch's own kernel goes through each group by itself, which is slow where a group has few channels. Sums are taken
-    in float32.
+    torch's own kernel goes through each group by itself, which is slow where a group has few channels.
 
     Args:
         norm: The module to compute as.
+        like: Has the dtype, in which sums are taken, and the device of the module.
     """
 
     averaging: Tensor
     spreading: Tensor
     shift: Tensor
 
-    def __init__(self, norm: nn.GroupNorm) -> None:
+    def __init__(self, norm: nn.GroupNorm, like: Tensor) -> None:
         super().__init__()
         self.eps = norm.eps
         groups, size = norm.num_groups, norm.num_channels // norm.num_groups
-        ones = torch.ones(norm.num_channels)
-        weight, bias = (ones, torch.zeros_like(ones)) if norm.weight is None else (norm.weight, norm.bias)
+        weight, bias = like.new_ones(norm.num_channels), like.new_zeros(norm.num_channels)
+        if norm.affine:
+            weight, bias = norm.weight.detach(), norm.bias.detach()
         # Which channel is in which group, shape (G, C).
-        members = torch.eye(groups, device=weight.device, dtype=weight.dtype).repeat_interleave(size, dim=1)
+        members = torch.eye(groups, dtype=like.dtype, device=like.device).repeat_interleave(size, dim=1)
         self.register_buffer("averaging", members.T / size)
         self.register_buffer("spreading", members * weight)
-        self.register_buffer("shift", bias.detach())
+        self.register_buffer("shift", bias)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,12 +71,14 @@ class ChannelsLastGroupNorm(nn.Module):
         batch, channels, height, width = x.shape
         pixels = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
         values = pixels.to(self.shift.dtype)
-        averaging = self.averaging / (height * width)
-        mean = values.sum(dim=1) @ averaging
-        square = torch.linalg.vecdot(values, values, dim=1) @ averaging
-        inverse = torch.addcmul(square, mean, mean, value=-1).clamp_min_(0).add_(self.eps).rsqrt_()
-        scale = inverse @ self.spreading
-        shift = torch.addmm(self.shift, mean * inverse, self.spreading, alpha=-1)
+        # The variance is a difference: autocast must not round what it is a difference of.
+        with torch.autocast(x.device.type, enabled=False):
+            averaging = self.averaging / (height * width)
+            mean = values.sum(dim=1) @ averaging
+            square = torch.linalg.vecdot(values, values, dim=1) @ averaging
+            inverse = torch.addcmul(square, mean, mean, value=-1).clamp_min_(0).add_(self.eps).rsqrt_()
+            scale = inverse @ self.spreading
+            shift = torch.addmm(self.shift, mean * inverse, self.spreading, alpha=-1)
         out = torch.addcmul(shift[:, None], values, scale[:, None]).to(x.dtype)
         return out.view(batch, height, width, channels).permute(0, 3, 1, 2)
 

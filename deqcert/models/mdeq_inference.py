@@ -31,7 +31,8 @@ class InferenceMDEQ(DEQ):
         self.shapes = network.shapes
         self.register_buffer("mean", network.mean)
         self.register_buffer("std", network.std)
-        self.stem, self.mdeq_cell, self.mdeq_head = map(folded, (network.stem, network.mdeq_cell, network.mdeq_head))
+        parts = network.stem, network.mdeq_cell, network.mdeq_head
+        self.stem, self.mdeq_cell, self.mdeq_head = (folded(part, network.mean) for part in parts)
         self.eval()
 
     def inject(self, x: Tensor) -> Tensor:
