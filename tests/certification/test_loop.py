@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ from deqcert.certification import CertificationCallback, Trainer
 from deqcert.data import Digits
 from deqcert.errors import DataError, LedgerError, SettingError
 from deqcert.report import read_tsv
-from deqcert.smoothing import Serialized, Standard
+from deqcert.smoothing import Execution, Serialized, Standard
 
 SMOOTHING = Standard(sigma=0.3, n0=10, n=50, batch_size=32)
 CALLS: list[int] = []
@@ -99,6 +100,17 @@ def test_two_processes_give_the_votes_of_one(tmp_path, expected):
     assert certify(tmp_path, 7, devices=2) == expected
     indices = [each.index for each in expected]
     assert lines(tmp_path) == {"votes.rank0.jsonl": indices[::2], "votes.rank1.jsonl": indices[1::2]}
+
+
+def test_images_side_by_side_have_the_votes_of_images_alone(tmp_path, expected):
+    smoothing = dataclasses.replace(SMOOTHING, execution=Execution(images=3))
+    indices = [each.index for each in expected]
+    assert certify(tmp_path, 2, smoothing=smoothing) == expected[:2]
+    assert certify(tmp_path, 7, smoothing=smoothing) == expected  # groups of 3 and 2
+    assert lines(tmp_path) == {"votes.rank0.jsonl": indices}
+    assert certify(tmp_path / "two", 7, devices=2, smoothing=smoothing) == expected
+    with pytest.raises(LedgerError, match=r"smoothing\.execution\.images = 3 there, None here"):
+        certify(tmp_path, 7)
 
 
 @pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])

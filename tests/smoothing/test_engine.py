@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -244,3 +245,34 @@ def test_a_compiled_explicit_network():
     linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
     compiled = Standard(**SETTINGS, execution=Execution(compile=True))
     assert measurements(vote(compiled, linear)) == measurements(vote(Standard(**SETTINGS), linear))
+
+
+# On a GPU, where there is one.
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@on_gpu
+@each_strategy
+def test_nothing_waits_for_a_gpu_between_two_batches(strategy, network):
+    engine = strategy.engine(copy.deepcopy(network).cuda(), IMAGES[0].cuda())
+    x = IMAGES.cuda().repeat(20, 1, 1, 1)
+    engine.label(x, Anderson(max_steps=30, tolerance=1e-3))
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        engine.label(x, Anderson(max_steps=30, tolerance=1e-3))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@on_gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_computes_the_same_function(network, compiled):
+    x = IMAGES.repeat(8, 1, 1, 1)
+    solver = Anderson(max_steps=12)
+    expected = Engine(network, Execution(), IMAGES[0], 40).label(x, solver)
+    device = Engine(copy.deepcopy(network).cuda(), Execution(compile=compiled, rows=16), IMAGES[0].cuda(), 40)
+    for _ in range(3):
+        given = device.label(x.cuda(), solver)
+        assert (given.labels.cpu() != expected.labels).sum() <= 1
