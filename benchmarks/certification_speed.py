@@ -206,6 +206,7 @@ def whole_image(strategy: Smoothing) -> tuple[float, Any]:
 
 
 def profile(strategy: Smoothing) -> str:
+    torch.set_num_threads(1)  # the profiler does not see other threads
     engine = strategy.engine(_state["network"], _state["image"])
     vote(strategy, engine)
     with torch.profiler.profile() as trace:

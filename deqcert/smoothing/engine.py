@@ -22,8 +22,8 @@ from deqcert.solvers import Anderson, Solver, Workspace
 _STATE_BYTES = {"cpu": 3 * 2**20, "cuda": 2**27}
 _FEWEST_ROWS = 8
 
-# Relative difference of logits that is still rounding.
-_TWIN_TOLERANCE = 1e-3
+# Relative difference of logits that may still be rounding: of float32 to TF32, or of so many units of the last place.
+_ROUNDING, _ROUNDING_UNITS = 1e-2, 16
 
 # Below the largest block that glibc's malloc will keep (mallopt(3), M_MMAP_THRESHOLD).
 _KEPT_BYTES = 31 * 2**20
@@ -184,7 +184,7 @@ def _for_inference(network: DEQ, image: Tensor) -> DEQ:
     with torch.autocast(image.device.type, enabled=False):
         expected, given = (each.solve(image + noise, Anderson(max_steps=5))[0] for each in (network, twin))
     difference = float((given - expected).abs().max() / expected.abs().max())
-    if not difference <= _TWIN_TOLERANCE:
+    if not difference <= max(_ROUNDING, _ROUNDING_UNITS * torch.finfo(expected.dtype).eps):
         warnings.warn(
             f"{type(network).__name__}.for_inference() changes logits by {difference:.1e} of the largest: not used. "
             "Certification is slower without it.",
