@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -66,6 +66,11 @@ class Labels(NamedTuple):
     labels: Tensor
     steps: Tensor
     residual: Tensor
+
+    @classmethod
+    def joined(cls, parts: Iterable[Labels], *shape: int) -> Labels:
+        """Join batches into tensors of the given shape."""
+        return cls(*(torch.cat(tensors).view(*shape) for tensors in zip(*parts, strict=True)))
 
 
 class Engine:
@@ -139,7 +144,7 @@ class Engine:
 
         places = range(0, len(x), self.rows)
         launches = [launch(first) for first in places] if self._workers is None else self._workers.map(launch, places)
-        return Labels(*(torch.cat(parts) for parts in zip(*launches, strict=True)))
+        return Labels.joined(launches, len(x))
 
     def _launch(self, x: Tensor, solver: Solver, start: Tensor | None, keep: Tensor | None) -> Labels:
         size = len(x)

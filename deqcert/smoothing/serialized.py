@@ -127,8 +127,8 @@ class Serialized(Smoothing):
 
     def _run(self, chains: _Chains, images: Tensor, indices: Sequence[int], purpose: Purpose, count: int) -> Labels:
         """Run ``count`` copies of each of E images through the chains; tensors of shape (count, E)."""
-        batches = [chains.advance(x) for x in self._noisy_groups(images, indices, purpose, count)]
-        return Labels(*(torch.cat(parts).view(count, len(images)) for parts in zip(*batches, strict=True)))
+        batches = (chains.advance(x) for x in self._noisy_groups(images, indices, purpose, count))
+        return Labels.joined(batches, count, len(images))
 
     def _audit(
         self,

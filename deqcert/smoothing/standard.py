@@ -68,5 +68,5 @@ class Standard(Smoothing):
 
     def _label(self, engine: Engine, images: Tensor, indices: Sequence[int], purpose: Purpose, count: int) -> Labels:
         """Label ``count`` copies of each of E images; tensors of shape (count, E)."""
-        batches = [engine.label(x, self.solver) for x in self._noisy_groups(images, indices, purpose, count)]
-        return Labels(*(torch.cat(parts).view(count, len(images)) for parts in zip(*batches, strict=True)))
+        batches = (engine.label(x, self.solver) for x in self._noisy_groups(images, indices, purpose, count))
+        return Labels.joined(batches, count, len(images))
