@@ -33,6 +33,7 @@ def arguments(ledger: Path, *more: str, config: str = "srs_1a") -> list[str]:
         "--data.max_examples=2",
         "--smoothing.n=50",
         "--smoothing.n0=10",
+        "--smoothing.audit=FixedAudit",
         "--smoothing.audit.samples=20",
         f"--ledger_dir={ledger}",
         "--trainer.logger=false",
