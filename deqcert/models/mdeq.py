@@ -164,7 +164,8 @@ class MDEQ(DEQ):
 
     def for_inference(self) -> InferenceMDEQ:
         """Return the same network with weight and batch normalisation folded into the convolutions."""
-        return InferenceMDEQ(self)
+        parts = self.stem, self.mdeq_cell, self.mdeq_head
+        return InferenceMDEQ(parts, self.shapes, self.mean, self.std, self.solver)
 
     def _unflatten(self, z: Tensor) -> list[Tensor]:
         parts = torch.split(z, [c * h * w for c, h, w in self.shapes], dim=1)

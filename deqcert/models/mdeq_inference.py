@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deqcert.models.base import DEQ
 from deqcert.models.folding import folded
-
-if TYPE_CHECKING:
-    from deqcert.models.mdeq import MDEQ
+from deqcert.solvers import Solver
 
 
 class InferenceMDEQ(DEQ):
@@ -20,19 +18,29 @@ class InferenceMDEQ(DEQ):
     The state has shape (B, Σ_i H_i·W_i·C_i): the numbers of the MDEQ's own state in another order.
 
     Args:
-        network: The network, in evaluation mode; later changes of its weights do not show here.
+        parts: Stem, cell and head of the network, in evaluation mode; later changes of their weights do not show here.
+        shapes: Shape (C_i, H_i, W_i) of each branch.
+        mean: Per-channel mean of the images, shape (C, 1, 1).
+        std: Per-channel standard deviation of the images, shape (C, 1, 1).
+        solver: Solver of ``forward``.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: MDEQ) -> None:
-        super().__init__(network.solver)
-        self.shapes = network.shapes
-        self.register_buffer("mean", network.mean)
-        self.register_buffer("std", network.std)
-        parts = network.stem, network.mdeq_cell, network.mdeq_head
-        self.stem, self.mdeq_cell, self.mdeq_head = (folded(part, network.mean) for part in parts)
+    def __init__(
+        self,
+        parts: tuple[nn.Module, nn.Module, nn.Module],
+        shapes: Sequence[tuple[int, int, int]],
+        mean: Tensor,
+        std: Tensor,
+        solver: Solver,
+    ) -> None:
+        super().__init__(solver)
+        self.shapes = tuple(shapes)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.stem, self.mdeq_cell, self.mdeq_head = (folded(part, mean) for part in parts)
         self.eval()
 
     def inject(self, x: Tensor) -> Tensor:
