@@ -134,7 +134,8 @@ class Solver(ABC):
         calls = evaluations = 0
 
         while calls < self.max_steps:
-            image = function(rows.iterate.view(-1, *shape)).flatten(1)
+            # F may compute in a lower precision than that of the state (autocast).
+            image = function(rows.iterate.view(-1, *shape)).flatten(1).to(start.dtype)
             calls += 1
             evaluations += len(image)
             gap = image - rows.iterate

@@ -17,7 +17,8 @@ def inner_products(vectors: Tensor, target: Tensor) -> Tensor:
         Shape (B, m).
     """
     # The row vector on the left: with it on the right BLAS libraries take ten times as long.
-    return torch.bmm(target[:, None], vectors.permute(1, 2, 0))[:, 0]
+    with _full_precision(target):
+        return torch.bmm(target[:, None], vectors.permute(1, 2, 0))[:, 0]
 
 
 def weighted_sum(vectors: Tensor, weights: Tensor) -> Tensor:
@@ -30,7 +31,13 @@ def weighted_sum(vectors: Tensor, weights: Tensor) -> Tensor:
     Returns:
         Shape (B, D); zero for m = 0.
     """
-    return torch.bmm(weights[:, None].to(vectors.dtype), vectors.transpose(0, 1))[:, 0]
+    with _full_precision(vectors):
+        return torch.bmm(weights[:, None].to(vectors.dtype), vectors.transpose(0, 1))[:, 0]
+
+
+def _full_precision(tensor: Tensor) -> torch.autocast:
+    """Return a context without autocast, which is for evaluations of F: it would round the state itself."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 class Workspace:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deqcert.solvers import Anderson, Broyden, Picard, Solver, Workspace
+from deqcert.solvers import Anderson, Broyden, Function, Picard, Solver, Workspace
 from deqcert.solvers.rows import RunningRows, inner_products, weighted_sum
 
 BATCH, SIZE = 32, 6
@@ -117,6 +117,39 @@ def test_row_algebra(count: int) -> None:
     weights = torch.randn(4, count, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(inner_products(vectors, target), torch.einsum("mbd,bd->bm", vectors, target))
     torch.testing.assert_close(weighted_sum(vectors, weights), torch.einsum("bm,mbd->bd", weights.float(), vectors))
+
+
+@each_solver
+def test_autocast_does_not_reach_the_algebra(solver: Solver) -> None:
+    """Only F may be evaluated in a lower precision; this one is not, so neither values nor dtype may change."""
+    function = Rows()
+    function.matrix, function.offset = function.matrix.float(), function.offset.float()
+    solver = replace(solver, tolerance=1e-4)
+
+    def scaled(places: Tensor) -> Function:
+        matrix, offset = function.matrix[places], function.offset[places]
+        return lambda z: (matrix * z[:, None]).sum(dim=2).tanh() + offset  # no operation that autocast knows
+
+    everything = torch.arange(BATCH)
+    expected = solver.solve(scaled(everything), START.float(), scaled)
+    with torch.autocast("cpu", torch.bfloat16):
+        given = solver.solve(scaled(everything), START.float(), scaled)
+    assert given.value.dtype == torch.float32
+    assert torch.equal(given.steps, expected.steps)
+    assert torch.equal(given.value.nan_to_num(), expected.value.nan_to_num())
+
+
+@each_solver
+def test_the_state_keeps_its_precision_where_images_have_a_lower_one(solver: Solver) -> None:
+    solver, function = replace(solver, tolerance=1e-2), Rows()
+
+    def rounded(places: Tensor) -> Function:
+        part = function.restrict(places)
+        return lambda z: part(z.double()).bfloat16()
+
+    solution = solver.solve(rounded(torch.arange(BATCH)), START.float(), rounded)
+    assert solution.value.dtype == solution.residual.dtype == torch.float32
+    assert solution.converged.sum() > BATCH // 2
 
 
 def test_running_rows_are_counted() -> None:
