@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 # Lowest first; a module may import from its own layer and from those before it.
 LAYERS = [
-    {"version", "errors"},
+    {"version", "errors", "files", "termination"},
     {"seeding"},
     {"solvers"},
     {"implicit"},
@@ -17,6 +17,7 @@ LAYERS = [
     {"data"},
     {"training"},
     {"statistics"},
+    {"ledger"},
     {"smoothing"},
     {"metrics"},
     {"report"},
@@ -25,7 +26,7 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-WITHOUT_TORCH = {"version", "errors", "statistics", "report"}
+WITHOUT_TORCH = {"ledger", "version", "errors", "files", "termination", "statistics", "report"}
 MODULES = sorted(path for path in (ROOT / "deqcert").rglob("*.py") if path != ROOT / "deqcert" / "__init__.py")
 
 

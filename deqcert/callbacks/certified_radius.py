@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -12,9 +13,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torchmetrics import MetricCollection
 
 from deqcert.certification.hooks import CertificationCallback, CertificationRun
+from deqcert.ledger import votes_digest
 from deqcert.metrics import AbstentionRate, AverageCertifiedRadius, CertifiedAccuracy
 from deqcert.report import (
     automatic_radii,
+    file_digest,
     format_table,
     plot_curves,
     save_figure,
@@ -109,7 +112,8 @@ class CertifiedRadius(CertificationCallback):
         name = self.run_name
         directory = Path(self._run.directory)
         write_tsv(directory / "certificates.tsv", certificates, {vote.index: vote.seconds for vote in votes})
-        write_json(directory / "certificates.json", certificates, votes, self._settings(trainer), radii=self._radii)
+        settings = self._settings(trainer, votes)
+        write_json(directory / "certificates.json", certificates, votes, settings, radii=self._radii)
         figure = plot_curves({name: certificates})
         save_figure(figure, directory / "curve.png")
         for logger in trainer.loggers:
@@ -119,6 +123,7 @@ class CertifiedRadius(CertificationCallback):
                 logger.experiment.add_figure("certify/certified_accuracy", figure, len(votes))
         print(format_table({name: summarize(certificates, votes, self._radii)}))
         print(f"{len(votes)} images, sigma = {sigma:g}, alpha = {self.rule.alpha:g}; results in {directory}")
+        print(f"votes sha256 {settings['votes_sha256']}; deqcert verify {directory} computes everything again")
 
     @property
     def run_name(self) -> str:
@@ -135,7 +140,7 @@ class CertifiedRadius(CertificationCallback):
             label=torch.tensor([certificate.label]),
         )
 
-    def _settings(self, trainer: Trainer) -> dict[str, object]:
+    def _settings(self, trainer: Trainer, votes: Sequence[Votes]) -> dict[str, object]:
         return {
             "certificate": {
                 "alpha": self.rule.alpha,
@@ -143,5 +148,8 @@ class CertifiedRadius(CertificationCallback):
                 "audit": self.rule.audit,
             },
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "checkpoint_sha256": file_digest(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "votes_sha256": votes_digest(votes),
+            "scipy": version("scipy"),
             **self._run.identity,
         }

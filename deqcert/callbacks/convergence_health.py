@@ -15,8 +15,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from deqcert.errors import SettingError, require_count
+from deqcert.files import write_atomically
 from deqcert.models import DEQ
-from deqcert.report.files import write_atomically
 from deqcert.smoothing import ConvergenceReport, ConvergenceSettings, MismatchCount, convergence_report
 from deqcert.solvers import Anderson
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +16,43 @@ from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import nn
 
 from deqcert.certification.hooks import CertificationCallback, CertificationRun
 from deqcert.certification.identity import run_identity
-from deqcert.certification.ledger import Ledger
+from deqcert.certification.shards import SHARDS, Job, Shard
 from deqcert.data import CertificationSet
 from deqcert.errors import DataError, LedgerError
+from deqcert.ledger import Contents, Ledger, identity_differences
 from deqcert.smoothing import Smoothing
 from deqcert.statistics import Votes
+from deqcert.termination import TERMINATED, Termination
 
 _POLL_SECONDS = 0.5
-_SIGTERM_EXIT = 128 + 15
 
 
 class CertificationLoop(_Loop):
-    """Certifies a shard of the images per rank, in place of Lightning's prediction loop.
+    """Certifies a shard of the images, or of their copies, per rank, in place of Lightning's prediction loop.
 
-    There is no collective between the first image and the end: ranks learn of each other's votes from the ledgers, so
+    There is no collective between the first image and the end: ranks learn of each other's votes from the ledger, so
     a slow or stopped rank cannot block the others in a collective.
 
     Args:
         trainer: The trainer that runs the loop.
         smoothing: Strategy that takes the votes.
         directory: Directory of the ledger.
-        patience: Seconds without any new votes after which a waiting rank gives up, > 0.
+        shard: What ranks share: whole images, or the chains of copies of each image.
+        patience: Seconds without any new measurement after which a waiting rank gives up, > 0.
     """
 
     trainer: Any  # lightning's annotation lacks what its trainer sets elsewhere
 
-    def __init__(self, trainer: Any, smoothing: Smoothing, directory: str | Path, patience: float) -> None:
+    def __init__(
+        self, trainer: Any, smoothing: Smoothing, directory: str | Path, shard: Shard, patience: float
+    ) -> None:
         super().__init__(trainer)
         self.smoothing = smoothing
         self.directory = Path(directory)
+        self.shard: Shard = shard
         self.patience = patience
         # What Trainer.predict reads and writes on its loop.
         self.inference_mode = False
@@ -59,59 +65,100 @@ class CertificationLoop(_Loop):
     def run(self) -> list[Votes]:
         """Certify what the ledger does not hold yet; return the votes of all images of the run, sorted by index."""
         trainer, module = self.trainer, self.trainer.lightning_module
-        parent = os.getppid()
         examples = self._examples()
         classifier = getattr(module, "network", module)
         module.eval()
         self._warn_about_sigma(module)
         identity = run_identity(self.smoothing, classifier, examples.identity(), module.device, trainer.precision)
         ledger = Ledger(self.directory, identity)
-        wanted = set(examples.indices)
-        known = {index: votes for index, votes in ledger.read().items() if index in wanted}
-        # No rank may write before every rank has read: all must cut the same remainder into shards.
-        trainer.strategy.barrier("deqcert-ledger-read")
-        remaining = [position for position, index in enumerate(examples.indices) if index not in known]
-        shard = remaining[trainer.global_rank :: trainer.world_size]
-
-        run = CertificationRun(
-            self.smoothing,
-            self.directory,
-            ledger.identity,
-            examples.num_classes,
-            len(wanted),
-            list(known.values()),
-        )
-        self._notify("on_certify_start", run)
-        with (
-            ledger.open(trainer.global_rank),
-            torch.no_grad(),
-            trainer.precision_plugin.predict_step_context(),
-        ):
-            for group in self._groups(classifier, examples, shard):
-                for votes in group:
-                    ledger.append(votes)
-                    known[votes.index] = votes
-                    self._notify("on_certify_example_end", votes)
-                if trainer.is_global_zero and trainer.world_size > 1:
-                    self._learn(ledger, known, wanted)
-                self._stop_on_sigterm()
-            self._wait_for_others(ledger, known, wanted, parent)
-        everything = [known[index] for index in sorted(wanted)]
-        self._notify("on_certify_end", everything)
+        launcher = trainer.strategy.launcher
+        with ExitStack() as stack:
+            self._termination = stack.enter_context(Termination(None if launcher is None else launcher.kill))
+            self._begin(ledger, stack)
+            wanted = set(examples.indices)
+            known = ledger.contents.votes
+            done = [known[index] for index in sorted(wanted & known.keys())]
+            run = CertificationRun(
+                self.smoothing, self.directory, ledger.identity, examples.num_classes, len(wanted), done
+            )
+            self._notify("on_certify_start", run)
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(trainer.precision_plugin.predict_step_context())
+            rank, world_size = trainer.global_rank, trainer.world_size
+            self._work(Job(self.smoothing, classifier, examples, module.device, ledger, rank, world_size), wanted)
+            everything = [ledger.contents.votes[index] for index in sorted(wanted)]
+            self._notify("on_certify_end", everything)
         return everything
 
     def teardown(self) -> None:
         """Nothing to tear down; called by the trainer."""
 
-    def _groups(self, classifier: nn.Module, examples: CertificationSet, shard: Sequence[int]) -> Iterator[list[Votes]]:
-        """Yield the votes of the images at positions ``shard``, of as many images at a time as suits the device."""
-        if not shard:
-            return
-        device = self.trainer.lightning_module.device
-        engine = self.smoothing.engine(classifier, examples[shard[0]][0].to(device))
-        for first in range(0, len(shard), engine.images):
-            images, labels, indices = zip(*map(examples.__getitem__, shard[first : first + engine.images]), strict=True)
-            yield self.smoothing.vote_group(engine, torch.stack(images).to(device), indices, labels)
+    def _begin(self, ledger: Ledger, stack: ExitStack) -> None:
+        """Take hold of the ledger; afterwards all ranks know the same contents, or all of them have failed.
+
+        Raises:
+            LedgerError: If another run writes to it, it is damaged, it is of another run, or the ranks themselves
+                would certify different things (another model, other data, other versions on some node).
+        """
+        strategy, rank = self.trainer.strategy, self.trainer.global_rank
+        found: tuple[dict[str, Any], Contents] | LedgerError | None = None
+        if rank == 0:
+            try:
+                stack.enter_context(ledger.claim())
+                ledger.refresh()
+                found = ledger.identity, ledger.contents
+            except LedgerError as error:
+                found = error
+        found = strategy.broadcast(found)
+        if isinstance(found, LedgerError):
+            raise found
+        assert found is not None, "broadcast by rank 0"
+        identity, contents = found
+        problem = self._join_run(ledger, identity, contents, stack)
+        if not strategy.reduce_boolean_decision(problem is None, all=True):
+            raise problem or LedgerError("another rank cannot take part in this run; its message says why")
+
+    def _join_run(
+        self, ledger: Ledger, identity: dict[str, Any], contents: Contents, stack: ExitStack
+    ) -> LedgerError | None:
+        """Check this rank against rank 0 and open its file; return what is wrong."""
+        differences = identity_differences(ledger.identity, identity)
+        if differences:
+            return LedgerError(f"rank {self.trainer.global_rank} would certify another run: {'; '.join(differences)}")
+        ledger.contents = contents
+        try:
+            stack.enter_context(ledger.open(self.trainer.global_rank))
+        except LedgerError as error:
+            return error
+        return None
+
+    def _work(self, job: Job, wanted: set[int]) -> None:
+        """Do this rank's part, then wait for the others."""
+        parent = os.getppid()
+        last_news = time.monotonic()
+        ledger = job.ledger
+        for own in chain(SHARDS[self.shard](job), repeat(None)):
+            news = ledger.refresh()
+            heard = [entry for entry in news if isinstance(entry, Votes)] if self.trainer.is_global_zero else []
+            for votes in (*(own or ()), *heard):
+                if votes.index in wanted:
+                    self._notify("on_certify_example_end", votes)
+            missing = len(wanted - ledger.contents.votes.keys())
+            if not missing:
+                return
+            if self._termination.requested or self.trainer.received_sigterm:
+                raise SIGTERMException(TERMINATED)
+            if os.getppid() != parent:
+                raise LedgerError("the process that launched this rank is gone; run the same command again to resume")
+            if own is not None or news:
+                last_news = time.monotonic()
+            elif time.monotonic() - last_news > self.patience:
+                raise LedgerError(
+                    f"no new votes for {self.patience:g} s while {missing} images are missing: another rank has "
+                    "stopped; run the same command again to resume"
+                )
+            if own is None:
+                time.sleep(_POLL_SECONDS)
 
     def _examples(self) -> CertificationSet:
         datamodule = self.trainer.datamodule
@@ -126,35 +173,6 @@ class CertificationLoop(_Loop):
             rank_zero_warn(
                 f"The checkpoint was trained at sigma = {trained}, but is certified at sigma = {self.smoothing.sigma}."
             )
-
-    def _learn(self, ledger: Ledger, known: dict[int, Votes], wanted: set[int]) -> bool:
-        """Take over votes that other ranks have written; return whether there were any."""
-        news = [votes for index, votes in ledger.read().items() if index in wanted and index not in known]
-        for votes in news:
-            known[votes.index] = votes
-            if self.trainer.is_global_zero:
-                self._notify("on_certify_example_end", votes)
-        return bool(news)
-
-    def _wait_for_others(self, ledger: Ledger, known: dict[int, Votes], wanted: set[int], parent: int) -> None:
-        last_news = time.monotonic()
-        while len(known) < len(wanted):
-            if self._learn(ledger, known, wanted):
-                last_news = time.monotonic()
-                continue
-            self._stop_on_sigterm()
-            if os.getppid() != parent:
-                raise LedgerError("the process that launched this rank is gone; run the same command again to resume")
-            if time.monotonic() - last_news > self.patience:
-                raise LedgerError(
-                    f"no new votes for {self.patience:g} s while {len(wanted) - len(known)} images are missing: "
-                    "another rank has stopped; run the same command again to resume"
-                )
-            time.sleep(_POLL_SECONDS)
-
-    def _stop_on_sigterm(self) -> None:
-        if self.trainer.received_sigterm:
-            raise SIGTERMException(_SIGTERM_EXIT)
 
     def _notify(self, hook: str, argument: CertificationRun | Votes | Sequence[Votes]) -> None:
         for callback in self.trainer.callbacks:

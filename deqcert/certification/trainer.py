@@ -8,6 +8,7 @@ import lightning.pytorch
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from deqcert.certification.loop import CertificationLoop
+from deqcert.certification.shards import SHARDS, Shard
 from deqcert.errors import require
 from deqcert.smoothing import Serialized, Smoothing
 from deqcert.statistics import Votes
@@ -22,6 +23,7 @@ class Trainer(lightning.pytorch.Trainer):
         datamodule: LightningDataModule | None = None,
         smoothing: Smoothing = Serialized(),
         ledger_dir: str = "runs/certify",
+        shard: Shard = "images",
         patience: float = 3600.0,
         ckpt_path: str | None = None,
     ) -> list[Votes]:
@@ -32,6 +34,8 @@ class Trainer(lightning.pytorch.Trainer):
             datamodule: Data module with ``certification_set()``.
             smoothing: Smoothing strategy that takes the votes.
             ledger_dir: Directory of ledger and results. The same run resumes in it, another run is refused.
+            shard: What several processes share: whole "images", or the "samples" of each image, which needs
+                smoothing.chains >= 2 (for a few very expensive images). Votes are the same.
             patience: Seconds without new votes after which a waiting rank gives up, > 0.
             ckpt_path: Checkpoint to certify; null certifies the weights the model has.
 
@@ -42,9 +46,10 @@ class Trainer(lightning.pytorch.Trainer):
             SettingError: If a setting is out of range.
             LedgerError: If ``ledger_dir`` holds another run, is damaged or cannot be written.
         """
+        require(shard in SHARDS, "shard", shard, f"must be one of {', '.join(SHARDS)}")
         require(patience > 0, "patience", patience, "must be > 0 seconds")
         loop = self.predict_loop
-        self.predict_loop = CertificationLoop(self, smoothing, ledger_dir, patience)  # type: ignore[assignment]
+        self.predict_loop = CertificationLoop(self, smoothing, ledger_dir, shard, patience)  # type: ignore[assignment]
         try:
             with warnings.catch_warnings():
                 # The callbacks of training are of no use here.

@@ -13,12 +13,15 @@ from deqcert.report.json_report import write_json
 from deqcert.report.summary import Summary, automatic_radii, summarize, summarize_rows
 from deqcert.report.table import format_markdown, format_table
 from deqcert.report.tsv import TsvRow, read_tsv, write_tsv
+from deqcert.report.verify import Verification, file_digest, verify_run
 
 __all__ = [
     "Summary",
     "TsvRow",
+    "Verification",
     "automatic_radii",
     "certified_accuracy_curve",
+    "file_digest",
     "format_markdown",
     "format_table",
     "plot_curves",
@@ -26,6 +29,7 @@ __all__ = [
     "save_figure",
     "summarize",
     "summarize_rows",
+    "verify_run",
     "write_json",
     "write_tsv",
 ]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deqcert.errors import DataError, require
-from deqcert.report.files import write_atomically
+from deqcert.files import write_atomically
 from deqcert.report.summary import CertifiedExample, average_certified_radius, certified_accuracy
 
 if TYPE_CHECKING:

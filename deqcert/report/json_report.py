@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from deqcert.report.files import write_atomically
+from deqcert.errors import DataError
+from deqcert.files import write_atomically
 from deqcert.report.summary import match_votes, summarize
 from deqcert.statistics import Certificate, Votes
 
@@ -37,17 +39,63 @@ def write_json(
         SettingError: ``radii`` is empty or has a negative or non-finite value.
     """
     strict_settings = json.loads(json.dumps(settings, default=str), parse_constant=str)
+    examples = report_examples(certificates, votes)
     summary = summarize(certificates, votes, radii)._asdict()
-    examples = [
-        {**certificate._asdict(), "correct": certificate.correct, "n_a": vote.n_a, **vote.to_json()}
-        for certificate, vote in match_votes(certificates, votes)
-    ]
     text = (
         f'{{\n"settings": {json.dumps(strict_settings, indent=2)},\n'
         f'"summary": {json.dumps(summary, indent=2, allow_nan=False)},\n'
         f'"examples": [\n{_lines(examples)}\n]\n}}\n'
     )
     write_atomically(path, text.encode())
+
+
+def report_examples(certificates: Sequence[Certificate], votes: Sequence[Votes]) -> list[dict[str, object]]:
+    """Return what the report says of each image: every field of certificate and votes, ``correct`` and ``n_a``.
+
+    Raises:
+        DataError: Certificates and votes are not of the same images.
+    """
+    return [
+        {**certificate._asdict(), "correct": certificate.correct, "n_a": vote.n_a, **vote.to_json()}
+        for certificate, vote in match_votes(certificates, votes)
+    ]
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a report without believing it.
+
+    Returns:
+        An object with the objects ``settings`` and ``summary`` and the list of objects ``examples``.
+
+    Raises:
+        DataError: The file cannot be read, is no strict JSON (a key that comes twice, NaN) or has another form.
+    """
+    try:
+        report = json.loads(Path(path).read_bytes(), object_pairs_hook=_object, parse_constant=_refuse)
+    except RecursionError:
+        raise DataError(f"{path}: nested too deeply") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    parts = {"settings": dict, "summary": dict, "examples": list}
+    if not isinstance(report, dict) or report.keys() != parts.keys():
+        raise DataError(f"{path}: must be an object with {', '.join(parts)}")
+    for part, kind in parts.items():
+        if not isinstance(report[part], kind):
+            raise DataError(f"{path}: {part} must be a {kind.__name__}")
+    if not all(isinstance(example, dict) for example in report["examples"]):
+        raise DataError(f"{path}: examples must be objects")
+    return report
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key comes twice")
+    return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _lines(examples: Sequence[Mapping[str, object]]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deqcert.errors import DataError
-from deqcert.report.files import write_atomically
+from deqcert.files import write_atomically
 from deqcert.statistics import ABSTAIN, Certificate
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
@@ -60,12 +60,21 @@ def write_tsv(path: str | Path, certificates: Sequence[Certificate], seconds: Ma
     Raises:
         DataError: Two certificates have one index, or an index has no time.
     """
+    write_atomically(path, format_tsv(certificates, seconds).encode())
+
+
+def format_tsv(certificates: Sequence[Certificate], seconds: Mapping[int, float]) -> str:
+    """Return the text that :func:`write_tsv` writes.
+
+    Raises:
+        DataError: Two certificates have one index, or an index has no time.
+    """
     ordered = sorted(certificates, key=lambda certificate: certificate.index)
     indices = [certificate.index for certificate in ordered]
     if len(set(indices)) < len(indices):
-        raise DataError(f"{path}: two certificates have one index")
+        raise DataError("two certificates have one index")
     if missing := [index for index in indices if index not in seconds]:
-        raise DataError(f"{path}: no time is known for image {missing[0]}")
+        raise DataError(f"no time is known for image {missing[0]}")
 
     all_sound = all(certificate.sound for certificate in ordered)
     lines = ["\t".join(COLUMNS if all_sound else (*COLUMNS, SOUND_COLUMN))]
@@ -79,7 +88,7 @@ def write_tsv(path: str | Path, certificates: Sequence[Certificate], seconds: Ma
             _clock(seconds[certificate.index]),
         ]
         lines.append("\t".join(fields if all_sound else [*fields, str(int(certificate.sound))]))
-    write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+    return "".join(f"{line}\n" for line in lines)
 
 
 def read_tsv(path: str | Path) -> list[TsvRow]:

@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deqcert.errors import require, require_count
-from deqcert.smoothing.engine import Engine, Execution
+from deqcert.smoothing.engine import Engine, Execution, Labels
+from deqcert.smoothing.labels import count_labels
 from deqcert.smoothing.noise import Purpose, noisy_batches
 from deqcert.solvers import Anderson, Broyden, Solver
-from deqcert.statistics import Votes
+from deqcert.statistics import ChainAudit, ChainLabels, Votes, join_chains
+
+_MOST = 10**9
+"""Largest number of copies: far beyond use, and within what the exact bounds compute."""
+
+
+class AuditTask(NamedTuple):
+    """A chain's share of the audit, still to be labelled.
+
+    Attributes:
+        image: Clean image in [0, 1], shape (C, H, W).
+        index: Its original index.
+        chain: Number of the chain.
+        selected: The class A of the image.
+        members: Positions within the chain's estimation copies, sorted.
+    """
+
+    image: Tensor
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    chain: int
+    selected: int
+    members: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -25,6 +51,9 @@ class Smoothing(ABC):
     The votes of an image are a function of the classifier, the image, its index and these settings: not of the process,
     the order of the images or what was certified before or beside it, up to the rounding of the kernels.
 
+    The copies of an image are one chain, or several with noise of their own, which different processes can label; see
+    :mod:`deqcert.statistics.chains` for why that is sound.
+
     Args:
         sigma: Standard deviation of the noise, in pixels of [0, 1], > 0.
         n0: Noisy copies that select the class, >= 1.
@@ -32,6 +61,7 @@ class Smoothing(ABC):
         batch_size: Copies of an image side by side (serialized smoothing: width of the chain), >= 1.
         seed: Seed of all random streams, >= 0.
         execution: How copies are spread over launches.
+        chains: Independent chains that the n copies of an image are split into, from 1 to n.
 
     Raises:
         SettingError: If a setting is out of range.
@@ -43,12 +73,15 @@ class Smoothing(ABC):
     batch_size: int = 400
     seed: int = 0
     execution: Execution = Execution()
+    chains: int = 1
 
     def __post_init__(self) -> None:
         require(0 < self.sigma < float("inf"), "sigma", self.sigma, "must be a finite number > 0")
-        for field in ("n0", "n", "batch_size"):
+        for field in ("n0", "n", "batch_size", "chains"):
             require_count(field, getattr(self, field), minimum=1)
+            require(getattr(self, field) <= _MOST, field, getattr(self, field), f"must be <= {_MOST}")
         require_count("seed", self.seed, minimum=0)
+        require(self.chains <= self.n, "chains", self.chains, f"must be at most n = {self.n}")
 
     @property
     @abstractmethod
@@ -80,7 +113,6 @@ class Smoothing(ABC):
         """
         return self.vote_group(self.engine(classifier, image), image[None], [index], [label])[0]
 
-    @abstractmethod
     def vote_group(self, engine: Engine, images: Tensor, indices: Sequence[int], labels: Sequence[int]) -> list[Votes]:
         """Classify noisy copies of E images side by side, best ``engine.images`` of them.
 
@@ -96,6 +128,39 @@ class Smoothing(ABC):
         Raises:
             SettingError: If the classifier is not of the kind that the strategy needs.
         """
+        chains = [self.label_chain(engine, images, indices, chain) for chain in range(self.chains)]
+        parts = list(zip(*chains, strict=True))
+        tasks = [self.audit_tasks(image, given) for image, given in zip(images, parts, strict=True)]
+        audited = iter(self.audit_chains(engine, [task for each in tasks for task in each or ()]))
+        audits = [None if each is None else list(islice(audited, len(each))) for each in tasks]
+        return [
+            join_chains(label, self.n0, given, audit) for label, given, audit in zip(labels, parts, audits, strict=True)
+        ]
+
+    @abstractmethod
+    def label_chain(self, engine: Engine, images: Tensor, indices: Sequence[int], chain: int) -> list[ChainLabels]:
+        """Label the copies of one chain of each of E images; the first chain labels the selection copies too.
+
+        Args:
+            engine: From :meth:`engine`.
+            images: Clean images in [0, 1], shape (E, C, H, W), on the device of the classifier.
+            indices: Their original indices, E of them.
+            chain: Number of the chain, in [0, chains).
+
+        Raises:
+            SettingError: If the classifier is not of the kind that the strategy needs.
+        """
+
+    def audit_tasks(self, image: Tensor, labels: Sequence[ChainLabels]) -> list[AuditTask] | None:
+        """Draw the audit subset of one image once the labels of all its chains are known: one task for each chain.
+
+        None if the labels are those of the base classifier itself, which need no audit.
+        """
+        return None
+
+    def audit_chains(self, engine: Engine, tasks: Sequence[AuditTask]) -> list[ChainAudit]:
+        """Label the members of each task by the base classifier, on the same noise."""
+        return []
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -103,18 +168,63 @@ class Smoothing(ABC):
         description: dict[str, Any] = _describe(self)
         return description
 
-    def _noisy_batches(self, image: Tensor, index: int, purpose: Purpose, count: int) -> Iterator[Tensor]:
+    def copies(self, purpose: Purpose, chain: int) -> int:
+        """Return how many copies of an image a chain has for ``purpose``."""
+        if purpose is Purpose.SELECTION:
+            return self.n0 if chain == 0 else 0
+        return self.n // self.chains + (chain < self.n % self.chains)
+
+    def _noisy_batches(self, image: Tensor, index: int, purpose: Purpose, chain: int = 0) -> Iterator[Tensor]:
         return noisy_batches(
-            image, index, purpose, sigma=self.sigma, count=count, batch_size=self.batch_size, seed=self.seed
+            image,
+            index,
+            purpose,
+            sigma=self.sigma,
+            count=self.copies(purpose, chain),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            chain=chain,
         )
 
-    def _noisy_groups(self, images: Tensor, indices: Sequence[int], purpose: Purpose, count: int) -> Iterator[Tensor]:
+    def _noisy_groups(
+        self, images: Tensor, indices: Sequence[int], purpose: Purpose, chain: int = 0
+    ) -> Iterator[Tensor]:
         """Yield the noisy batches of E images together, copy by copy: row i·E + e is copy i of image e."""
         streams = [
-            self._noisy_batches(image, index, purpose, count) for image, index in zip(images, indices, strict=True)
+            self._noisy_batches(image, index, purpose, chain) for image, index in zip(images, indices, strict=True)
         ]
         for batches in zip(*streams, strict=True):
             yield torch.stack(batches, dim=1).flatten(0, 1)
+
+    def _label_copies(
+        self,
+        label: Callable[[Tensor], Labels],
+        engine: Engine,
+        images: Tensor,
+        indices: Sequence[int],
+        chain: int,
+    ) -> list[ChainLabels]:
+        """Label selection and estimation copies of one chain of each image by ``label``, batch by batch."""
+        started = time.perf_counter()
+        purposes = Purpose.SELECTION, Purpose.ESTIMATION
+        batches = (label(x) for purpose in purposes for x in self._noisy_groups(images, indices, purpose, chain))
+        joined = Labels.joined(batches, -1, len(images))
+        selecting = self.copies(Purpose.SELECTION, chain)
+        given = joined.labels.cpu().numpy()
+        nfe, residuals = joined.steps.sum(dim=0).tolist(), joined.residual[selecting:].mean(dim=0).tolist()
+        seconds = (time.perf_counter() - started) / len(images)
+        return [
+            ChainLabels(
+                index=index,
+                chain=chain,
+                selection=count_labels(given[:selecting, e], engine.num_classes),
+                labels=given[selecting:, e].astype(np.int16),
+                nfe=nfe[e],
+                residual=residuals[e],
+                seconds=seconds,
+            )
+            for e, index in enumerate(indices)
+        ]
 
 
 def solver_label(solver: Solver) -> str:

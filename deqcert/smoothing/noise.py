@@ -21,7 +21,7 @@ class Purpose(IntEnum):
 
 
 def noisy_batches(
-    image: Tensor, index: int, purpose: Purpose, *, sigma: float, count: int, batch_size: int, seed: int
+    image: Tensor, index: int, purpose: Purpose, *, sigma: float, count: int, batch_size: int, seed: int, chain: int = 0
 ) -> Iterator[Tensor]:
     """Yield ``count`` noisy copies of ``image``; the same arguments yield the same copies again.
 
@@ -33,11 +33,12 @@ def noisy_batches(
         count: Copies in all.
         batch_size: Copies per batch; part of what determines the noise.
         seed: Seed of the run.
+        chain: Chain of the image; each has noise of its own.
 
     Yields:
         Tensors of shape (at most ``batch_size``, C, H, W), float32.
     """
-    generator = torch.Generator(image.device).manual_seed(mixed_seed(seed, index, purpose))
+    generator = torch.Generator(image.device).manual_seed(mixed_seed(seed, index, purpose, chain))
     for first in range(0, count, batch_size):
         size = min(batch_size, count - first)
         noise = torch.randn(size, *image.shape, generator=generator, device=image.device, dtype=torch.float32)

@@ -6,20 +6,18 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from deqcert.errors import require, require_count
-from deqcert.smoothing.base import Smoothing, solver_label
+from deqcert.smoothing.base import AuditTask, Smoothing, solver_label
 from deqcert.smoothing.engine import Engine, Labels
-from deqcert.smoothing.labels import count_labels
 from deqcert.smoothing.noise import Purpose, audit_subset
 from deqcert.solvers import Anderson, Solver
-from deqcert.statistics import AdaptiveAudit, AuditSize, FixedAudit, Votes
+from deqcert.statistics import AdaptiveAudit, AuditSize, ChainAudit, ChainLabels, FixedAudit, selected_class
 
 Start = Literal["previous", "first", "clean"]
 Precision = Literal["bfloat16", "float16"]
@@ -40,6 +38,7 @@ class Serialized(Smoothing):
         batch_size: Copies per launch, the width of the chain, >= 1.
         seed: Seed of all random streams, >= 0.
         execution: How copies are spread over launches.
+        chains: Chains with noise of their own that the n copies of an image are split into, from 1 to n.
         solver: Solver of the warm-started steps, e.g. Anderson with max_steps 1 or 3.
         start: Start of a solve: the "previous" batch's fixed points, the "first" batch's, or the "clean" image's.
         warmup_steps: Anderson steps of the first batch, from a cold start, >= 1; unused with start "clean".
@@ -80,107 +79,82 @@ class Serialized(Smoothing):
         return f"SRS-{solver_label(self.solver)}{suffix}"
 
     @torch.no_grad()
-    def vote_group(self, engine: Engine, images: Tensor, indices: Sequence[int], labels: Sequence[int]) -> list[Votes]:
-        """Classify noisy copies by one chain per image and audit them; see :meth:`Smoothing.vote_group`.
+    def label_chain(self, engine: Engine, images: Tensor, indices: Sequence[int], chain: int) -> list[ChainLabels]:
+        """Label noisy copies by one warm-started chain per image; see :meth:`Smoothing.label_chain`.
 
         Raises:
             SettingError: If the classifier is no DEQ.
         """
-        started = time.perf_counter()
-        chains = _Chains(self, engine, images)
-        selection = self._run(chains, images, indices, Purpose.SELECTION, self.n0)
-        estimation = self._run(chains, images, indices, Purpose.ESTIMATION, self.n)
-        cheap = torch.cat([selection.labels, estimation.labels]).cpu().numpy()
-        selections = [count_labels(given, engine.num_classes) for given in cheap[: self.n0].T]
-        estimations = [count_labels(given, engine.num_classes) for given in cheap[self.n0 :].T]
+        lanes = _Lanes(self, engine, images, chain)
+        labels = self._label_copies(lanes.advance, engine, images, indices, chain)
+        cleaning = lanes.clean_steps.tolist()
+        return [each._replace(nfe=each.nfe + steps) for each, steps in zip(labels, cleaning, strict=True)]
 
-        # All cheap labels are known before any true one is looked at, so K may depend on N_A, and the subset is
-        # uniform over exactly the copies with S = A.
-        selected = [counts.index(max(counts)) for counts in selections]
-        agreeing = [np.flatnonzero(cheap[self.n0 :, e] == chosen) for e, chosen in enumerate(selected)]
-        members = [
-            audit_subset(positions, self.audit.size(len(positions), self.n), index, self.seed)
-            for positions, index in zip(agreeing, indices, strict=True)
-        ]
-        audit = self._audit(engine, images, indices, selected, members)
+    def audit_tasks(self, image: Tensor, labels: Sequence[ChainLabels]) -> list[AuditTask]:
+        """Draw one uniformly random subset of all copies with S = A; see :meth:`Smoothing.audit_tasks`.
 
-        steps = (selection.steps.sum(dim=0) + estimation.steps.sum(dim=0) + chains.clean_steps).tolist()
-        residuals = estimation.residual.mean(dim=0).tolist()
-        seconds = (time.perf_counter() - started) / len(images)
+        All cheap labels are known before any true one is looked at, so its size K may depend on N_A.
+        """
+        selected, index = selected_class(labels), labels[0].index
+        agreeing = np.flatnonzero(np.concatenate([each.labels for each in labels]) == selected)
+        subset = audit_subset(agreeing, self.audit.size(len(agreeing), self.n), index, self.seed)
+        ends = np.cumsum([len(each.labels) for each in labels])
+        members = np.split(subset, np.searchsorted(subset, ends[:-1]))
         return [
-            Votes(
-                index=index,
-                label=label,
-                n0=self.n0,
-                n=self.n,
-                selection=selections[e],
-                estimation=estimations[e],
-                audited=len(members[e]),
-                mismatches=audit.mismatches[e],
-                nfe_fast=steps[e],
-                nfe_audit=audit.steps[e],
-                residual=residuals[e],
-                seconds=seconds,
-            )
-            for e, (index, label) in enumerate(zip(indices, labels, strict=True))
+            AuditTask(image, index, each.chain, selected, mine - (end - len(each.labels)))
+            for each, mine, end in zip(labels, members, ends, strict=True)
         ]
 
-    def _run(self, chains: _Chains, images: Tensor, indices: Sequence[int], purpose: Purpose, count: int) -> Labels:
-        """Run ``count`` copies of each of E images through the chains; tensors of shape (count, E)."""
-        batches = (chains.advance(x) for x in self._noisy_groups(images, indices, purpose, count))
-        return Labels.joined(batches, count, len(images))
-
-    def _audit(
-        self,
-        engine: Engine,
-        images: Tensor,
-        indices: Sequence[int],
-        selected: Sequence[int],
-        members: Sequence[NDArray[np.int64]],
-    ) -> _Audit:
-        """Label the copies at positions ``members`` of each image by the base classifier."""
-        classes = torch.tensor(selected, device=images.device)
-        mismatches = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    @torch.no_grad()
+    def audit_chains(self, engine: Engine, tasks: Sequence[AuditTask]) -> list[ChainAudit]:
+        """Label the members of all tasks from a cold start, several tasks in one launch."""
+        if not tasks:
+            return []
+        started = time.perf_counter()
+        device = tasks[0].image.device
+        classes = torch.tensor([task.selected for task in tasks], device=device)
+        mismatches = torch.zeros(len(tasks), dtype=torch.int64, device=device)
         steps = torch.zeros_like(mismatches)
-        for noisy, owners in _regrouped(self._members(images, indices, members), len(images) * self.batch_size):
+        side_by_side = len({task.index for task in tasks})
+        for noisy, owners in _regrouped(self._members(tasks), side_by_side * self.batch_size):
             true = engine.label(noisy, self.reference)
             mismatches.index_add_(0, owners, (true.labels != classes[owners]).long())
             steps.index_add_(0, owners, true.steps)
-        return _Audit(mismatches.tolist(), steps.tolist())
+        outcomes = zip(tasks, mismatches.tolist(), steps.tolist(), strict=True)
+        seconds = (time.perf_counter() - started) / len(tasks)
+        return [
+            ChainAudit(task.index, task.chain, len(task.members), missed, nfe, seconds)
+            for task, missed, nfe in outcomes
+        ]
 
-    def _members(
-        self, images: Tensor, indices: Sequence[int], members: Sequence[NDArray[np.int64]]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Draw the estimation copies of each image again; yield those at ``members`` with the image's position."""
-        for position, (image, index, mine) in enumerate(zip(images, indices, members, strict=True)):
-            batches = self._noisy_batches(image, index, Purpose.ESTIMATION, self.n)
-            for first, noisy in zip(range(0, self.n, self.batch_size), batches, strict=True):
-                inside = mine[(mine >= first) & (mine < first + len(noisy))] - first
+    def _members(self, tasks: Sequence[AuditTask]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Draw the estimation copies of each task again; yield its members with the position of the task."""
+        for position, task in enumerate(tasks):
+            first, end = 0, task.members.max(initial=-1) + 1
+            for noisy in self._noisy_batches(task.image, task.index, Purpose.ESTIMATION, task.chain):
+                if first >= end:
+                    break
+                inside = task.members[(task.members >= first) & (task.members < first + len(noisy))] - first
+                first += len(noisy)
                 if len(inside):
                     chosen = noisy[torch.from_numpy(inside).to(noisy.device)]
                     yield chosen, torch.full((len(inside),), position, device=noisy.device)
 
 
-class _Audit(NamedTuple):
-    """Mismatches and evaluations of the audit, per image."""
-
-    mismatches: list[int]
-    steps: list[int]
-
-
-class _Chains:
+class _Lanes:
     """The warm-started solves of E images: copy i of a batch starts from lane i, the fixed point of an earlier copy i.
 
     Lanes have shape (W, E, ...): with E innermost, the first lanes of all images lie together, as their copies do.
     """
 
-    def __init__(self, settings: Serialized, engine: Engine, images: Tensor) -> None:
+    def __init__(self, settings: Serialized, engine: Engine, images: Tensor, chain: int) -> None:
         self.settings = settings
         self.engine = engine
         self.count = len(images)
         self.clean_steps = torch.zeros(self.count, dtype=torch.int64, device=images.device)
         self._filled = 0
-        self._lanes = engine.lanes(min(settings.batch_size, max(settings.n0, settings.n)), self.count)
+        copies = max(settings.copies(purpose, chain) for purpose in (Purpose.SELECTION, Purpose.ESTIMATION))
+        self._lanes = engine.lanes(min(settings.batch_size, copies), self.count)
         if settings.start == "clean":
             self.clean_steps = engine.label(images, settings.reference, keep=self._lanes[0]).steps
             self._filled = 1

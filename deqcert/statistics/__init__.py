@@ -1,8 +1,9 @@
 """The statistics of certification: counts in, bounds and certificates out.
 
 numpy and scipy only; nothing here knows a model, a device or a training framework. Read :mod:`bounds` (the
-exact confidence bounds), :mod:`votes` (the measurement of one image), :mod:`audit` (what cheap, dependent
-labels are worth), :mod:`certificate` (votes and alpha to class and radius) and :mod:`predict`, in this order.
+exact confidence bounds), :mod:`votes` (the measurement of one image), :mod:`chains` (the same in parts),
+:mod:`audit` (what cheap, dependent labels are worth), :mod:`certificate` (votes and alpha to class and radius)
+and :mod:`predict`, in this order.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from deqcert.statistics.bounds import (
     hypergeometric_upper,
 )
 from deqcert.statistics.certificate import ABSTAIN, AuditRule, Certificate, CertificationRule
+from deqcert.statistics.chains import ChainAudit, ChainLabels, join_chains, selected_class
 from deqcert.statistics.predict import predict
 from deqcert.statistics.votes import Votes
 
@@ -33,6 +35,8 @@ __all__ = [
     "AuditSize",
     "Certificate",
     "CertificationRule",
+    "ChainAudit",
+    "ChainLabels",
     "FixedAudit",
     "Votes",
     "binomial_effective_count",
@@ -41,7 +45,9 @@ __all__ = [
     "clopper_pearson_upper",
     "exact_effective_count",
     "hypergeometric_upper",
+    "join_chains",
     "predict",
     "published_p_a_lower",
+    "selected_class",
     "split_alpha",
 ]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from deqcert.errors import DataError
+from deqcert.statistics.records import expect, fields_of, is_count, is_number
 
 
 class Votes(NamedTuple):
@@ -66,27 +66,27 @@ class Votes(NamedTuple):
             DataError: Naming the field, its value and what it should be.
         """
         for field in ("index", "label", "n0", "n", "mismatches", "nfe_fast", "nfe_audit"):
-            self._expect(field, _is_count(getattr(self, field)), "an integer >= 0")
+            expect(self, field, is_count(getattr(self, field)), "an integer >= 0")
         for field, samples in (("selection", self.n0), ("estimation", self.n)):
             counts = getattr(self, field)
-            self._expect(field, isinstance(counts, tuple) and all(map(_is_count, counts)), "integers >= 0")
-            self._expect(field, sum(counts) <= samples, f"at most {samples} copies in all")
-        self._expect("n0", self.n0 >= 1, "at least 1")
-        self._expect("n", self.n >= 1, "at least 1")
-        self._expect("selection", len(self.selection) >= 1, "one count for each class")
-        self._expect("estimation", len(self.estimation) == len(self.selection), "as many classes as selection")
-        self._expect("label", self.label < len(self.selection), f"below {len(self.selection)} classes")
+            expect(self, field, isinstance(counts, tuple) and all(map(is_count, counts)), "integers >= 0")
+            expect(self, field, sum(counts) <= samples, f"at most {samples} copies in all")
+        expect(self, "n0", self.n0 >= 1, "at least 1")
+        expect(self, "n", self.n >= 1, "at least 1")
+        expect(self, "selection", len(self.selection) >= 1, "one count for each class")
+        expect(self, "estimation", len(self.estimation) == len(self.selection), "as many classes as selection")
+        expect(self, "label", self.label < len(self.selection), f"below {len(self.selection)} classes")
 
         if self.audited is None:
-            self._expect("mismatches", self.mismatches == 0, "0 without an audit")
-            self._expect("nfe_audit", self.nfe_audit == 0, "0 without an audit")
+            expect(self, "mismatches", self.mismatches == 0, "0 without an audit")
+            expect(self, "nfe_audit", self.nfe_audit == 0, "0 without an audit")
         else:
-            self._expect("audited", _is_count(self.audited), "an integer >= 0, or None")
-            self._expect("audited", self.audited <= self.n_a, f"at most the {self.n_a} copies classified A")
-            self._expect("mismatches", self.mismatches <= self.audited, f"at most {self.audited} audited copies")
+            expect(self, "audited", is_count(self.audited), "an integer >= 0, or None")
+            expect(self, "audited", self.audited <= self.n_a, f"at most the {self.n_a} copies classified A")
+            expect(self, "mismatches", self.mismatches <= self.audited, f"at most {self.audited} audited copies")
 
-        self._expect("residual", _is_number(self.residual) and not self.residual < 0, "a number >= 0, or nan")
-        self._expect("seconds", _is_number(self.seconds) and 0 <= self.seconds < math.inf, "a finite number >= 0")
+        expect(self, "residual", is_number(self.residual) and not self.residual < 0, "a number >= 0, or nan")
+        expect(self, "seconds", is_number(self.seconds) and 0 <= self.seconds < math.inf, "a finite number >= 0")
 
     def to_json(self) -> dict[str, object]:
         """Return a dict that strict JSON can hold; a residual that is not finite becomes None."""
@@ -105,27 +105,6 @@ class Votes(NamedTuple):
         Raises:
             DataError: A field is missing, unknown, of the wrong type or inconsistent with another.
         """
-        if missing := [field for field in cls._fields if field not in record]:
-            raise DataError(f"votes lack {', '.join(missing)}")
-        if unknown := [str(field) for field in record if field not in cls._fields]:
-            raise DataError(f"votes have no field {', '.join(unknown)}")
-        values: dict[str, Any] = {
-            field: tuple(value) if isinstance(value, list) else value for field, value in record.items()
-        }
-        if values["residual"] is None:
-            values["residual"] = math.nan
-        votes = cls(**values)
+        votes = cls(**fields_of(cls, record, "votes"))
         votes.validate()
         return votes
-
-    def _expect(self, field: str, condition: bool, expected: str) -> None:
-        if not condition:
-            raise DataError(f"votes of image {self.index!r}: {field} = {getattr(self, field)!r}: expected {expected}")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,6 +1,7 @@
 """Training a deep equilibrium classifier so that it can be certified."""
 
 from deqcert.training.attacks import DDN, PGD
+from deqcert.training.checkpoint_io import SafeCheckpointIO
 from deqcert.training.checkpoints import read_checkpoint
 from deqcert.training.classifier import DEQClassifier
 from deqcert.training.objectives import CATRS, Consistency, Gaussian, Objective, SmoothAdv
@@ -15,6 +16,7 @@ __all__ = [
     "Gaussian",
     "JacobianRegularization",
     "Objective",
+    "SafeCheckpointIO",
     "SmoothAdv",
     "read_checkpoint",
 ]

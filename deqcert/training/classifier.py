@@ -21,6 +21,7 @@ from deqcert.solvers import Solution
 from deqcert.training.checkpoints import demand_same_architecture, read_checkpoint
 from deqcert.training.nonfinite import NonFiniteGuard, poisoned
 from deqcert.training.objectives import Gaussian, Objective
+from deqcert.training.preemption import Preemption
 from deqcert.training.regularization import JacobianRegularization
 from deqcert.training.step import TrainingStep
 
@@ -85,6 +86,7 @@ class DEQClassifier(LightningModule):
         self.optimizer_callable = optimizer
         self.weights = weights
         self.guard = NonFiniteGuard(max_skipped_steps)
+        self.preemption = Preemption()
         self.compile_cell = compile_cell
         self.channels_last = channels_last
         self.stream_seed = torch.initial_seed()
@@ -114,8 +116,8 @@ class DEQClassifier(LightningModule):
             self.load_state_dict(given)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the guard against steps that are not finite."""
-        return [self.guard]
+        """Return the guard against steps that are not finite, and what SIGTERM does."""
+        return [self.guard, self.preemption]
 
     # Training.
 
@@ -148,6 +150,10 @@ class DEQClassifier(LightningModule):
             loss = loss + weight * penalty
         self.log("train/loss", loss)
         return poisoned(loss)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Stop here if SIGTERM has come: all callbacks have done with the step."""
+        self.preemption.stop_if_requested(self.trainer)
 
     def _jacobian_weight(self) -> float:
         """Return the weight of the penalty on this step; 0 on those that the frequency leaves out."""

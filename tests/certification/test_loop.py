@@ -230,7 +230,7 @@ def test_another_run_in_the_same_directory_is_refused(tmp_path, changes, field):
 
 def test_a_rank_does_not_wait_for_ever(tmp_path, monkeypatch):
     from deqcert.certification import loop
-    from deqcert.certification.ledger import Ledger
+    from deqcert.ledger import Ledger
 
     monkeypatch.setattr(loop, "_POLL_SECONDS", 0.01)
     monkeypatch.setattr(Ledger, "append", lambda self, votes: None)  # rank 1's votes never arrive

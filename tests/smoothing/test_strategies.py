@@ -78,7 +78,7 @@ def test_standard_agrees_with_the_closed_form_of_a_linear_classifier():
 def test_standard_gives_votes_that_are_not_finite_to_nobody(value):
     strategy = Standard(n0=100, n=400, batch_size=64)
     votes = strategy.vote(NanAbove(value), IMAGE, 0, 0)
-    noisy = torch.cat(list(strategy._noisy_batches(IMAGE, 0, Purpose.ESTIMATION, 400)))
+    noisy = torch.cat(list(strategy._noisy_batches(IMAGE, 0, Purpose.ESTIMATION)))
     finite = int((noisy[:, 0, 0, 0] <= 0.5).sum())
     assert 100 < finite < 300
     assert votes.estimation == (finite, 0)
@@ -141,7 +141,7 @@ def test_training_mode_is_refused(strategy, threshold_deq):
 @pytest.mark.parametrize(
     ("field", "value"),
     [("sigma", 0.0), ("sigma", -1.0), ("sigma", math.inf), ("sigma", math.nan), ("n", 0), ("n0", 0), ("batch_size", 0),
-     ("seed", -1)],
+     ("seed", -1), ("chains", 0), ("chains", 10_001), ("n", 10**30), ("batch_size", 10**12), ("n", 2.0)],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused_by_name(kind, field, value):
     with pytest.raises(SettingError, match=f"^{field} = "):
@@ -164,7 +164,7 @@ def test_settings_of_serialized_smoothing_are_refused_by_name(settings, field):
 CHANGES = {
     "sigma": 0.25, "n0": 11, "n": 51, "batch_size": 9, "seed": 1, "solver": Anderson(max_steps=2), "start": "clean",
     "warmup_steps": 9, "reference": Anderson(max_steps=29), "audit": AdaptiveAudit(), "precision": "bfloat16",
-    "execution": Execution(rows=7),
+    "execution": Execution(rows=7), "chains": 2,
 }  # fmt: skip
 
 
@@ -210,7 +210,7 @@ def serialized(**changes):
 
 
 def estimation_means(strategy, index):
-    noisy = torch.cat(list(strategy._noisy_batches(IMAGE, index, Purpose.ESTIMATION, strategy.n)))
+    noisy = torch.cat(list(strategy._noisy_batches(IMAGE, index, Purpose.ESTIMATION)))
     return noisy.flatten(1).mean(dim=1)
 
 
@@ -257,7 +257,7 @@ def test_a_partial_audit_labels_a_uniform_subset_of_the_agreeing_copies_on_their
         audited = torch.cat(classifier.inputs[batches:]).flatten(1)
         assert [len(x) for x in classifier.inputs[batches:]] == [16, 16, 8]
 
-        copies = torch.cat(list(strategy._noisy_batches(IMAGE, index, Purpose.ESTIMATION, 300))).flatten(1)
+        copies = torch.cat(list(strategy._noisy_batches(IMAGE, index, Purpose.ESTIMATION))).flatten(1)
         same = (audited[:, None] == copies).all(dim=2)
         assert (same.sum(dim=1) == 1).all()  # each audited copy is one of the estimation copies,
         places = same.int().argmax(dim=1)
@@ -305,8 +305,8 @@ def test_starts_differ_in_what_the_chain_remembers(threshold_deq):
                 return super().head(z)
 
         strategy.vote(Spy(), IMAGE, 0, 0)
-        batches = list(strategy._noisy_batches(IMAGE, 0, Purpose.SELECTION, 2))
-        batches += list(strategy._noisy_batches(IMAGE, 0, Purpose.ESTIMATION, 6))
+        batches = list(strategy._noisy_batches(IMAGE, 0, Purpose.SELECTION))
+        batches += list(strategy._noisy_batches(IMAGE, 0, Purpose.ESTIMATION))
         u = [batch.flatten(1).mean(dim=1, keepdim=True) for batch in batches]
         if start == "clean":
             expected = [torch.ones(1, 1)] + [0.5 * torch.ones(2, 1) + each for each in u]  # z*(clean) = 2 · 1/2

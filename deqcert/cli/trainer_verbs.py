@@ -1,13 +1,13 @@
-"""The command line: ``deqcert fit | validate | test | certify``."""
+"""The verbs that need a trainer, by LightningCLI: ``fit``, ``validate``, ``test``, ``certify``."""
 
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
@@ -16,8 +16,7 @@ from deqcert.callbacks import CertificationProgress, CertifiedRadius
 from deqcert.certification import CertificationCallback, CertificationRun
 from deqcert.certification import Trainer as CertifyingTrainer
 from deqcert.data import ImageDataModule
-from deqcert.errors import DeqcertError
-from deqcert.training import DEQClassifier, read_checkpoint
+from deqcert.training import DEQClassifier, SafeCheckpointIO, read_checkpoint
 
 _DATA = {"model", "dataloaders", "datamodule"}
 
@@ -56,6 +55,13 @@ class DeqCertCLI(LightningCLI):
             parser.add_lightning_class_args(CertifiedRadius, "certificate")
         return parser
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer; checkpoints are replaced in one step unless a plugin of the user's writes them."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = SafeCheckpointIO()
+        return trainer
+
     def _parse_ckpt_path(self) -> None:
         """Check the checkpoint before any work.
 
@@ -67,14 +73,11 @@ class DeqCertCLI(LightningCLI):
             read_checkpoint(path)
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line.
+def run_trainer_verb(args: Sequence[str] | None) -> None:
+    """Parse the command line and do what it says.
 
     Args:
-        args: Arguments; None takes those of the process.
-
-    Returns:
-        Exit code: 0, or 2 for an error that the user can mend.
+        args: Arguments, the verb first; None takes those of the process.
     """
     # None of these is the user's to mend: lightning 2.6 uses old names of torch and jsonargparse.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -84,33 +87,15 @@ def main(args: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message=".*WeightAveraging callback, but loading.*")
     if args is not None:
         warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
-    try:
-        DeqCertCLI(
-            DEQClassifier,
-            ImageDataModule,
-            subclass_mode_data=True,
-            trainer_class=CertifyingTrainer,
-            trainer_defaults={"callbacks": [CertificationProgress()]},
-            seed_everything_default=0,
-            save_config_callback=SaveVerbConfig,
-            save_config_kwargs={"overwrite": True},
-            args=args,  # type: ignore[arg-type]  # lightning says list where any sequence does
-        )
-    except Exception as error:
-        user_error = _user_error(error)
-        if user_error is None:
-            raise
-        print(f"deqcert: error: {user_error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _user_error(error: BaseException | None) -> DeqcertError | None:
-    """Find the user's error in a chain of causes: the parser wraps what a class raises into its own error."""
-    while error is not None and not isinstance(error, DeqcertError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    DeqCertCLI(
+        DEQClassifier,
+        ImageDataModule,
+        subclass_mode_data=True,
+        trainer_class=CertifyingTrainer,
+        trainer_defaults={"callbacks": [CertificationProgress()]},
+        seed_everything_default=0,
+        save_config_callback=SaveVerbConfig,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"epilog": "One more verb needs no model: deqcert verify RUN, see deqcert verify --help."},
+        args=args,  # type: ignore[arg-type]  # lightning says list where any sequence does
+    )

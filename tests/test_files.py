@@ -2,7 +2,7 @@ import stat
 
 import pytest
 
-from deqcert.report.files import write_atomically
+from deqcert.files import write_atomically
 
 
 def test_writes_into_a_new_folder_and_leaves_nothing_else(tmp_path):

@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 
 
-def write_atomically(path: str | Path, content: bytes) -> None:
+def write_atomically(path: str | Path, content: bytes | memoryview) -> None:
     """Write ``content`` to ``path``, replacing what is there in one step.
 
     Args:

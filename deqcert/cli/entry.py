@@ -1,0 +1,65 @@
+"""The entry point: verbs, errors and exit codes."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+
+from deqcert.errors import DeqcertError
+from deqcert.termination import TERMINATED
+
+_USER_ERROR = 2
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: Arguments; None takes those of the process.
+
+    Returns:
+        Exit code: 0; 1 if ``verify`` has found something; 2 for an error that the user can mend; 143 if SIGTERM has
+        ended a run that the same command resumes.
+    """
+    try:
+        return _run(args)
+    except SystemExit as ending:
+        # Lightning raises it without a code in fit, and a scheduler would take that run for a finished one.
+        if type(ending).__name__ == "SIGTERMException":
+            return TERMINATED
+        raise
+    except Exception as error:
+        message = _message(error)
+        if message is None:
+            raise
+        print(f"deqcert: error: {message}", file=sys.stderr)
+        return _USER_ERROR
+
+
+def _run(args: Sequence[str] | None) -> int:
+    verb, *rest = [*(sys.argv[1:] if args is None else args), ""]
+    if verb == "verify":
+        from deqcert.cli.verify import run_verify
+
+        return run_verify(rest[:-1])
+    # Takes seconds to import: only for verbs that need it.
+    from deqcert.cli.trainer_verbs import run_trainer_verb
+
+    run_trainer_verb(args)
+    return 0
+
+
+def _message(error: BaseException | None) -> str | None:
+    """Say what the user can mend; None if it is a bug. The parser wraps what a class raises into its own error."""
+    while error is not None:
+        if isinstance(error, DeqcertError):
+            return str(error)
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            place = f"{error.filename}: " if error.filename else ""
+            return f"{place}{error.strerror}; what was computed before is safe, run the same command again to resume"
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
+            return f"not enough memory ({error}): lower smoothing.batch_size or smoothing.execution.rows"
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,208 @@
+"""Verifying a run from its ledger: does every published number follow from the votes?
+
+No model and no data are needed. What cannot be checked without them is whether the votes are what the model said;
+for that, the digests of weights and data in the settings say what to run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deqcert.errors import DeqcertError
+from deqcert.ledger import Ledger, identity_differences, stored_identity, votes_digest
+from deqcert.report.json_report import read_json, report_examples
+from deqcert.report.summary import summarize
+from deqcert.report.tsv import format_tsv
+from deqcert.statistics import (
+    AdaptiveAudit,
+    Certificate,
+    CertificationRule,
+    ChainAudit,
+    FixedAudit,
+    Votes,
+    join_chains,
+)
+
+_AUDITS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (AdaptiveAudit, FixedAudit)}
+
+# Of scipy's quantiles in different versions.
+_ROUNDING = 1e-9
+
+
+class Verification(NamedTuple):
+    """What :func:`verify_run` has found.
+
+    Attributes:
+        images: Images whose certificates were computed again.
+        votes_sha256: Digest of their votes.
+        findings: What does not follow, one sentence each; empty if everything does.
+    """
+
+    images: int
+    votes_sha256: str
+    findings: list[str]
+
+
+def verify_run(directory: str | Path, checkpoint: str | Path | None = None) -> Verification:
+    """Compute every certificate, total and table of a run again from the votes in its ledger.
+
+    Args:
+        directory: Directory of a finished run: ledger, ``certificates.json`` and ``certificates.tsv``.
+        checkpoint: File whose digest must be that of the weights that were certified; None skips this.
+
+    Returns:
+        What was found.
+
+    Raises:
+        LedgerError: There is no ledger, or one of its lines was changed, lost or damaged.
+        DataError: ``certificates.json`` cannot be read.
+    """
+    directory = Path(directory)
+    identity = stored_identity(directory)
+    ledger = Ledger(directory, identity)
+    ledger.refresh()
+    report = read_json(directory / "certificates.json")
+    examples = {example.get("index"): example for example in report["examples"] if type(example.get("index")) is int}
+    votes = [ledger.contents.votes[index] for index in sorted(examples.keys() & ledger.contents.votes.keys())]
+    digest = votes_digest(votes)
+
+    findings = []
+    if len(examples) < len(report["examples"]):
+        findings.append("examples: an index comes twice or is no integer")
+    findings += [f"image {index}: has a certificate but no votes" for index in examples.keys() - ledger.contents.votes]
+    findings += [f"image {index}: has votes but no certificate" for index in ledger.contents.votes.keys() - examples]
+    findings += _settings_findings(report["settings"], identity, digest)
+    if checkpoint is not None:
+        findings += _checkpoint_findings(Path(checkpoint), report["settings"])
+    try:
+        for each in votes:
+            findings += _vote_findings(each, identity["smoothing"])
+            findings += _chain_findings(each, ledger)
+        findings += _report_findings(report, examples, votes, identity)
+        findings += _table_findings(directory / "certificates.tsv", report, votes, identity)
+    except (DeqcertError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+        # Anything may stand in settings that somebody has written by hand.
+        findings.append(f"settings: cannot be used to certify anything ({error!r})")
+    return Verification(len(votes), digest, findings)
+
+
+def file_digest(path: str | Path) -> str:
+    """Return the SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _certificates(
+    votes: Sequence[Votes], settings: Mapping[str, Any], identity: Mapping[str, Any]
+) -> list[Certificate]:
+    rule = CertificationRule(**settings["certificate"])
+    return [rule.certify(vote, identity["smoothing"]["sigma"]) for vote in votes]
+
+
+def _settings_findings(settings: Mapping[str, Any], identity: Mapping[str, Any], digest: str) -> list[str]:
+    stated = {key: value for key, value in settings.items() if key in identity}
+    found = [f"settings: {difference}" for difference in identity_differences(stated, identity)]
+    if settings.get("votes_sha256") != digest:
+        found.append(f"settings: votes_sha256 = {settings.get('votes_sha256')!r}, but the votes have {digest}")
+    return found
+
+
+def _report_findings(
+    report: Mapping[str, Any],
+    examples: Mapping[Any, Mapping[str, Any]],
+    votes: Sequence[Votes],
+    identity: Mapping[str, Any],
+) -> list[str]:
+    """Compute certificates and summary again."""
+    certificates = _certificates(votes, report["settings"], identity)
+    exact = report["settings"].get("scipy") == version("scipy")
+    found = [
+        f"image {right['index']}: {text}"
+        for right in report_examples(certificates, votes)
+        for text in _differences(examples[right["index"]], right, exact)
+    ]
+    summary = summarize(certificates, votes, report["summary"]["radii"])._asdict()
+    return found + [f"summary: {text}" for text in _differences(report["summary"], summary, exact)]
+
+
+def _checkpoint_findings(checkpoint: Path, settings: Mapping[str, Any]) -> list[str]:
+    digest = file_digest(checkpoint)
+    if settings.get("checkpoint_sha256") == digest:
+        return []
+    return [f"settings: checkpoint_sha256 = {settings.get('checkpoint_sha256')!r}, but {checkpoint} has {digest}"]
+
+
+def _vote_findings(votes: Votes, smoothing: Mapping[str, Any]) -> list[str]:
+    """Check the votes of an image against the settings they were taken with."""
+    found = [
+        f"image {votes.index}: {field} = {getattr(votes, field)}, but the run has {smoothing[field]}"
+        for field in ("n0", "n")
+        if getattr(votes, field) != smoothing[field]
+    ]
+    audit = smoothing.get("audit")
+    if (audit is None) != (votes.audited is None):
+        found.append(f"image {votes.index}: audited = {votes.audited}, but the run has audit = {audit}")
+    elif audit is not None and audit["class"] in _AUDITS:
+        fields = {key: value for key, value in audit.items() if key != "class"}
+        size = _AUDITS[audit["class"]](**fields).size(votes.n_a, votes.n)
+        if votes.audited != size:
+            found.append(f"image {votes.index}: audited = {votes.audited}, but its votes ask for {size}")
+    return found
+
+
+def _chain_findings(votes: Votes, ledger: Ledger) -> list[str]:
+    """Add up the chains of an image again, if it was shared by samples."""
+    places = sorted(place for place in ledger.contents.labels if place[0] == votes.index)
+    if not places:
+        return []
+    labels = [ledger.contents.labels[place] for place in places]
+    audits: list[ChainAudit] | None = None
+    if votes.audited is not None:
+        audits = [ledger.contents.audits[place] for place in places if place in ledger.contents.audits]
+    joined = join_chains(votes.label, votes.n0, labels, audits)
+    return [f"image {votes.index}: its chains give {text}" for text in _differences(votes.to_json(), joined.to_json())]
+
+
+def _table_findings(
+    path: Path, report: Mapping[str, Any], votes: Sequence[Votes], identity: Mapping[str, Any]
+) -> list[str]:
+    """Write the table again."""
+    certificates = _certificates(votes, report["settings"], identity)
+    expected = format_tsv(certificates, {vote.index: vote.seconds for vote in votes})
+    try:
+        found = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        return [f"{path.name}: cannot be read: {error}"]
+    theirs, ours = found.split("\n"), expected.split("\n")
+    lines = [number for number, (one, other) in enumerate(zip(theirs, ours, strict=False), start=1) if one != other]
+    lines += [min(len(theirs), len(ours)) + 1] if len(theirs) != len(ours) else []
+    return [f"{path.name}, line {number}: is not what the votes give" for number in lines]
+
+
+def _differences(found: Mapping[str, Any], right: Mapping[str, Any], exact: bool = True) -> list[str]:
+    """Compare two records field by field."""
+    return [
+        f"{key} = {found.get(key)!r}, but it is {right.get(key)!r}"
+        for key in sorted(found.keys() | right.keys())
+        if (key in found) != (key in right) or not _same(found[key], right[key], exact)
+    ]
+
+
+def _same(one: Any, other: Any, exact: bool) -> bool:
+    if isinstance(other, (tuple, list)):
+        return (
+            isinstance(one, (tuple, list))
+            and len(one) == len(other)
+            and all(_same(a, b, exact) for a, b in zip(one, other, strict=True))
+        )
+    if isinstance(other, float) and isinstance(one, (int, float)) and not isinstance(one, bool):
+        return one == other or (not exact and math.isclose(one, other, rel_tol=_ROUNDING))
+    return type(one) is type(other) and bool(one == other)

@@ -1,0 +1,151 @@
+"""The measurement of one image in parts: labels of each chain, its share of the audit, and the votes they make.
+
+The copies of an image may be split into chains with noise of their own, so that several processes can share one
+image. The base classifier's labels of all n copies stay independent, so #{Y = A} stays Binomial(n, p_A); the cheap
+labels may depend on each other within a chain or not at all; and the audit is one uniformly random subset of the
+copies of *all* chains with S = A, of which each chain labels those that are its own. The proof of
+:mod:`~deqcert.statistics.certificate` asks for nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deqcert.errors import DataError
+from deqcert.statistics.records import expect, fields_of, is_count, is_number
+from deqcert.statistics.votes import Votes
+
+Labels = NDArray[np.int16]
+
+
+class ChainLabels(NamedTuple):
+    """The labels of one chain.
+
+    Attributes:
+        index: Position of the image in its data set.
+        chain: Number of the chain, from 0; the first one selects the class.
+        selection: C counts of the selection copies; zeros in other chains.
+        labels: Class of each estimation copy, -1 where a logit is not finite, shape (copies,), int16.
+        nfe: Evaluations of the DEQ cell that the labels are made of, selection included, summed over copies.
+        residual: Mean relative residual of the estimation solves; nan if the classifier is no DEQ.
+        seconds: Wall-clock time.
+    """
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    chain: int
+    selection: tuple[int, ...]
+    labels: Labels
+    nfe: int
+    residual: float
+    seconds: float
+
+    def to_json(self) -> dict[str, object]:
+        """Return a dict that strict JSON can hold; the labels are packed."""
+        packed = base64.b64encode(zlib.compress(self.labels.astype("<i2").tobytes())).decode()
+        residual = self.residual if math.isfinite(self.residual) else None
+        return {**self._asdict(), "labels": packed, "residual": residual}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, object]) -> ChainLabels:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            DataError: A field is missing, unknown, of the wrong type or inconsistent with another.
+        """
+        values = fields_of(cls, record, "labels of a chain")
+        try:
+            packed = zlib.decompress(base64.b64decode(values["labels"], validate=True))
+            values["labels"] = np.frombuffer(packed, dtype="<i2").astype(np.int16)
+        except (TypeError, ValueError, zlib.error) as error:
+            raise DataError(f"labels of a chain: labels cannot be unpacked ({error})") from error
+        part = cls(**values)
+        for field in ("index", "chain", "nfe"):
+            expect(part, field, is_count(getattr(part, field)), "an integer >= 0")
+        counts = part.selection
+        expect(part, "selection", isinstance(counts, tuple) and all(map(is_count, counts)), "integers >= 0")
+        expect(part, "labels", len(part.labels) > 0 and part.labels.min() >= -1, "at least one, each >= -1")
+        expect(part, "labels", part.labels.max() < len(counts), f"below {len(counts)} classes")
+        expect(part, "residual", is_number(part.residual) and not part.residual < 0, "a number >= 0, or nan")
+        expect(part, "seconds", is_number(part.seconds) and 0 <= part.seconds < math.inf, "a finite number >= 0")
+        return part
+
+
+class ChainAudit(NamedTuple):
+    """A chain's share of the audit.
+
+    Attributes:
+        index: Position of the image in its data set.
+        chain: Number of the chain.
+        audited: Copies of this chain in the audit subset.
+        mismatches: Those of them that the base classifier does not classify A.
+        nfe: Evaluations of the DEQ cell, summed over copies.
+        seconds: Wall-clock time.
+    """
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    chain: int
+    audited: int
+    mismatches: int
+    nfe: int
+    seconds: float
+
+    def to_json(self) -> dict[str, object]:
+        """Return a dict that strict JSON can hold."""
+        return self._asdict()
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, object]) -> ChainAudit:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            DataError: A field is missing, unknown, of the wrong type or inconsistent with another.
+        """
+        part = cls(**fields_of(cls, record, "audit of a chain"))
+        for field in ("index", "chain", "audited", "mismatches", "nfe"):
+            expect(part, field, is_count(getattr(part, field)), "an integer >= 0")
+        expect(part, "mismatches", part.mismatches <= part.audited, f"at most {part.audited} audited copies")
+        expect(part, "seconds", is_number(part.seconds) and 0 <= part.seconds < math.inf, "a finite number >= 0")
+        return part
+
+
+def selected_class(labels: Sequence[ChainLabels]) -> int:
+    """The class A that the first chain has selected, the lowest of the most frequent ones."""
+    counts = labels[0].selection
+    return counts.index(max(counts))
+
+
+def join_chains(label: int, n0: int, labels: Sequence[ChainLabels], audits: Sequence[ChainAudit] | None) -> Votes:
+    """Add up all chains of one image.
+
+    Args:
+        label: True class.
+        n0: Selection copies.
+        labels: The labels of every chain, in the order of their numbers.
+        audits: Their shares of the audit, in the same order; None if the labels need no audit.
+
+    Returns:
+        The votes.
+    """
+    given = np.concatenate([each.labels for each in labels])
+    classes = len(labels[0].selection)
+    return Votes(
+        index=labels[0].index,
+        label=label,
+        n0=n0,
+        n=len(given),
+        selection=labels[0].selection,
+        estimation=tuple(np.bincount(given[given >= 0], minlength=classes).tolist()),
+        audited=None if audits is None else sum(each.audited for each in audits),
+        mismatches=sum(each.mismatches for each in audits or ()),
+        nfe_fast=sum(each.nfe for each in labels),
+        nfe_audit=sum(each.nfe for each in audits or ()),
+        residual=sum(each.residual * len(each.labels) for each in labels) / len(given),
+        seconds=sum(each.seconds for each in labels) + sum(each.seconds for each in audits or ()),
+    )

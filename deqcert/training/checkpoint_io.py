@@ -1,0 +1,37 @@
+"""How checkpoints get onto the disk and back."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from deqcert.files import write_atomically
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Replaces a checkpoint in one step, and runs no code when it reads one.
+
+    Lightning writes into the system's temporary folder and moves the file from there, which copies it if that is
+    another file system: a kill in that moment leaves half a ``last.ckpt``. Paths with a protocol (``s3://…``) are left
+    to Lightning.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write ``checkpoint`` to ``path``; a reader sees the old file or the new one."""
+        if "://" in str(path) or storage_options is not None:
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_atomically(path, content.getbuffer())
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read tensors and plain data; ``weights_only`` may not be switched off."""
+        return super().load_checkpoint(path, map_location, weights_only=True)
