@@ -13,11 +13,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torchmetrics import MetricCollection
 
 from deqcert.certification.hooks import CertificationCallback, CertificationRun
+from deqcert.files import file_digest
 from deqcert.ledger import votes_digest
 from deqcert.metrics import AbstentionRate, AverageCertifiedRadius, CertifiedAccuracy
 from deqcert.report import (
     automatic_radii,
-    file_digest,
     format_table,
     plot_curves,
     save_figure,
@@ -27,6 +27,9 @@ from deqcert.report import (
 )
 from deqcert.statistics import Certificate, CertificationRule, Votes
 from deqcert.statistics.certificate import AuditRule
+
+_FILES = ("certificates.tsv", "certify.yaml", "curve.png")
+"""Other files of a run, whose digests ``certificates.json`` holds."""
 
 
 class CertifiedRadius(CertificationCallback):
@@ -112,10 +115,10 @@ class CertifiedRadius(CertificationCallback):
         name = self.run_name
         directory = Path(self._run.directory)
         write_tsv(directory / "certificates.tsv", certificates, {vote.index: vote.seconds for vote in votes})
-        settings = self._settings(trainer, votes)
-        write_json(directory / "certificates.json", certificates, votes, settings, radii=self._radii)
         figure = plot_curves({name: certificates})
         save_figure(figure, directory / "curve.png")
+        settings = self._settings(trainer, votes)
+        write_json(directory / "certificates.json", certificates, votes, settings, radii=self._radii)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 radii = torch.tensor([certificate.radius for certificate in certificates])
@@ -141,6 +144,7 @@ class CertifiedRadius(CertificationCallback):
         )
 
     def _settings(self, trainer: Trainer, votes: Sequence[Votes]) -> dict[str, object]:
+        directory = Path(self._run.directory)
         return {
             "certificate": {
                 "alpha": self.rule.alpha,
@@ -151,5 +155,6 @@ class CertifiedRadius(CertificationCallback):
             "checkpoint_sha256": file_digest(trainer.ckpt_path) if trainer.ckpt_path else None,
             "votes_sha256": votes_digest(votes),
             "scipy": version("scipy"),
+            "files": {path.name: file_digest(path) for path in (directory / name for name in _FILES) if path.exists()},
             **self._run.identity,
         }

@@ -10,7 +10,7 @@ from deqcert.errors import DeqcertError
 from deqcert.termination import TERMINATED
 
 _USER_ERROR = 2
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+_DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from deqcert.report.json_report import write_json
 from deqcert.report.summary import Summary, automatic_radii, summarize, summarize_rows
 from deqcert.report.table import format_markdown, format_table
 from deqcert.report.tsv import TsvRow, read_tsv, write_tsv
-from deqcert.report.verify import Verification, file_digest, verify_run
+from deqcert.report.verify import Verification, verify_run
 
 __all__ = [
     "Summary",
@@ -21,7 +21,6 @@ __all__ = [
     "Verification",
     "automatic_radii",
     "certified_accuracy_curve",
-    "file_digest",
     "format_markdown",
     "format_table",
     "plot_curves",

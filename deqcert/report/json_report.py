@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from deqcert.files import write_atomically
 from deqcert.report.summary import match_votes, summarize
 from deqcert.statistics import Certificate, Votes
 
+_SEAL = b',\n"sha256":'
+
 
 def write_json(
     path: str | Path,
@@ -21,10 +24,11 @@ def write_json(
     *,
     radii: Sequence[float],
 ) -> None:
-    """Write ``{"settings": …, "summary": …, "examples": […]}`` as strict JSON, one image per line.
+    """Write ``{"settings": …, "summary": …, "examples": […], "sha256": …}`` as strict JSON, one image per line.
 
     An example has every field of its certificate and of its votes, and ``correct`` and ``n_a``. What is not
-    a number (a residual that diverged) is null. The file is replaced in one step.
+    a number (a residual that diverged) is null. The last line is the SHA-256 of all bytes before it. The file is
+    replaced in one step.
 
     Args:
         path: File to write.
@@ -44,9 +48,9 @@ def write_json(
     text = (
         f'{{\n"settings": {json.dumps(strict_settings, indent=2)},\n'
         f'"summary": {json.dumps(summary, indent=2, allow_nan=False)},\n'
-        f'"examples": [\n{_lines(examples)}\n]\n}}\n'
-    )
-    write_atomically(path, text.encode())
+        f'"examples": [\n{_lines(examples)}\n]'
+    ).encode()
+    write_atomically(path, text + _seal(text))
 
 
 def report_examples(certificates: Sequence[Certificate], votes: Sequence[Votes]) -> list[dict[str, object]]:
@@ -68,15 +72,17 @@ def read_json(path: str | Path) -> dict[str, Any]:
         An object with the objects ``settings`` and ``summary`` and the list of objects ``examples``.
 
     Raises:
-        DataError: The file cannot be read, is no strict JSON (a key that comes twice, NaN) or has another form.
+        DataError: The file cannot be read, is no strict JSON (a key that comes twice, NaN), has another form or is
+            not as it was written.
     """
     try:
-        report = json.loads(Path(path).read_bytes(), object_pairs_hook=_object, parse_constant=_refuse)
+        content = Path(path).read_bytes()
+        report = json.loads(content, object_pairs_hook=_object, parse_constant=_refuse)
     except RecursionError:
         raise DataError(f"{path}: nested too deeply") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    parts = {"settings": dict, "summary": dict, "examples": list}
+    parts = {"settings": dict, "summary": dict, "examples": list, "sha256": str}
     if not isinstance(report, dict) or report.keys() != parts.keys():
         raise DataError(f"{path}: must be an object with {', '.join(parts)}")
     for part, kind in parts.items():
@@ -84,7 +90,14 @@ def read_json(path: str | Path) -> dict[str, Any]:
             raise DataError(f"{path}: {part} must be a {kind.__name__}")
     if not all(isinstance(example, dict) for example in report["examples"]):
         raise DataError(f"{path}: examples must be objects")
+    body = content[: content.rfind(_SEAL)]
+    if content != body + _seal(body):
+        raise DataError(f"{path}: was changed after it was written: its SHA-256 is not that of its content")
     return report
+
+
+def _seal(body: bytes) -> bytes:
+    return _SEAL + b' "' + hashlib.sha256(body).hexdigest().encode() + b'"\n}\n'
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ for that, the digests of weights and data in the settings say what to run again.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from deqcert.errors import DeqcertError
+from deqcert.files import file_digest
 from deqcert.ledger import Ledger, identity_differences, stored_identity, votes_digest
 from deqcert.report.json_report import read_json, report_examples
 from deqcert.report.summary import summarize
@@ -77,6 +77,7 @@ def verify_run(directory: str | Path, checkpoint: str | Path | None = None) -> V
     findings += [f"image {index}: has a certificate but no votes" for index in examples.keys() - ledger.contents.votes]
     findings += [f"image {index}: has votes but no certificate" for index in ledger.contents.votes.keys() - examples]
     findings += _settings_findings(report["settings"], identity, digest)
+    findings += _file_findings(directory, report["settings"].get("files"))
     if checkpoint is not None:
         findings += _checkpoint_findings(Path(checkpoint), report["settings"])
     try:
@@ -89,15 +90,6 @@ def verify_run(directory: str | Path, checkpoint: str | Path | None = None) -> V
         # Anything may stand in settings that somebody has written by hand.
         findings.append(f"settings: cannot be used to certify anything ({error!r})")
     return Verification(len(votes), digest, findings)
-
-
-def file_digest(path: str | Path) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _certificates(
@@ -133,11 +125,28 @@ def _report_findings(
     return found + [f"summary: {text}" for text in _differences(report["summary"], summary, exact)]
 
 
+def _file_findings(directory: Path, files: Any) -> list[str]:
+    """Compare the other files of the run with their digests; their names come from a file and are not believed."""
+    if not isinstance(files, dict):
+        return ["settings: files must give the digests of the other files"]
+    return [
+        f"{name}: is not the file that the run has written"
+        for name, digest in files.items()
+        if Path(name).name != name or _digest(directory / name) != digest
+    ]
+
+
 def _checkpoint_findings(checkpoint: Path, settings: Mapping[str, Any]) -> list[str]:
-    digest = file_digest(checkpoint)
-    if settings.get("checkpoint_sha256") == digest:
-        return []
-    return [f"settings: checkpoint_sha256 = {settings.get('checkpoint_sha256')!r}, but {checkpoint} has {digest}"]
+    stated, digest = settings.get("checkpoint_sha256"), _digest(checkpoint)
+    return [] if stated == digest else [f"settings: checkpoint_sha256 = {stated!r}, but {checkpoint} has {digest!r}"]
+
+
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file, or in its place why it cannot be read."""
+    try:
+        return file_digest(path)
+    except (OSError, ValueError) as error:
+        return f"unreadable: {error}"
 
 
 def _vote_findings(votes: Votes, smoothing: Mapping[str, Any]) -> list[str]:

@@ -6,13 +6,15 @@ import os
 import signal
 from dataclasses import dataclass
 
+import certification_runs
 import pytest
 import torch
+from certification_runs import records, trainer
 from lightning.pytorch import LightningModule
 from torch import nn
 
 from deqcert.callbacks import CertificationProgress, CertifiedRadius
-from deqcert.certification import CertificationCallback, Trainer
+from deqcert.certification import CertificationCallback
 from deqcert.data import Digits
 from deqcert.errors import DataError, LedgerError, SettingError
 from deqcert.report import read_tsv
@@ -43,33 +45,14 @@ class Module(LightningModule):
         self.log("seen", float(len(batch[0])), reduce_fx="sum", batch_size=1)
 
 
-def trainer(devices=1, **settings):
-    strategy = "ddp_fork" if devices > 1 else "auto"
-    return Trainer(
-        accelerator="cpu",
-        devices=devices,
-        strategy=strategy,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **settings,
-    )
-
-
-def certify(directory, images=4, devices=1, smoothing=SMOOTHING, module=None, callbacks=(), **settings):
-    votes = trainer(devices, callbacks=list(callbacks)).certify(
-        module or Module(), Digits(max_examples=images), smoothing, ledger_dir=str(directory), **settings
-    )
-    return [each._replace(seconds=0.0, residual=0.0) for each in votes]
+def certify(directory, images=4, devices=1, smoothing=SMOOTHING, module=None, **settings):
+    votes = certification_runs.certify(module or Module(), directory, smoothing, images, devices, **settings)
+    return [each._replace(residual=0.0) for each in votes]
 
 
 def lines(directory):
     """Image indices in the file of each rank."""
-    return {
-        path.name: [json.loads(line)["index"] for line in path.read_text().splitlines()[1:]]
-        for path in sorted(directory.glob("votes.rank*.jsonl"))
-    }
+    return {name: [line["index"] for line in found] for name, found in records(directory).items()}
 
 
 @pytest.fixture(scope="module")

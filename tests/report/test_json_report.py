@@ -6,6 +6,7 @@ import pytest
 
 from deqcert.errors import DataError
 from deqcert.report import summarize, write_json
+from deqcert.report.json_report import read_json
 
 
 def strict(path):
@@ -24,7 +25,8 @@ def test_the_file_has_settings_summary_and_every_field_of_every_image(tmp_path, 
     settings = {"sigma": 0.5, "smoothing": {"class_path": "Serialized"}, "checkpoint": "sha256:00"}
     write_json(path, certificates, votes, settings, radii=[0.0, 0.25])
     report = strict(path)
-    assert list(report) == ["settings", "summary", "examples"]
+    assert list(report) == ["settings", "summary", "examples", "sha256"]
+    assert read_json(path) == report
     assert report["settings"] == settings
     expected = summarize(certificates, votes, [0.0, 0.25])._asdict()
     assert report["summary"] == {

@@ -6,10 +6,10 @@ import copy
 import dataclasses
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from certification_runs import shipped_network
 from torch import nn
 
 from deqcert.data import Digits
@@ -19,7 +19,6 @@ from deqcert.smoothing import Engine, Execution, Serialized, Standard
 from deqcert.solvers import Anderson, Picard
 from deqcert.statistics import AdaptiveAudit, FixedAudit
 
-CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "digits_mdeq_tiny" / "model.ckpt"
 SETTINGS = {"sigma": 0.5, "n0": 10, "n": 60, "batch_size": 16}
 STRATEGIES = [
     Standard(**SETTINGS),
@@ -41,12 +40,7 @@ def two_threads():
 
 @pytest.fixture(scope="module")
 def network():
-    """The shipped digits MDEQ: near its decision boundaries a label says something."""
-    settings = {"channels": (8, 16), "head_channels": (4, 8), "final_channels": 64, "expansion": 3}
-    model = MDEQ(**settings, image_channels=1, image_size=8, mean=(0.305,), std=(0.376,))
-    weights = torch.load(CHECKPOINT, map_location="cpu", weights_only=True)["state_dict"]
-    model.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()})
-    return model.eval()
+    return shipped_network()
 
 
 def digits():

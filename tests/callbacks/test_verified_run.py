@@ -1,0 +1,190 @@
+"""A finished run follows from its ledger; whoever changes anything in it is found out."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+from certification_runs import CHECKPOINT, certify, shipped_network
+from lightning.pytorch import LightningModule
+
+from deqcert.callbacks import CertifiedRadius
+from deqcert.cli import main
+from deqcert.errors import DataError, LedgerError
+from deqcert.ledger import Ledger, stored_identity, votes_digest
+from deqcert.ledger.lines import START, seal, unseal
+from deqcert.report import verify_run
+from deqcert.report.json_report import _seal
+from deqcert.smoothing import Serialized
+from deqcert.solvers import Picard
+from deqcert.statistics import AdaptiveAudit
+
+STRATEGY = Serialized(
+    n0=10,
+    n=60,
+    batch_size=20,
+    solver=Picard(max_steps=1),
+    reference=Picard(max_steps=6),
+    audit=AdaptiveAudit(radius_loss=0.3, alpha=0.05),
+)
+
+
+class Module(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.network = shipped_network()
+
+    def predict_step(self, batch, batch_idx):
+        return self.network(batch[0])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("finished")
+    certify(Module(), directory, STRATEGY, images=4, callbacks=[CertifiedRadius(alpha=0.05)])
+    return directory
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def found(run):
+    """What verification finds, or the error it ends with."""
+    try:
+        return verify_run(run).findings
+    except (LedgerError, DataError) as error:
+        return [str(error)]
+
+
+def reseal_report(run, change):
+    """Change the report as somebody would who knows how it is sealed."""
+    path = run / "certificates.json"
+    report = json.loads(path.read_bytes())
+    del report["sha256"]
+    change(report)
+    body = json.dumps(report).encode()[:-1]
+    path.write_bytes(body + _seal(body))
+
+
+def reseal_ledger(run, change):
+    path = run / "votes.rank0.jsonl"
+    content, digest, sealed = b"", START, START
+    for line in path.read_bytes().splitlines():
+        record, digest = unseal(line, digest)
+        change(record)
+        new, sealed = seal(record, sealed)
+        content += new
+    path.write_bytes(content)
+
+
+def test_an_untouched_run_follows_from_its_votes(finished):
+    verification = verify_run(finished)
+    assert verification.findings == []
+    assert verification.images == 4
+    votes = Ledger(finished, stored_identity(finished)).refresh()
+    assert verification.votes_sha256 == votes_digest(votes)
+    certificates = json.loads((finished / "certificates.json").read_text())["examples"]
+    assert any(example["radius"] > 0 for example in certificates)
+    assert any(example["mismatches"] > 0 for example in certificates)
+
+
+@pytest.mark.parametrize("name", ["certificates.json", "certificates.tsv", "votes.rank0.jsonl"])
+def test_every_changed_number_is_found(run, name):
+    path = run / name
+    content = path.read_bytes()
+    numbers = list(re.finditer(rb"\d+", content))
+    assert len(numbers) > 20
+    for number in numbers:
+        place = number.end() - 1
+        changed = bytearray(content)
+        changed[place] = ord("7") if content[place] != ord("7") else ord("2")
+        path.write_bytes(changed)
+        assert found(run), content[place - 30 : place + 10]
+
+
+@pytest.mark.parametrize("name", ["certificates.tsv", "curve.png"])
+def test_a_missing_file_is_found(run, name):
+    (run / name).unlink()
+    assert any(name in finding for finding in found(run))
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        (lambda r: r["examples"][1].update(radius=0.9), "image .*: radius = 0.9, but it is"),
+        (lambda r: r["examples"][1].update(radius=r["examples"][1]["radius"] + 1e-15), "image .*: radius"),
+        (lambda r: r["examples"][1].update(sound=1), "sound"),
+        (lambda r: r["examples"][1].update(extra=1), "extra"),
+        (lambda r: r["examples"][1].update(index="a"), "no integer"),
+        (lambda r: r["examples"].append(r["examples"][0]), "comes twice"),
+        (lambda r: r["examples"].pop(), "has votes but no certificate"),
+        (lambda r: r["examples"].append({**r["examples"][0], "index": 9999}), "image 9999: has a certificate but no"),
+        (lambda r: r["summary"].update(average_certified_radius=0.7), "summary: average_certified_radius"),
+        (lambda r: r["summary"].update(radii=[]), "cannot be used"),
+        (lambda r: r["summary"].pop("radii"), "cannot be used"),
+        (lambda r: r["settings"]["certificate"].update(alpha=0.01), "radius"),
+        (lambda r: r["settings"]["certificate"].update(alpha=7), "cannot be used"),
+        (lambda r: r["settings"]["certificate"].update(nonsense=7), "cannot be used"),
+        (lambda r: r["settings"].update(certificate=None), "cannot be used"),
+        (lambda r: r["settings"]["smoothing"].update(sigma=1.0), "smoothing.sigma = 1.0 there, 0.5 here"),
+        (lambda r: r["settings"]["classifier"].update(digest="0"), "classifier.digest"),
+        (lambda r: r["settings"].update(votes_sha256="0"), "votes_sha256"),
+        (lambda r: r["settings"].update(files={"../secret": "0"}), "is not the file that the run has written"),
+        (lambda r: r["settings"].update(files={"/etc/passwd": "0"}), "is not the file that the run has written"),
+        (lambda r: r["settings"].update(files=3), "files must give"),
+    ],
+)
+def test_a_resealed_report_does_not_follow(run, change, finding):
+    reseal_report(run, change)
+    assert re.search(finding, "\n".join(found(run)))
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        (lambda r: r.update(mismatches=0) if r.get("mismatches") else None, "votes_sha256"),
+        (lambda r: r.update(audited=r["audited"] - 1) if r.get("audited") else None, "its votes ask for"),
+        (lambda r: r.update(n=61) if r.get("n") == 60 else None, "n = 61, but the run has 60"),
+        (lambda r: r.update(audited=None, mismatches=0, nfe_audit=0) if "index" in r else None, "audited = None"),
+        (lambda r: r["identity"]["smoothing"].update(sigma=1.0) if "identity" in r else None, "smoothing.sigma"),
+        (lambda r: r["identity"].pop("smoothing") if "identity" in r else None, "cannot be used"),
+        (lambda r: r.update(identity=3) if "identity" in r else None, "identity is no object"),
+    ],
+)
+def test_a_resealed_ledger_does_not_fit_the_report(run, change, finding):
+    reseal_ledger(run, change)
+    assert re.search(finding, "\n".join(found(run)))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"a": 1, "a": 2}', b"[" * 100_000, b'{"a": NaN}'])
+def test_a_report_that_is_none_is_refused(run, content):
+    (run / "certificates.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"certificates\.json"):
+        verify_run(run)
+
+
+def test_another_version_of_scipy_may_round_otherwise_but_not_more(run):
+    def older(report, change):
+        report["settings"]["scipy"] = "0.1"
+        report["examples"][1]["radius"] *= 1 + change
+
+    reseal_report(run, lambda report: older(report, 1e-12))
+    assert found(run) == []
+    reseal_report(run, lambda report: older(report, 1e-6))
+    assert found(run)
+
+
+def test_the_command_line(run, tmp_path, capsys):
+    assert main(["verify", str(run)]) == 0
+    assert "4 images follow from their votes; votes sha256" in capsys.readouterr().out
+    assert main(["verify", str(run), "--ckpt_path", str(CHECKPOINT)]) == 1  # the run had no checkpoint
+    assert "does NOT follow" in capsys.readouterr().out
+    assert main(["verify", str(run), str(tmp_path / "nothing")]) == 2
+    assert "holds no ledger" in capsys.readouterr().err
+    assert main(["verify", str(run), "--ckpt_path", str(tmp_path / "none")]) == 1
+    with pytest.raises(SystemExit):
+        main(["verify"])
