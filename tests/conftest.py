@@ -6,10 +6,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 from deqcert.models import DEQ
 from deqcert.solvers import Picard
+
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 class ThresholdDEQ(DEQ):

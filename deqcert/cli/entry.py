@@ -12,6 +12,8 @@ from deqcert.termination import TERMINATED
 _USER_ERROR = 2
 _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
+_RESUME = "what was saved before is safe, run the same command again to resume"
+
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -58,8 +60,10 @@ def _message(error: BaseException | None) -> str | None:
             return str(error)
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             place = f"{error.filename}: " if error.filename else ""
-            return f"{place}{error.strerror}; what was computed before is safe, run the same command again to resume"
+            return f"{place}{error.strerror}; {_RESUME}"
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
             return f"not enough memory ({error}): lower smoothing.batch_size or smoothing.execution.rows"
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            return f"a process that loads data was killed, often for lack of memory ({error}); {_RESUME}"
         error = error.__cause__ or error.__context__
     return None

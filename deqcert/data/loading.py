@@ -23,21 +23,24 @@ class ResumableLoader(DataLoader[Example]):
     the sampler the epoch of a resumed run, and worker processes would draw from the order of epoch 0.
     """
 
+    sampler: EpochSampler
     _used = 0
     _resume_at = 0
+    _resume_epoch = -1
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch promises a private iterator class
-        self._used, self._resume_at = self._resume_at, 0
-        if isinstance(self.sampler, EpochSampler):
-            self.sampler.skipped = self._used * (self.batch_size or 1)
+        # A checkpoint at the end of an epoch resumes with the next one, whose batches are all unused.
+        self._used = self._resume_at if self.sampler.epoch == self._resume_epoch else 0
+        self._resume_epoch = -1
+        self.sampler.skipped = self._used * (self.batch_size or 1)
         for batch in super().__iter__():
             self._used += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Return how many batches of this epoch were used."""
-        return {"batches": self._used % len(self)}
+        """Return how many batches of which epoch were used."""
+        return {"batches": self._used, "epoch": self.sampler.epoch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next epoch start after the batches that were used."""
-        self._resume_at = state["batches"]
+        """Let that epoch go on after the batches that were used."""
+        self._resume_at, self._resume_epoch = state["batches"], state["epoch"]

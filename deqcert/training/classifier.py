@@ -234,9 +234,13 @@ class DEQClassifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimiser and its per-step cosine schedule."""
         optimizer = self.optimizer_callable(self.parameters())
-        total = max(int(self.trainer.estimated_stepping_batches), 1)
 
         def cosine(step: int) -> float:
+            if step == 0:
+                # To ask for the length of the run sets up its data: before a checkpoint is restored, that would lose
+                # the place in the epoch.
+                return 1.0
+            total = max(int(self.trainer.estimated_stepping_batches), 1)
             return (1 + math.cos(math.pi * min(step / total, 1))) / 2
 
         # A function of the step and this run's length: a run that is resumed with more epochs follows the longer one.

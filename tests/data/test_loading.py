@@ -43,12 +43,19 @@ def test_resumes_in_mid_epoch(tensor_images):
     assert order(resumed) == whole
 
 
-def test_after_a_whole_epoch_the_next_starts_at_the_beginning(tensor_images):
+@pytest.mark.parametrize("used", [3, 5])
+def test_after_an_epoch_the_next_starts_at_the_beginning(tensor_images, used):
+    """Also after an epoch that was cut short by ``limit_train_batches``."""
     loader, _ = make_loader(tensor_images())
-    whole = order(loader)
-    assert loader.state_dict() == {"batches": 0}
-    loader.load_state_dict(loader.state_dict())
-    assert order(loader) == whole
+    assert len(list(zip(range(used), loader, strict=False))) == used
+    state = loader.state_dict()
+    assert state["epoch"] == 0
+    resumed, sampler = make_loader(tensor_images())
+    resumed.load_state_dict(state)
+    sampler.set_epoch(1)
+    expected, sampler = make_loader(tensor_images())
+    sampler.set_epoch(1)
+    assert order(resumed) == order(expected)
 
 
 def test_workers_use_the_epoch_set_after_iter(tensor_images):

@@ -38,6 +38,18 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(uninterrupted, stop):
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize("stop", [3, 4, 6, 8])
+def test_a_run_of_epochs_resumes_exactly(tmp_path, stop):
+    """In mid-epoch and after epochs of four of the five batches: the length of the run is asked for in time."""
+    settings = {"max_epochs": 3, "limit_train_batches": 4}
+    saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    _, record = fit(model(), -1, callbacks=[saver], **settings)
+    _, again = fit(model(seed=99), -1, ckpt_path=tmp_path / f"step={stop}.ckpt", **settings)
+    assert again.losses == {step: loss for step, loss in record.losses.items() if step > stop}
+    assert len(again.losses) == 12 - stop
+
+
 def test_the_run_belongs_to_its_seed(uninterrupted):
     _, _, record = uninterrupted
     _, same = fit(model(), 2)
