@@ -12,7 +12,6 @@ from torch import Tensor
 from deqcert.models import DEQ
 from deqcert.solvers import Picard
 
-
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
