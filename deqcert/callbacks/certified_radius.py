@@ -25,7 +25,7 @@ from deqcert.report import (
     write_json,
     write_tsv,
 )
-from deqcert.statistics import Certificate, CertificationRule, Votes
+from deqcert.statistics import Certificate, CertificationRule, Votes, noise_error
 from deqcert.statistics.certificate import AuditRule
 
 _FILES = ("certificates.tsv", "certify.yaml", "curve.png")
@@ -64,6 +64,7 @@ class CertifiedRadius(CertificationCallback):
         """Begin with the votes that the ledger already holds."""
         self._run = run
         smoothing = run.smoothing
+        self._noise_error = noise_error(smoothing.noise, math.prod(run.identity["image"]))
         self._radii = self.radii or list(automatic_radii(smoothing.sigma, self.rule.alpha, smoothing.n))
         # Rank 0 hears of every image, so nothing is left to reduce; a collective would wait for busy ranks.
         self._metrics = MetricCollection(
@@ -111,7 +112,7 @@ class CertifiedRadius(CertificationCallback):
         if not trainer.is_global_zero:
             return
         sigma = self._run.smoothing.sigma
-        certificates = [self.rule.certify(vote, sigma) for vote in votes]
+        certificates = [self.rule.certify(vote, sigma, self._noise_error) for vote in votes]
         name = self.run_name
         directory = Path(self._run.directory)
         write_tsv(directory / "certificates.tsv", certificates, {vote.index: vote.seconds for vote in votes})
@@ -135,7 +136,7 @@ class CertifiedRadius(CertificationCallback):
         return f"{self._run.smoothing.label} {self.rule.audit}" if audited else self._run.smoothing.label
 
     def _certify(self, votes: Votes) -> None:
-        certificate = self.rule.certify(votes, self._run.smoothing.sigma)
+        certificate = self.rule.certify(votes, self._run.smoothing.sigma, self._noise_error)
         self._certificates.append(certificate)
         self._metrics.update(
             prediction=torch.tensor([certificate.prediction]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,12 +30,17 @@ def _tf32() -> dict[str, object]:
 
 
 def run_identity(
-    smoothing: Smoothing, classifier: nn.Module, data: dict[str, object], device: torch.device, precision: str
+    smoothing: Smoothing,
+    classifier: nn.Module,
+    data: dict[str, object],
+    image: Sequence[int],
+    device: torch.device,
+    precision: str,
 ) -> dict[str, Any]:
     """Collect everything that determines the votes, JSON-able.
 
     The random numbers and kernels of a device family are its own, hence the device type; processes, order and the
-    selection of images do not matter, hence are not here.
+    selection of images do not matter, hence are not here. ``image`` is the shape of an image.
     """
     return {
         "smoothing": smoothing.identity,
@@ -43,6 +49,7 @@ def run_identity(
             "digest": classifier_digest(classifier),
         },
         "data": data,
+        "image": list(image),
         "device": device.type,
         "precision": precision,
         "tf32": _tf32() if device.type == "cuda" else None,

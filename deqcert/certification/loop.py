@@ -69,7 +69,10 @@ class CertificationLoop(_Loop):
         classifier = getattr(module, "network", module)
         module.eval()
         self._warn_about_sigma(module)
-        identity = run_identity(self.smoothing, classifier, examples.identity(), module.device, trainer.precision)
+        shape = examples[0][0].shape
+        identity = run_identity(
+            self.smoothing, classifier, examples.identity(), shape, module.device, trainer.precision
+        )
         ledger = Ledger(self.directory, identity)
         launcher = trainer.strategy.launcher
         with ExitStack() as stack:

@@ -26,6 +26,7 @@ from deqcert.statistics import (
     FixedAudit,
     Votes,
     join_chains,
+    noise_error,
 )
 
 _AUDITS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (AdaptiveAudit, FixedAudit)}
@@ -96,7 +97,9 @@ def _certificates(
     votes: Sequence[Votes], settings: Mapping[str, Any], identity: Mapping[str, Any]
 ) -> list[Certificate]:
     rule = CertificationRule(**settings["certificate"])
-    return [rule.certify(vote, identity["smoothing"]["sigma"]) for vote in votes]
+    smoothing = identity["smoothing"]
+    error = noise_error(smoothing["noise"], math.prod(identity["image"]))
+    return [rule.certify(vote, smoothing["sigma"], error) for vote in votes]
 
 
 def _settings_findings(settings: Mapping[str, Any], identity: Mapping[str, Any], digest: str) -> list[str]:

@@ -20,7 +20,8 @@ from deqcert.smoothing.engine import Engine, Execution, Labels
 from deqcert.smoothing.labels import count_labels
 from deqcert.smoothing.noise import Purpose, noisy_batches
 from deqcert.solvers import Anderson, Broyden, Solver
-from deqcert.statistics import ChainAudit, ChainLabels, Votes, join_chains
+from deqcert.statistics import ChainAudit, ChainLabels, Noise, Votes, join_chains, noise_error
+from deqcert.statistics.noise_error import LARGEST_SIGMA
 
 _MOST = 10**9
 """Largest number of copies: far beyond use, and within what the exact bounds compute."""
@@ -62,6 +63,8 @@ class Smoothing(ABC):
         seed: Seed of all random streams, >= 0.
         execution: How copies are spread over launches.
         chains: Independent chains that the n copies of an image are split into, from 1 to n.
+        noise: "float32" noise is added as published, which rounds; "quantised" noise, for 8-bit images, is off by a
+            bound that certificates subtract (docs/floating_point.md).
 
     Raises:
         SettingError: If a setting is out of range.
@@ -74,6 +77,7 @@ class Smoothing(ABC):
     seed: int = 0
     execution: Execution = Execution()
     chains: int = 1
+    noise: Noise = "float32"
 
     def __post_init__(self) -> None:
         require(0 < self.sigma < float("inf"), "sigma", self.sigma, "must be a finite number > 0")
@@ -82,6 +86,9 @@ class Smoothing(ABC):
             require(getattr(self, field) <= _MOST, field, getattr(self, field), f"must be <= {_MOST}")
         require_count("seed", self.seed, minimum=0)
         require(self.chains <= self.n, "chains", self.chains, f"must be at most n = {self.n}")
+        noise_error(self.noise, pixels=1)  # refuses other names
+        if self.noise == "quantised":
+            require(self.sigma <= LARGEST_SIGMA, "sigma", self.sigma, f"must be <= {LARGEST_SIGMA} for quantised noise")
 
     @property
     @abstractmethod
@@ -184,6 +191,7 @@ class Smoothing(ABC):
             batch_size=self.batch_size,
             seed=self.seed,
             chain=chain,
+            noise=self.noise,
         )
 
     def _noisy_groups(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import IntEnum
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from deqcert.errors import require
 from deqcert.seeding import mixed_seed
+from deqcert.smoothing.quantised import integer_noise, pixel_levels
+from deqcert.statistics.noise_error import Noise
 
 
 class Purpose(IntEnum):
@@ -21,7 +25,16 @@ class Purpose(IntEnum):
 
 
 def noisy_batches(
-    image: Tensor, index: int, purpose: Purpose, *, sigma: float, count: int, batch_size: int, seed: int, chain: int = 0
+    image: Tensor,
+    index: int,
+    purpose: Purpose,
+    *,
+    sigma: float,
+    count: int,
+    batch_size: int,
+    seed: int,
+    chain: int = 0,
+    noise: Noise = "float32",
 ) -> Iterator[Tensor]:
     """Yield ``count`` noisy copies of ``image``; the same arguments yield the same copies again.
 
@@ -34,15 +47,27 @@ def noisy_batches(
         batch_size: Copies per batch; part of what determines the noise.
         seed: Seed of the run.
         chain: Chain of the image; each has noise of its own.
+        noise: ``float32`` adds Gaussian floats; what the rounding does is outside of any theorem. ``quantised`` adds
+            whole levels of 1/255, with the probabilities of Gaussian noise that is rounded to them, to the levels of an
+            8-bit image: a certificate for the network behind a rounding of its input to multiples of 1/255
+            (docs/floating_point.md; Voráček and Hein, ICLR 2023).
 
     Yields:
         Tensors of shape (at most ``batch_size``, C, H, W), float32.
+
+    Raises:
+        SettingError: ``noise`` is neither, or ``quantised`` and the image is not 8-bit or sigma > 14.
     """
+    require(noise in get_args(Noise), "noise", noise, f"must be one of {', '.join(get_args(Noise))}")
+    levels = pixel_levels(image) if noise == "quantised" else None
     generator = torch.Generator(image.device).manual_seed(mixed_seed(seed, index, purpose, chain))
     for first in range(0, count, batch_size):
         size = min(batch_size, count - first)
-        noise = torch.randn(size, *image.shape, generator=generator, device=image.device, dtype=torch.float32)
-        yield image + sigma * noise
+        shape = (size, *image.shape)
+        if levels is None:
+            yield image + sigma * torch.randn(shape, generator=generator, device=image.device, dtype=torch.float32)
+        else:
+            yield (levels + integer_noise(shape, sigma, generator)).div_(255)
 
 
 def audit_subset(positions: np.ndarray, size: int, index: int, seed: int) -> np.ndarray:

@@ -39,6 +39,8 @@ class Serialized(Smoothing):
         seed: Seed of all random streams, >= 0.
         execution: How copies are spread over launches.
         chains: Chains with noise of their own that the n copies of an image are split into, from 1 to n.
+        noise: "float32" noise is added as published, which rounds; "quantised" noise, for 8-bit images, is off by a
+            bound that certificates subtract (docs/floating_point.md).
         solver: Solver of the warm-started steps, e.g. Anderson with max_steps 1 or 3.
         start: Start of a solve: the "previous" batch's fixed points, the "first" batch's, or the "clean" image's.
         warmup_steps: Anderson steps of the first batch, from a cold start, >= 1; unused with start "clean".

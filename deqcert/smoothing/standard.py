@@ -26,6 +26,8 @@ class Standard(Smoothing):
         seed: Seed of all random streams, >= 0.
         execution: How copies are spread over launches.
         chains: Parts with noise of their own that the n copies of an image are split into, from 1 to n.
+        noise: "float32" noise is added as published, which rounds; "quantised" noise, for 8-bit images, is off by a
+            bound that certificates subtract (docs/floating_point.md).
         solver: Solver that defines the base classifier of a DEQ; other networks ignore it.
     """
 

@@ -25,6 +25,7 @@ from deqcert.statistics.bounds import (
 )
 from deqcert.statistics.certificate import ABSTAIN, AuditRule, Certificate, CertificationRule
 from deqcert.statistics.chains import ChainAudit, ChainLabels, join_chains, selected_class
+from deqcert.statistics.noise_error import Noise, noise_error
 from deqcert.statistics.predict import predict
 from deqcert.statistics.votes import Votes
 
@@ -38,6 +39,7 @@ __all__ = [
     "ChainAudit",
     "ChainLabels",
     "FixedAudit",
+    "Noise",
     "Votes",
     "binomial_effective_count",
     "certified_radius",
@@ -46,6 +48,7 @@ __all__ = [
     "exact_effective_count",
     "hypergeometric_upper",
     "join_chains",
+    "noise_error",
     "predict",
     "published_p_a_lower",
     "selected_class",

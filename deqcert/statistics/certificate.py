@@ -34,7 +34,7 @@ class Certificate(NamedTuple):
         label: True class.
         prediction: Class of the smoothed classifier, or ``ABSTAIN`` (-1).
         radius: Certified l2 radius in units of pixel values in [0, 1]; 0 on abstention.
-        p_a_lower: Lower bound on the probability of the selected class under noise.
+        p_a_lower: Lower bound on the probability of the selected class under Gaussian noise.
         sound: Whether the bound has a proof. False only for the ``published`` audit rule.
     """
 
@@ -75,13 +75,27 @@ class CertificationRule:
         rules = get_args(AuditRule)
         require(self.audit in rules, "audit", self.audit, f"must be one of {', '.join(rules)}")
 
-    def p_a_lower(self, votes: Votes) -> float:
+    def p_a_lower(self, votes: Votes, noise_error: float = 0.0) -> float:
         """Bound the probability p_A of the selected class from below.
 
-        Without audit the labels are independent and N_A is Binomial(n, p_A). With one, T = #{Y = A} is, and
-        the effective count exceeds T with probability at most alpha_audit; the union bound gives alpha in
-        all.
+        Without audit the labels are independent and N_A is Binomial(n, p), with p the probability of the class
+        under the noise that was drawn. With one, T = #{Y = A} is, and the effective count exceeds T with
+        probability at most alpha_audit; the union bound gives alpha in all. p_A, under exact Gaussian noise, is
+        at least p - ``noise_error``, with certainty, which is why it costs no alpha.
+
+        Args:
+            votes: The measurement.
+            noise_error: Bound on p - p_A, in [0, 1), from
+                :func:`~deqcert.statistics.noise_error.noise_error`; 0 takes the noise for exact.
+
+        Raises:
+            SettingError: ``noise_error`` is out of range, or the votes' counts are inconsistent.
         """
+        require(0 <= noise_error < 1, "noise_error", noise_error, "must be in [0, 1)")
+        return max(0.0, self._drawn_lower(votes) - noise_error)
+
+    def _drawn_lower(self, votes: Votes) -> float:
+        """Bound the probability of the selected class under the noise that was drawn."""
         if votes.audited is None:
             return float(clopper_pearson_lower(votes.n_a, votes.n, self.alpha))
         outcome = votes.audited, votes.mismatches
@@ -92,20 +106,22 @@ class CertificationRule:
         n_eff = effective_count(votes.n_a, *outcome, alpha_audit)
         return float(clopper_pearson_lower(n_eff, votes.n, alpha_count))
 
-    def certify(self, votes: Votes, sigma: float) -> Certificate:
+    def certify(self, votes: Votes, sigma: float, noise_error: float = 0.0) -> Certificate:
         """Turn the votes of one image into its certificate (CERTIFY of Cohen et al., ICML 2019).
 
         Args:
             votes: The measurement.
             sigma: Standard deviation of the noise the votes were taken under, > 0, in pixel units.
+            noise_error: See :meth:`p_a_lower`.
 
         Returns:
             The certificate; an abstention where p_a_lower <= 1/2.
 
         Raises:
-            SettingError: ``sigma`` is not positive and finite, or the votes' counts are inconsistent.
+            SettingError: ``sigma`` is not positive and finite, ``noise_error`` is not in [0, 1), or the votes'
+                counts are inconsistent.
         """
-        p_a_lower = self.p_a_lower(votes)
+        p_a_lower = self.p_a_lower(votes, noise_error)
         return Certificate(
             index=votes.index,
             label=votes.label,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -19,7 +20,7 @@ from deqcert.report import verify_run
 from deqcert.report.json_report import _seal
 from deqcert.smoothing import Serialized
 from deqcert.solvers import Picard
-from deqcert.statistics import AdaptiveAudit
+from deqcert.statistics import AdaptiveAudit, CertificationRule
 
 STRATEGY = Serialized(
     n0=10,
@@ -176,6 +177,15 @@ def test_another_version_of_scipy_may_round_otherwise_but_not_more(run):
     assert found(run) == []
     reseal_report(run, lambda report: older(report, 1e-6))
     assert found(run)
+
+
+def test_quantised_noise_costs_its_bound(tmp_path):
+    strategy = dataclasses.replace(STRATEGY, noise="quantised")
+    votes = certify(Module(), tmp_path, strategy, images=3, callbacks=[CertifiedRadius(alpha=0.05)])
+    assert verify_run(tmp_path).findings == []
+    for vote, example in zip(votes, json.loads((tmp_path / "certificates.json").read_text())["examples"], strict=True):
+        bound = CertificationRule(alpha=0.05).p_a_lower(vote)
+        assert example["p_a_lower"] == max(0.0, bound - 64 * 2.0**-48) < bound
 
 
 def test_the_command_line(run, tmp_path, capsys):

@@ -141,7 +141,8 @@ def test_training_mode_is_refused(strategy, threshold_deq):
 @pytest.mark.parametrize(
     ("field", "value"),
     [("sigma", 0.0), ("sigma", -1.0), ("sigma", math.inf), ("sigma", math.nan), ("n", 0), ("n0", 0), ("batch_size", 0),
-     ("seed", -1), ("chains", 0), ("chains", 10_001), ("n", 10**30), ("batch_size", 10**12), ("n", 2.0)],
+     ("seed", -1), ("chains", 0), ("chains", 10_001), ("n", 10**30), ("batch_size", 10**12), ("n", 2.0),
+     ("noise", "float64")],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused_by_name(kind, field, value):
     with pytest.raises(SettingError, match=f"^{field} = "):
@@ -164,7 +165,7 @@ def test_settings_of_serialized_smoothing_are_refused_by_name(settings, field):
 CHANGES = {
     "sigma": 0.25, "n0": 11, "n": 51, "batch_size": 9, "seed": 1, "solver": Anderson(max_steps=2), "start": "clean",
     "warmup_steps": 9, "reference": Anderson(max_steps=29), "audit": AdaptiveAudit(), "precision": "bfloat16",
-    "execution": Execution(rows=7), "chains": 2,
+    "execution": Execution(rows=7), "chains": 2, "noise": "quantised",
 }  # fmt: skip
 
 

@@ -1,0 +1,101 @@
+"""Gaussian noise in whole levels of 8-bit images: no float is ever rounded.
+
+Draws the integers whose distribution :mod:`deqcert.statistics.noise_error` bounds.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from deqcert.errors import SettingError
+from deqcert.statistics.noise_error import BITS, thresholds
+
+# Pixels drawn at a time, 8 bytes each: 2 MiB stay in the caches of a CPU, 128 MiB fill a GPU.
+_AT_A_TIME_CPU, _AT_A_TIME = 2**18, 2**24
+
+_GUIDE_BITS = 18
+_UNDECIDED = -(2**15)  # no level: those are below 2^15 in size
+
+
+class _Table(NamedTuple):
+    """How a uniform integer becomes a level.
+
+    Attributes:
+        thresholds: Shape (2K,), int64, ascending.
+        guide: Shape (2^18,), int16: the level of all integers that begin with these 18 bits, or ``_UNDECIDED`` if they
+            have several. Spares a CPU the binary search of more than 99 % of the integers at sigma <= 1. None
+            elsewhere: picking out the others would wait for the GPU.
+    """
+
+    thresholds: Tensor
+    guide: Tensor | None
+
+    def levels(self, uniform: Tensor) -> Tensor:
+        """Return the levels of uniform integers in [0, 2^63), shape (P,), as int16."""
+        if self.guide is None:
+            return self._searched(uniform)
+        levels = self.guide.index_select(0, uniform >> (BITS - _GUIDE_BITS))
+        undecided = (levels == _UNDECIDED).nonzero().squeeze(1)
+        levels[undecided] = self._searched(uniform[undecided])
+        return levels
+
+    def _searched(self, uniform: Tensor) -> Tensor:
+        at_most = torch.bucketize(uniform, self.thresholds, right=True, out_int32=True)
+        return (at_most - len(self.thresholds) // 2).to(torch.int16)
+
+
+def integer_noise(shape: tuple[int, ...], sigma: float, generator: torch.Generator) -> Tensor:
+    """Draw round(255 eps) for Gaussian eps of standard deviation ``sigma``, on the device of ``generator``.
+
+    Args:
+        shape: Shape of the result.
+        sigma: Standard deviation, in pixels of [0, 1].
+        generator: Source of uniform integers; its state determines the result.
+
+    Returns:
+        Integers as int16.
+
+    Raises:
+        SettingError: ``sigma`` is out of range.
+    """
+    device = generator.device
+    table = _table(float(sigma), device)
+    noise = torch.empty(shape, dtype=torch.int16, device=device)
+    for part in torch.split(noise.view(-1), _AT_A_TIME_CPU if device.type == "cpu" else _AT_A_TIME):
+        # Without bounds int64 is uniform on all of its 2^63 non-negative values.
+        part.copy_(table.levels(torch.empty_like(part, dtype=torch.int64).random_(generator=generator)))
+    return noise
+
+
+def pixel_levels(image: Tensor) -> Tensor:
+    """Return the levels v of an 8-bit image v/255, integers in [0, 255] as float32.
+
+    Args:
+        image: Image in [0, 1], float32, any shape.
+
+    Raises:
+        SettingError: A pixel is no v/255, up to the two units in the last place by which devices round it differently.
+    """
+    scaled = image * 255
+    levels = scaled.round()
+    foreign = ~(((scaled - levels).abs() <= levels * 2.0**-22) & (levels <= 255))  # true for NaN too
+    if bool(foreign.any()):
+        value = image[foreign][0].item()
+        raise SettingError("noise", "quantised", f"needs 8-bit images, pixels v/255, but a pixel is {value!r}")
+    return levels
+
+
+@lru_cache(maxsize=8)
+def _table(sigma: float, device: torch.device) -> _Table:
+    ascending = torch.from_numpy(thresholds(sigma))
+    table = _Table(ascending.to(device), None)
+    if device.type != "cpu":
+        return table
+    first = torch.arange(2**_GUIDE_BITS) << (BITS - _GUIDE_BITS)
+    last = first + (2 ** (BITS - _GUIDE_BITS) - 1)
+    lowest, highest = table.levels(first), table.levels(last)
+    return table._replace(guide=torch.where(lowest == highest, lowest, _UNDECIDED).to(torch.int16))
