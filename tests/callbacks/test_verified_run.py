@@ -183,9 +183,10 @@ def test_quantised_noise_costs_its_bound(tmp_path):
     strategy = dataclasses.replace(STRATEGY, noise="quantised")
     votes = certify(Module(), tmp_path, strategy, images=3, callbacks=[CertifiedRadius(alpha=0.05)])
     assert verify_run(tmp_path).findings == []
-    for vote, example in zip(votes, json.loads((tmp_path / "certificates.json").read_text())["examples"], strict=True):
-        bound = CertificationRule(alpha=0.05).p_a_lower(vote)
-        assert example["p_a_lower"] == max(0.0, bound - 64 * 2.0**-48) < bound
+    examples = json.loads((tmp_path / "certificates.json").read_text())["examples"]
+    bounds = [CertificationRule(alpha=0.05).p_a_lower(vote) for vote in votes]
+    assert [example["p_a_lower"] for example in examples] == [max(0.0, bound - 64 * 2.0**-48) for bound in bounds]
+    assert max(bounds) > 0.5
 
 
 def test_the_command_line(run, tmp_path, capsys):
