@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -50,3 +51,30 @@ class ThresholdDEQ(DEQ):
 @pytest.fixture(scope="session")
 def threshold_deq() -> Callable[..., ThresholdDEQ]:
     return ThresholdDEQ
+
+
+@pytest.fixture
+def record_fault(record_property: Callable[[str, object], None]) -> Callable[[str, int, str], None]:
+    """Take down a fault for the table at the end."""
+
+    def record(fault: str, tried: int, outcome: str) -> None:
+        record_property("fault", (fault, tried, outcome))
+
+    return record
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the table of docs/reliability.md: what was tried, how often, and what came of it."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    rows = sorted(
+        value
+        for report in reports
+        if getattr(report, "when", "") == "call" and report.passed
+        for name, value in report.user_properties
+        if name == "fault"
+    )
+    if rows:
+        terminalreporter.section("faults")
+        terminalreporter.write_line("| fault | tried | outcome |\n| --- | ---: | --- |")
+        for fault, tried, outcome in rows:
+            terminalreporter.write_line(f"| {fault} | {tried} | {outcome} |")

@@ -65,5 +65,7 @@ def _message(error: BaseException | None) -> str | None:
             return f"not enough memory ({error}): lower smoothing.batch_size or smoothing.execution.rows"
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
             return f"a process that loads data was killed, often for lack of memory ({error}); {_RESUME}"
+        if "gloo" in str(error).lower() or any(kind.__name__ == "DistError" for kind in type(error).__mro__):
+            return f"another process of this run has stopped ({str(error).splitlines()[0]}); {_RESUME}"
         error = error.__cause__ or error.__context__
     return None

@@ -75,12 +75,13 @@ def pixel_levels(image: Tensor) -> Tensor:
     """Return the levels v of an 8-bit image v/255, integers in [0, 255] as float32.
 
     Args:
-        image: Image in [0, 1], float32, any shape.
+        image: Image in [0, 1], any shape.
 
     Raises:
         SettingError: A pixel is no v/255, up to the two units in the last place by which devices round it differently.
     """
-    scaled = image * 255
+    # float32 holds all sums of levels and noise; bfloat16, in which an image of 0 and 1 may come, rounds them.
+    scaled = image.to(torch.float32) * 255
     levels = scaled.round()
     foreign = ~(((scaled - levels).abs() <= levels * 2.0**-22) & (levels <= 255))  # true for NaN too
     if bool(foreign.any()):

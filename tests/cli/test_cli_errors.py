@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from deqcert.cli import main
+from deqcert.errors import DataError
 from deqcert.report import read_tsv
 
 # Whole runs pass through much code that is not ours; our own warnings are errors in every other test.
@@ -152,6 +155,39 @@ def test_checkpoint_does_not_overrule_the_command_line(tmp_path: Path) -> None:
     assert checkpoint["hyper_parameters"] == {"sigma": 0.5}
     assert main(arguments(tmp_path, "--model.sigma=0.25")) == 0
     assert "sigma: 0.25" in (tmp_path / "certify.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a.tsv"), "a.tsv: No space left on device; what was saved"),
+        (MemoryError(), "not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), r"lower smoothing\.batch_size"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+            "a process that loads data was killed",
+        ),
+        (
+            RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"),
+            "another process of this run has stop",
+        ),
+        (torch.distributed.DistNetworkError("timed out"), "another process of this run has stopped"),
+        (DataError("bad image"), "^deqcert: error: bad image$"),
+        (RuntimeError("a bug"), None),
+        (OSError(errno.ENOENT, "No such file"), None),
+    ],
+)
+def test_what_a_user_can_mend_is_said_in_a_line(error, message, monkeypatch, capsys):
+    def fail(args):
+        raise ValueError("the parser's own") from error
+
+    monkeypatch.setattr("deqcert.cli.trainer_verbs.run_trainer_verb", fail)
+    if message is None:
+        with pytest.raises(ValueError, match="the parser's own"):
+            main(["fit"])
+    else:
+        assert main(["fit"]) == 2
+        assert re.search(message, capsys.readouterr().err.strip())
 
 
 def test_kill_and_resume(tmp_path: Path) -> None:

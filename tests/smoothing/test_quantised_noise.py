@@ -136,6 +136,17 @@ def test_images_that_are_not_8_bit_are_refused(pixel):
         copies(image)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_integers_are_added_exactly_whatever_the_dtype_of_the_image(dtype):
+    black_and_white = (LEVELS % 2).float()  # 0 and 1, which every dtype holds; sums beyond 256 bfloat16 does not
+    assert torch.equal(copies(black_and_white.to(dtype), sigma=1.0), copies(black_and_white, sigma=1.0))
+
+
+def test_levels_that_were_not_divided_by_255_are_refused():
+    with pytest.raises(SettingError, match="needs 8-bit images"):
+        copies(LEVELS)
+
+
 @pytest.mark.parametrize(("changes", "message"), [({"noise": "exact"}, "noise = 'exact'"), ({"sigma": 20.0}, "sigma")])
 def test_bad_settings_are_named(changes, message):
     with pytest.raises(SettingError, match=message):

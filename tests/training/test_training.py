@@ -50,6 +50,22 @@ def test_a_run_of_epochs_resumes_exactly(tmp_path, stop):
     assert len(again.losses) == 12 - stop
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("stops", [(4, 6), (4, 8), (3, 4, 5, 8, 9)])
+def test_a_run_resumed_again_and_again_repeats_the_uninterrupted_one(tmp_path, stops):
+    """Epochs of four batches, left at their ends and between."""
+    settings = {"max_epochs": 3, "limit_train_batches": 4}
+
+    def leg(folder, ckpt_path=None):
+        saver = ModelCheckpoint(tmp_path / folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        return fit(model(), -1, callbacks=[saver], ckpt_path=ckpt_path, **settings)[1].losses
+
+    expected = leg("0")
+    for number, stop in enumerate(stops):
+        losses = leg(str(number + 1), tmp_path / str(number) / f"step={stop}.ckpt")
+        assert losses == {step: loss for step, loss in expected.items() if step > stop}
+
+
 def test_the_run_belongs_to_its_seed(uninterrupted):
     _, _, record = uninterrupted
     _, same = fit(model(), 2)
