@@ -28,6 +28,7 @@ from deqcert.statistics import Votes
 from deqcert.termination import TERMINATED, Termination
 
 _POLL_SECONDS = 0.5
+_FILE_SYSTEM_SECONDS = 90.0  # NFS caches a directory for up to a minute
 
 
 class CertificationLoop(_Loop):
@@ -120,6 +121,8 @@ class CertificationLoop(_Loop):
         problem = self._join_run(ledger, identity, contents, stack)
         if not strategy.reduce_boolean_decision(problem is None, all=True):
             raise problem or LedgerError("another rank cannot take part in this run; its message says why")
+        if rank == 0:
+            ledger.demand_ranks(self.trainer.world_size, _FILE_SYSTEM_SECONDS)
 
     def _join_run(
         self, ledger: Ledger, identity: dict[str, Any], contents: Contents, stack: ExitStack

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from deqcert.ledger.lock import is_locked, open_regular, try_lock
 
 _PATTERN = "votes.rank*.jsonl"
 _LOCK = "run.lock"
+_NOT_SHARED = "ledger_dir must be on a file system that all processes share"
 
 
 @dataclass
@@ -134,8 +136,11 @@ class Ledger:
         Raises:
             LedgerError: If another process writes to it.
         """
-        path = self.directory / f"votes.rank{rank}.jsonl"
-        descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        path = self._file(rank)
+        try:
+            descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        except FileNotFoundError as error:
+            raise LedgerError(f"{self.directory}: {_NOT_SHARED}") from error
         if not try_lock(descriptor, path):
             os.close(descriptor)
             raise LedgerError(f"ledger_dir = {str(self.directory)!r}: another run is writing to it ({path.name})")
@@ -146,6 +151,21 @@ class Ledger:
             self._write({"identity": self.identity})
             _sync_directory(self.directory)
         return self
+
+    def demand_ranks(self, world_size: int, patience: float) -> None:
+        """Wait until the files of all ranks can be seen, at most ``patience`` seconds.
+
+        Raises:
+            LedgerError: A file is missing: the ranks write to different file systems.
+        """
+        end = time.monotonic() + patience
+        while missing := [rank for rank in range(world_size) if not self._file(rank).exists()]:
+            if time.monotonic() > end:
+                raise LedgerError(f"{self.directory}: the file of rank {missing[0]} is missing; {_NOT_SHARED}")
+            time.sleep(0.1)
+
+    def _file(self, rank: int) -> Path:
+        return self.directory / f"votes.rank{rank}.jsonl"
 
     def append(self, entry: Entry) -> None:
         """Add a measurement and wait until it is on disk.

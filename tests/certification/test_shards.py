@@ -12,7 +12,7 @@ import torch
 from certification_runs import certify, records, shipped_network
 from lightning.pytorch import LightningModule
 
-from deqcert.certification import CertificationCallback, identity
+from deqcert.certification import CertificationCallback, identity, loop
 from deqcert.errors import LedgerError, SettingError
 from deqcert.ledger import Ledger
 from deqcert.report import verify_run
@@ -145,6 +145,21 @@ def test_processes_that_would_certify_different_things_are_refused(tmp_path, mod
     with pytest.raises(BaseException, match=r"would certify another run: classifier\.digest|cannot take part"):
         certify(module, tmp_path, WHOLE, devices=2)
     assert all(lines == [] for lines in records(tmp_path).values())
+
+
+@pytest.mark.parametrize("elsewhere", ["local", "missing/deep"])
+def test_processes_that_do_not_share_a_file_system_are_refused(tmp_path, module, monkeypatch, elsewhere):
+    real = Ledger.open
+
+    def open_locally(ledger, rank):
+        ledger.directory = tmp_path / elsewhere if rank else ledger.directory
+        return real(ledger, rank)
+
+    (tmp_path / "local").mkdir()
+    monkeypatch.setattr(loop, "_FILE_SYSTEM_SECONDS", 0.2)
+    monkeypatch.setattr(Ledger, "open", open_locally)
+    with pytest.raises(BaseException, match=r"must be on a file system that all processes share|cannot take part"):
+        certify(module, tmp_path / "shared", WHOLE, devices=2, patience=10.0)
 
 
 def test_a_run_beside_a_running_one_is_refused(tmp_path, module, expected):
