@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import lightning.pytorch
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from deqcert.certification.loop import CertificationLoop
+from deqcert.certification.loop import CertificationLoop, unpacked
 from deqcert.certification.shards import SHARDS, Shard
 from deqcert.errors import require
+from deqcert.ledger import Ledger, stored_identity
 from deqcert.smoothing import Serialized, Smoothing
 from deqcert.statistics import Votes
 
@@ -54,9 +56,11 @@ class Trainer(lightning.pytorch.Trainer):
             with warnings.catch_warnings():
                 # The callbacks of training are of no use here.
                 warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
-                votes: list[Votes] = self.predict(  # type: ignore[assignment]
+                indices: bytes = self.predict(  # type: ignore[assignment]
                     model, datamodule=datamodule, return_predictions=False, ckpt_path=ckpt_path
                 )
         finally:
             self.predict_loop = loop
-        return votes
+        ledger = Ledger(ledger_dir, stored_identity(Path(ledger_dir)))
+        ledger.refresh()
+        return [ledger.contents.votes[index] for index in unpacked(indices)]

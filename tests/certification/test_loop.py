@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
 import signal
 from dataclasses import dataclass
 
@@ -15,7 +16,8 @@ from torch import nn
 
 from deqcert.callbacks import CertificationProgress, CertifiedRadius
 from deqcert.certification import CertificationCallback
-from deqcert.data import Digits
+from deqcert.certification.loop import packed, unpacked
+from deqcert.data import Digits, TensorImages
 from deqcert.errors import DataError, LedgerError, SettingError
 from deqcert.report import read_tsv
 from deqcert.smoothing import Execution, Serialized, Standard
@@ -83,6 +85,27 @@ def test_two_processes_give_the_votes_of_one(tmp_path, expected):
     assert certify(tmp_path, 7, devices=2) == expected
     indices = [each.index for each in expected]
     assert lines(tmp_path) == {"votes.rank0.jsonl": indices[::2], "votes.rank1.jsonl": indices[1::2]}
+
+
+class TwiceDigits(Digits):
+    def load_split(self, split):
+        once = super().load_split(split)
+        return TensorImages(once.images.repeat(2, 1, 1, 1), once.labels.repeat(2), once.classes, once.name)
+
+
+def test_many_images_come_back_from_forked_processes(tmp_path):
+    """Their votes are more than a pipe holds."""
+    smoothing = Standard(sigma=0.3, n0=1, n=2, batch_size=2)
+    votes = trainer(devices=2).certify(Module(), TwiceDigits(), smoothing, ledger_dir=str(tmp_path))
+    assert len({each.index for each in votes}) > 800
+    assert len(pickle.dumps(votes)) > 2**16
+
+
+@pytest.mark.parametrize("indices", [[0], range(0, 10_000, 20), range(50_000), [7, 9, 100_000]])
+def test_indices_are_packed(indices):
+    content = packed(reversed(indices))
+    assert unpacked(content) == list(indices)
+    assert len(content) < 1000
 
 
 def test_images_side_by_side_have_the_votes_of_images_alone(tmp_path, expected):
