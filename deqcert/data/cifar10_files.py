@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
-import zlib
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torchvision
-from PIL import Image
 
+from deqcert.data.decoding import opened_image
 from deqcert.data.images import TensorImages
 from deqcert.errors import DataError
 
@@ -22,6 +21,8 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 SIZES = {"train": 50_000, "test": 10_000}
 
 _BATCHES_FOLDER = "cifar-10-batches-py"
+_MOST_BYTES = 2**30  # all pixels of CIFAR-10 take 184 MB
+_FORMATS = ("JPEG", "PNG")
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
 Reader = Callable[[Path, str], TensorImages]
@@ -97,7 +98,7 @@ def read_tree(root: Path, split: str) -> TensorImages:
     pixels = np.empty((len(files), 32, 32, 3), np.uint8)
     for row, index in enumerate(indices):
         file = files[index][0]
-        pixels[row] = _decode(file.read_bytes(), str(file))
+        pixels[row] = _decode(file, str(file))
     return _assemble(pixels, [files[index][1] for index in indices], indices)
 
 
@@ -110,23 +111,48 @@ def read_packed(path: Path, split: str) -> TensorImages:
     Raises:
         DataError: The file is damaged or is something else.
     """
-    names = ("classes", "header", "trailer", f"{split}_labels", f"{split}_offsets", f"{split}_scan")
-    try:
-        with path.open("rb") as stream:  # numpy leaves a damaged file open that it opened itself
-            archive = np.load(stream, allow_pickle=False)
-            classes, header, trailer, labels, offsets, scan = (archive[name] for name in names)
-    except (OSError, ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: damaged, or not a packed CIFAR-10 file: {error}") from error
-    bounds = offsets.astype(np.int64)
+    classes, header, trailer, labels, offsets, scan = _read_arrays(path, split)
     if tuple(classes.tolist()) != CLASSES:
-        raise DataError(f"{path}: holds the classes {classes.tolist()}, not those of CIFAR-10")
-    if len(bounds) != len(labels) + 1 or bounds[0] != 0 or bounds[-1] != len(scan) or (np.diff(bounds) < 0).any():
+        raise DataError(f"{path}: holds the classes {classes.tolist()[:20]}, not those of CIFAR-10")
+    if len(labels) > SIZES[split]:
+        raise DataError(f"{path}: holds {len(labels)} {split} images; CIFAR-10 has {SIZES[split]}")
+    bounds = offsets.astype(np.int64)
+    if len(bounds) != len(labels) + 1 or bounds[0] != 0 or bounds[-1] != len(scan) or (bounds[1:] < bounds[:-1]).any():
         raise DataError(f"{path}: damaged: the {split} offsets do not match its labels and data")
     head, data, tail = header.tobytes(), memoryview(scan.tobytes()), trailer.tobytes()
     pixels = np.empty((len(labels), 32, 32, 3), np.uint8)
     for index, (begin, end) in enumerate(pairwise(bounds.tolist())):
         pixels[index] = _decode(b"".join((head, data[begin:end], tail)), f"{path}: {split} image {index}")
     return _assemble(pixels, labels.tolist())
+
+
+def _read_arrays(path: Path, split: str) -> list[npt.NDArray[Any]]:
+    """Return the classes and what else belongs to ``split``, of the right kind and with one dimension each."""
+    kinds = {
+        "classes": "U",
+        "header": "u",
+        "trailer": "u",
+        f"{split}_labels": "iu",
+        f"{split}_offsets": "iu",
+        f"{split}_scan": "u",
+    }
+    try:
+        with path.open("rb") as stream:  # numpy leaves a damaged file open that it opened itself
+            content = sum(member.file_size for member in zipfile.ZipFile(stream).infolist())
+            if content > _MOST_BYTES:
+                raise DataError(f"{path}: holds {content} bytes when unpacked; allowed are {_MOST_BYTES}")
+            stream.seek(0)
+            archive = np.load(stream, allow_pickle=False)
+            arrays = [archive[name] for name in kinds]
+    except DataError:
+        raise
+    except Exception as error:  # numpy and zipfile raise whatever the damage leads to
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{path}: damaged, or not a packed CIFAR-10 file: {reason}") from error
+    for (name, kind), array in zip(kinds.items(), arrays, strict=True):
+        if array.ndim != 1 or array.dtype.kind not in kind or (kind == "u" and array.itemsize != 1):
+            raise DataError(f"{path}: damaged: {name} is {array.dtype} with {array.ndim} dimensions")
+    return arrays
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -141,15 +167,11 @@ def _original_index(file: Path, split: str) -> int:
     raise DataError(f"{file}: must be named <index>.jpg or .png with an index in [0, {SIZES[split]})")
 
 
-def _decode(data: bytes, origin: str) -> npt.NDArray[np.uint8]:
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
-            pixels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{origin}: damaged image: {error}") from error
-    if pixels.shape != (32, 32, 3) or pixels.dtype != np.uint8:
-        raise DataError(f"{origin}: must be 32 x 32 RGB, not {image.size} {image.mode}")
-    return pixels
+def _decode(source: Path | bytes, origin: str) -> npt.NDArray[np.uint8]:
+    with opened_image(source, origin, _FORMATS) as image:
+        if image.size != (32, 32) or image.mode != "RGB":
+            raise DataError(f"{origin}: must be 32 x 32 RGB, not {image.size} {image.mode}")
+        return np.asarray(image)
 
 
 def _assemble(pixels: npt.NDArray[np.uint8], labels: list[int], indices: list[int] | None = None) -> TensorImages:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from deqcert.data.decoding import demand_pixels, opened_image
 from deqcert.data.images import Batch, Example, IndexedImages
 from deqcert.data.streams import raw_stream
 from deqcert.errors import DataError
@@ -33,7 +34,8 @@ class FolderImages(IndexedImages):
         resize: Shorter side before the centre is cropped, pixels.
 
     Raises:
-        DataError: There is no such folder, no class folder in it, or a class folder without images.
+        DataError: There is no such folder, no class folder in it, a class folder without images, or links lead to a
+            folder twice.
     """
 
     def __init__(self, folder: Path, image_size: int, resize: int) -> None:
@@ -42,6 +44,7 @@ class FolderImages(IndexedImages):
         except OSError as error:
             raise DataError(f"{folder}: {error}") from error
         self.files = [Path(path) for path, _ in listing.samples]
+        _demand_each_folder_once(self.files)
         super().__init__(
             torch.tensor(listing.targets, dtype=torch.int64),
             tuple(listing.classes),
@@ -51,6 +54,7 @@ class FolderImages(IndexedImages):
         self.folder = folder
         self.epoch = 0
         self.seed: int | None = None
+        self._resize = resize
         self._preprocessing = {"resize": resize, "center_crop": image_size, "interpolation": "bilinear"}
         self._evaluation = v2.Compose([v2.Resize(resize), v2.CenterCrop(image_size), v2.PILToTensor()])
         self._training = v2.Compose([v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(), v2.PILToTensor()])
@@ -59,7 +63,7 @@ class FolderImages(IndexedImages):
         """Return the image, its label and its original index.
 
         Raises:
-            DataError: The file is damaged.
+            DataError: The file is damaged, or is no image that can be used.
         """
         index = int(self.indices[position])
         image = self._read(self.files[position])
@@ -96,6 +100,9 @@ class FolderImages(IndexedImages):
         """Return name, number of images, preprocessing and a digest of file names, sizes and labels.
 
         The pixels are not read: that takes an hour for ImageNet.
+
+        Raises:
+            DataError: A file is gone.
         """
         return {
             "name": self.name,
@@ -109,14 +116,31 @@ class FolderImages(IndexedImages):
         digest = hashlib.sha256()
         for file, label in zip(self.files, self.labels.tolist(), strict=True):
             relative = file.relative_to(self.folder).as_posix()
-            digest.update(f"{relative}\0{file.stat().st_size}\0{label}\n".encode())
+            # Names of files need not be UTF-8.
+            digest.update(f"{relative}\0{_size(file)}\0{label}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
-    @staticmethod
-    def _read(file: Path) -> Image.Image:
-        try:
-            with Image.open(file) as image:
-                colour: Image.Image = image.convert("RGB")
-                return colour
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{file}: damaged image: {error}") from error
+    def _read(self, file: Path) -> Image.Image:
+        with opened_image(file, str(file)) as image:
+            shorter, longer = sorted(image.size)
+            # Images that are augmented are not resized, but a file is either usable or not.
+            resized = self._resize * longer // shorter
+            demand_pixels(self._resize, resized, f"{file}: resized to {self._resize} pixels on its shorter side")
+            colour: Image.Image = image.convert("RGB")
+            return colour
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}") from error
+
+
+def _demand_each_folder_once(files: Sequence[Path]) -> None:
+    """Refuse links to a folder that is listed anyway: in a loop of them every image would count 40 times."""
+    seen: dict[Path, Path] = {}
+    for folder in dict.fromkeys(file.parent for file in files):
+        first = seen.setdefault(folder.resolve(), folder)
+        if first != folder:
+            raise DataError(f"{folder}: is {first} again; every folder must be listed once")

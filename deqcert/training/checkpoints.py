@@ -1,8 +1,11 @@
-"""Reading checkpoints, and refusing those that do not fit before anything is copied."""
+"""Reading checkpoints, and refusing those that do not fit or could do harm before anything is copied."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import sys
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,18 @@ from torch import Tensor
 from deqcert.errors import CheckpointError
 
 _SHOWN = 3
+_LONGEST_NAME = 100
+_ZIP = b"PK\x03\x04"
+_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+
+_HYPERPARAMETERS = ("hyper_parameters", "hparams", "module_arguments")
+"""Where Lightning looks for the arguments of a module, now and in versions before."""
+
+_CODE = {"_instantiator", "_class_path", "class_path"}
+"""Hyperparameters by which Lightning lets a checkpoint choose what is imported and called."""
 
 
-def read_checkpoint(path: str, field: str = "ckpt_path") -> dict[str, Any]:
+def read_checkpoint(path: str | Path, field: str = "ckpt_path") -> dict[str, Any]:
     """Read a checkpoint of plain tensors and data onto the CPU.
 
     Args:
@@ -22,31 +34,132 @@ def read_checkpoint(path: str, field: str = "ckpt_path") -> dict[str, Any]:
         field: Setting that named it, for the error.
 
     Raises:
-        CheckpointError: If there is no such file, or it is damaged, holds more than tensors and plain data, or has
-            no weights.
+        CheckpointError: If there is no such file, or it is damaged, holds more than tensors and plain data, is
+            compressed (a small file could fill the memory), has no weights, or see :func:`demand_plain`.
     """
-    if not Path(path).is_file():
-        raise CheckpointError(f"{field} = {path!r}: must be an existing checkpoint file")
+    shown = f"{field} = {str(path)!r}"
+    if not os.path.isfile(path):
+        raise CheckpointError(f"{shown}: must be an existing checkpoint file")
     try:
+        _demand_intact(path, shown)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # torch.load raises whatever the damage leads to
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{field} = {path!r}: damaged, or holds more than tensors ({reason})") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise CheckpointError(f"{field} = {path!r}: not a checkpoint written by fit (no state_dict)")
-    return checkpoint
+        raise CheckpointError(f"{shown}: damaged, or holds more than tensors ({reason})") from error
+    demand_plain(checkpoint, shown)
+    return dict(checkpoint)
 
 
-def demand_same_architecture(own: Mapping[str, Tensor], given: Mapping[str, Tensor], field: str = "ckpt_path") -> None:
-    """Raise :class:`CheckpointError` unless the weights ``given`` have the names and shapes of ``own``."""
-    problems = [f"missing {key}" for key in own.keys() - given.keys()]
-    problems += [f"unexpected {key}" for key in given.keys() - own.keys()]
+def demand_plain(checkpoint: Any, shown: str = "ckpt_path") -> None:
+    """Raise :class:`CheckpointError` unless a checkpoint holds what ``fit`` writes, as far as deqcert uses it.
+
+    Hyperparameters may not name code, in whatever package: ``fit`` saves ``sigma`` alone, so no checkpoint has any
+    business choosing what is called, and torch and lightning have enough functions that run what they are given.
+
+    Args:
+        checkpoint: What was read.
+        shown: The setting that named it, for the error.
+    """
+    if not isinstance(checkpoint, Mapping) or "state_dict" not in checkpoint:
+        raise CheckpointError(f"{shown}: not a checkpoint written by fit (no state_dict)")
+    weights = checkpoint["state_dict"]
+    if not isinstance(weights, Mapping):
+        raise CheckpointError(f"{shown}: state_dict must be a dictionary of tensors, not {type(weights).__name__}")
+    for key, value in weights.items():
+        if not isinstance(key, str):
+            raise CheckpointError(f"{shown}: names in state_dict must be strings, not {type(key).__name__}")
+        if not isinstance(value, Tensor) or not _is_dense(value):
+            raise CheckpointError(f"{shown}: {_printable(key)} must be a dense tensor, not {_kind(value)}")
+    for field in _HYPERPARAMETERS:
+        parameters = checkpoint.get(field, {})
+        if not isinstance(parameters, Mapping):
+            raise CheckpointError(f"{shown}: {field} must be a dictionary, not {type(parameters).__name__}")
+        named = sorted(_CODE & set(_strings_as_keys(parameters)))
+        if named:
+            raise CheckpointError(f"{shown}: {field} names code to run ({', '.join(named)}); no checkpoint may")
+        sigma = parameters.get("sigma", 0.0)
+        if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 <= sigma <= sys.float_info.max:
+            raise CheckpointError(f"{shown}: {field} must have a finite sigma >= 0")
+    seed = checkpoint.get("stream_seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise CheckpointError(f"{shown}: stream_seed must be an integer in [0, 2**64)")
+
+
+def demand_usable_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], field: str = "ckpt_path") -> None:
+    """Raise :class:`CheckpointError` unless the weights ``given`` can replace ``own``.
+
+    They need the same names and shapes, floats where there are floats, and finite values once they are of the model's
+    type. The model's logits would be NaN on every image otherwise, which nobody would notice in training.
+    """
+    problems = [f"missing {_printable(key)}" for key in own.keys() - given.keys()]
+    problems += [f"unexpected {_printable(key)}" for key in given.keys() - own.keys()]
+    common = own.keys() & given.keys()
     problems += [
         f"{key} has shape {tuple(given[key].shape)}, the model needs {tuple(own[key].shape)}"
-        for key in own.keys() & given.keys()
+        for key in common
         if own[key].shape != given[key].shape
     ]
+    problems += [
+        f"{key} is {given[key].dtype}, the model needs {own[key].dtype}"
+        for key in common
+        if own[key].dtype != given[key].dtype and not {own[key].dtype, given[key].dtype} <= _FLOATS
+    ]
     if problems:
-        shown = "; ".join(sorted(problems)[:_SHOWN])
-        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise CheckpointError(f"{field}: the checkpoint is of another architecture than the model: {shown}{more}")
+        raise CheckpointError(f"{field}: the checkpoint is of another architecture than the model: {_some(problems)}")
+    # Only now: a tensor of another shape could be far larger than its file.
+    spoilt = [key for key in common if not given[key].to(own[key].dtype).isfinite().all()]
+    if spoilt:
+        raise CheckpointError(f"{field}: weights must be finite; NaN or infinite are some of {_some(spoilt)}")
+
+
+def _demand_intact(path: str | Path, shown: str) -> None:
+    """Refuse all but the archives of ``torch.save``, whose members are neither compressed nor overlap.
+
+    ``torch.load`` does not look at their checksums: a flipped bit would be another model.
+    """
+    with open(path, "rb") as stream:
+        if stream.read(len(_ZIP)) != _ZIP:
+            raise CheckpointError(f"{shown}: not a checkpoint written by fit (no archive of torch.save)")
+        with zipfile.ZipFile(stream) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > os.path.getsize(path):
+                raise CheckpointError(f"{shown}: compressed ({unpacked} bytes unpacked), which fit does not do")
+            damaged = archive.testzip()
+    if damaged is not None:
+        raise CheckpointError(f"{shown}: damaged: wrong checksum of {_printable(damaged)}")
+
+
+def _is_dense(value: Tensor) -> bool:
+    return value.layout is torch.strided and not (value.is_nested or value.is_meta)
+
+
+def _kind(value: object) -> str:
+    return f"a tensor with layout {value.layout}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _strings_as_keys(value: object) -> Iterator[str]:
+    """Yield the keys of all dictionaries inside ``value``, however deep or often it contains itself."""
+    seen: set[int] = set()
+    pending = [value]
+    while pending:
+        each = pending.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, Mapping):
+            yield from (key for key in each if isinstance(key, str))
+            pending += each.values()
+        elif isinstance(each, list | tuple | set):
+            pending += each
+
+
+def _printable(name: str) -> str:
+    return ascii(name)[1:-1][:_LONGEST_NAME]
+
+
+def _some(texts: Iterable[str]) -> str:
+    ordered = sorted(texts)
+    more = f"; and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
+    return "; ".join(ordered[:_SHOWN]) + more

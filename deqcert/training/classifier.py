@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,16 +13,18 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from typing_extensions import Self
 
-from deqcert.errors import require, require_count
+from deqcert.errors import CheckpointError, require, require_count
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint, Unrolled, hutchinson_penalty, spectral_radius
 from deqcert.models import DEQ
 from deqcert.seeding import mixed_seed
 from deqcert.solvers import Solution
-from deqcert.training.checkpoints import demand_same_architecture, read_checkpoint
+from deqcert.training.checkpoints import demand_plain, demand_usable_weights, read_checkpoint
 from deqcert.training.nonfinite import NonFiniteGuard, poisoned
 from deqcert.training.objectives import Gaussian, Objective
 from deqcert.training.preemption import Preemption
+from deqcert.training.progress import repair_progress
 from deqcert.training.regularization import JacobianRegularization
 from deqcert.training.step import TrainingStep
 
@@ -103,7 +106,7 @@ class DEQClassifier(LightningModule):
 
         Raises:
             SettingError: If the shapes differ, naming both settings.
-            CheckpointError: If ``weights`` cannot be read or are of another architecture.
+            CheckpointError: If ``weights`` cannot be read, are of another architecture or not finite.
         """
         for field in ("num_classes", "image_size"):
             ours = getattr(self.network, field, None)
@@ -112,7 +115,7 @@ class DEQClassifier(LightningModule):
                 require(ours == theirs, f"model.network.{field}", ours, f"must be {theirs}, as data.{field}")
         if stage == "fit" and self.weights is not None:
             given = read_checkpoint(self.weights, "model.weights")["state_dict"]
-            demand_same_architecture(self.state_dict(), given, "model.weights")
+            demand_usable_weights(self.state_dict(), given, "model.weights")
             self.load_state_dict(given)
 
     def configure_callbacks(self) -> list[Callback]:
@@ -123,6 +126,7 @@ class DEQClassifier(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start this step's own random stream (noise, dropout, Jacobian vectors, jitter)."""
+        repair_progress(self.trainer)
         torch.manual_seed(mixed_seed(self.stream_seed, self.global_rank, self.current_epoch, batch_idx))
 
     def on_fit_start(self) -> None:
@@ -252,10 +256,53 @@ class DEQClassifier(LightningModule):
         checkpoint["stream_seed"] = self.stream_seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue the training streams; refuse weights of another architecture before any is copied."""
+        """Continue the training streams; refuse what does not fit before any weight is copied.
+
+        Raises:
+            CheckpointError: If the weights are of another architecture or not finite, or there is more than plain data,
+                or training is to go on from weights alone.
+        """
+        demand_plain(checkpoint)
+        demand_usable_weights(self.state_dict(), checkpoint["state_dict"])
+        if self._trainer is not None and self.trainer.state.fn == "fit" and not checkpoint.get("optimizer_states"):
+            raise CheckpointError("ckpt_path: holds weights only and cannot be resumed; model.weights starts from them")
         self.stream_seed = checkpoint.get("stream_seed", self.stream_seed)
         self.checkpoint_sigma = checkpoint.get("hyper_parameters", {}).get("sigma")
-        demand_same_architecture(self.state_dict(), checkpoint.get("state_dict", {}))
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path | IO[bytes],
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **settings: Any,
+    ) -> Self:
+        """Build a classifier around a network and load its weights.
+
+        The checkpoint is checked by :func:`read_checkpoint` first: it can neither run code nor choose a class.
+
+        Args:
+            checkpoint_path: File written by ``deqcert fit``; a stream is refused, it could not be checked first.
+            map_location: Where the tensors go, see :func:`torch.load`.
+            hparams_file: None; arguments of the classifier are given here.
+            strict: See Lightning; weights of another architecture are refused in any case.
+            weights_only: May not be switched off.
+            **settings: Arguments of the classifier, at least ``network``.
+
+        Raises:
+            CheckpointError: If the checkpoint cannot be used.
+            SettingError: If ``hparams_file`` is given, ``weights_only`` is switched off or a setting is out of range.
+        """
+        if not isinstance(checkpoint_path, str | Path):
+            raise CheckpointError("checkpoint_path: must be the path of a file")
+        require(hparams_file is None, "hparams_file", hparams_file, "must be None; give the settings as arguments")
+        require(weights_only is not False, "weights_only", weights_only, "must not be switched off")
+        read_checkpoint(checkpoint_path, "checkpoint_path")
+        return super().load_from_checkpoint(
+            checkpoint_path, map_location=map_location, strict=strict, weights_only=True, **settings
+        )
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
