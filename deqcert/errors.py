@@ -54,6 +54,11 @@ def require_count(field: str, value: int, minimum: int) -> None:
     require(whole and value >= minimum, field, value, f"must be an integer >= {minimum}")
 
 
+def is_real(value: object) -> bool:
+    """Whether ``value`` is an int or a float, NaN and infinities included; a parser may let None pass for either."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def require_nonnegative(field: str, value: float) -> None:
     """Raise :class:`SettingError` unless ``value`` is finite and >= 0."""
-    require(math.isfinite(value) and value >= 0, field, value, "must be finite and >= 0")
+    require(is_real(value) and math.isfinite(value) and value >= 0, field, value, "must be finite and >= 0")

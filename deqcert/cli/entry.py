@@ -46,6 +46,9 @@ def _run(args: Sequence[str] | None) -> int:
         from deqcert.cli.verify import run_verify
 
         return run_verify(rest[:-1])
+    from deqcert.cli.configs import demand_sound_configs
+
+    demand_sound_configs([*(sys.argv[1:] if args is None else args)])
     # Takes seconds to import: only for verbs that need it.
     from deqcert.cli.trainer_verbs import run_trainer_verb
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deqcert.errors import require, require_count
+from deqcert.errors import is_real, require, require_count
 from deqcert.smoothing.engine import Engine, Execution, Labels
 from deqcert.smoothing.labels import count_labels
 from deqcert.smoothing.noise import Purpose, noisy_batches
@@ -80,7 +80,9 @@ class Smoothing(ABC):
     noise: Noise = "float32"
 
     def __post_init__(self) -> None:
-        require(0 < self.sigma < float("inf"), "sigma", self.sigma, "must be a finite number > 0")
+        require(
+            is_real(self.sigma) and 0 < self.sigma < float("inf"), "sigma", self.sigma, "must be a finite number > 0"
+        )
         for field in ("n0", "n", "batch_size", "chains"):
             require_count(field, getattr(self, field), minimum=1)
             require(getattr(self, field) <= _MOST, field, getattr(self, field), f"must be <= {_MOST}")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import hypergeom
 
-from deqcert.errors import require, require_count
+from deqcert.errors import is_real, require, require_count
 from deqcert.statistics.arguments import FloatArray, IntArray, checked_counts, checked_level, demand
 from deqcert.statistics.bounds import certified_radius, clopper_pearson_lower, hypergeometric_upper
 
@@ -34,7 +34,7 @@ def split_alpha(alpha: float, alpha_audit: float | None) -> tuple[float, float]:
     Raises:
         SettingError: A probability is out of range.
     """
-    require(0 < alpha < 1, "alpha", alpha, "must be in (0, 1)")
+    require(is_real(alpha) and 0 < alpha < 1, "alpha", alpha, "must be in (0, 1)")
     if alpha_audit is None:
         alpha_audit = alpha / 2
     require(0 < alpha_audit < alpha, "alpha_audit", alpha_audit, f"must be in (0, alpha = {alpha!r})")
@@ -168,7 +168,9 @@ class AdaptiveAudit(AuditSize):
     alpha_audit: float | None = None
 
     def __post_init__(self) -> None:
-        require(0 < self.radius_loss < 1, "radius_loss", self.radius_loss, "must be in (0, 1)")
+        require(
+            is_real(self.radius_loss) and 0 < self.radius_loss < 1, "radius_loss", self.radius_loss, "must be in (0, 1)"
+        )
         split_alpha(self.alpha, self.alpha_audit)
 
     def size(self, n_a: int, n: int) -> int:

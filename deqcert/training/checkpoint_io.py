@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from deqcert.files import write_atomically
+from deqcert.training.checkpoints import read_checkpoint
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -33,5 +34,11 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read tensors and plain data; ``weights_only`` may not be switched off."""
-        return super().load_checkpoint(path, map_location, weights_only=True)
+        """Read tensors and plain data; ``weights_only`` may not be switched off.
+
+        Raises:
+            CheckpointError: If a local file is damaged, or holds more.
+        """
+        if "://" in str(path):
+            return super().load_checkpoint(path, map_location, weights_only=True)
+        return read_checkpoint(path)

@@ -36,6 +36,7 @@ TESTED = {
     "train/catrs.yaml",
     "train/consistency.yaml",
     "validate/convergence.yaml",
+    "cluster/slurm.yaml",  # tests/cluster
 }
 QUIET = [
     "--trainer.enable_progress_bar=false",
