@@ -146,6 +146,9 @@ class CertificationLoop(_Loop):
 
     def _work(self, job: Job, wanted: set[int]) -> None:
         """Do this rank's part, then wait for the others."""
+        # The parent of a process that nobody has launched for this run may be a shell that logs out (nohup).
+        environment = getattr(self.trainer.strategy, "cluster_environment", None)
+        launched = self.trainer.local_rank != 0 or getattr(environment, "creates_processes_externally", False)
         parent = os.getppid()
         last_news = time.monotonic()
         ledger = job.ledger
@@ -160,7 +163,7 @@ class CertificationLoop(_Loop):
                 return
             if self._termination.requested or self.trainer.received_sigterm:
                 raise SIGTERMException(TERMINATED)
-            if os.getppid() != parent:
+            if launched and os.getppid() != parent:
                 raise LedgerError("the process that launched this rank is gone; run the same command again to resume")
             if own is not None or news:
                 last_news = time.monotonic()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import lightning.pytorch
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
 from deqcert.certification.loop import CertificationLoop, unpacked
 from deqcert.certification.shards import SHARDS, Shard
@@ -16,8 +19,26 @@ from deqcert.smoothing import Serialized, Smoothing
 from deqcert.statistics import Votes
 
 
+class _Signals(_SignalConnector):
+    """Notes SIGTERM, and passes the first one on to the processes that this one has launched.
+
+    Lightning's own handler broadcasts in the midst of whatever the ranks do (connect, restore, check validation); ranks
+    that are told at different moments take that for another collective, and hang or abort.
+    """
+
+    def _sigterm_notifier_fn(self, signum: int, _: FrameType | None) -> None:
+        first, self.received_sigterm = not self.received_sigterm, True
+        launcher = self.trainer.strategy.launcher
+        if first and launcher is not None:
+            launcher.kill(signum)
+
+
 class Trainer(lightning.pytorch.Trainer):
-    """A Lightning trainer that also certifies; everything else is unchanged."""
+    """A Lightning trainer that also certifies; but for how SIGTERM is noted, everything else is unchanged."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._signal_connector = _Signals(self)
 
     def certify(
         self,

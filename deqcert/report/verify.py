@@ -84,7 +84,7 @@ def verify_run(directory: str | Path, checkpoint: str | Path | None = None) -> V
     try:
         for each in votes:
             findings += _vote_findings(each, identity["smoothing"])
-            findings += _chain_findings(each, ledger)
+            findings += _chain_findings(each, ledger, identity["smoothing"]["chains"])
         findings += _report_findings(report, examples, votes, identity)
         findings += _table_findings(directory / "certificates.tsv", report, votes, identity)
     except (DeqcertError, LookupError, TypeError, ValueError, ArithmeticError) as error:
@@ -170,17 +170,23 @@ def _vote_findings(votes: Votes, smoothing: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _chain_findings(votes: Votes, ledger: Ledger) -> list[str]:
-    """Add up the chains of an image again, if it was shared by samples."""
-    places = sorted(place for place in ledger.contents.labels if place[0] == votes.index)
-    if not places:
+def _chain_findings(votes: Votes, ledger: Ledger, chains: int) -> list[str]:
+    """Add up the chains of an image again, if it was shared by samples.
+
+    A run that was ended and went on by whole images has left some chains of an image, or all of them with other times.
+    """
+    places = [(votes.index, chain) for chain in range(chains)]
+    contents = ledger.contents
+    if not contents.labels.keys() >= set(places):
         return []
-    labels = [ledger.contents.labels[place] for place in places]
     audits: list[ChainAudit] | None = None
     if votes.audited is not None:
-        audits = [ledger.contents.audits[place] for place in places if place in ledger.contents.audits]
-    joined = join_chains(votes.label, votes.n0, labels, audits)
-    return [f"image {votes.index}: its chains give {text}" for text in _differences(votes.to_json(), joined.to_json())]
+        if not contents.audits.keys() >= set(places):
+            return []
+        audits = [contents.audits[place] for place in places]
+    joined = join_chains(votes.label, votes.n0, [contents.labels[place] for place in places], audits)
+    differences = _differences(votes.to_json(), joined._replace(seconds=votes.seconds).to_json())
+    return [f"image {votes.index}: its chains give {text}" for text in differences]
 
 
 def _table_findings(

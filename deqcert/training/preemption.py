@@ -27,9 +27,17 @@ class Preemption(Callback):
         launcher = trainer.strategy.launcher
         self._termination = Termination(None if launcher is None else launcher.kill)
         self._termination.__enter__()
+        self._termination.requested = trainer.received_sigterm
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give SIGTERM back to Lightning, which gives it back to who had it before."""
+        self._release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give SIGTERM back."""
+        """Give SIGTERM back to Lightning."""
+        self._release()
+
+    def _release(self) -> None:
         if self._termination is not None:
             self._termination.__exit__(None, None, None)
             self._termination = None
@@ -48,7 +56,9 @@ class Preemption(Callback):
         saver = trainer.checkpoint_callback
         if isinstance(saver, ModelCheckpoint) and saver.dirpath is not None:
             name = f"{saver.CHECKPOINT_NAME_LAST}{saver.FILE_EXTENSION}"
-            trainer.save_checkpoint(Path(saver.dirpath) / name)
+            # Part of the state that is saved: the resumed run shall replace this file, not begin a last-v1.ckpt.
+            saver.last_model_path = saver.last_model_path or str(Path(saver.dirpath) / name)
+            trainer.save_checkpoint(saver.last_model_path)
         else:
             rank_zero_warn("SIGTERM: there is no ModelCheckpoint, so nothing is saved.")
         raise SIGTERMException(TERMINATED)

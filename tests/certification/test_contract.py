@@ -12,6 +12,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.loops.prediction_loop import _PredictionLoop
 from lightning.pytorch.trainer.connectors import data_connector
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import deqcert
@@ -20,6 +21,7 @@ PACKAGE = Path(deqcert.__file__).parent
 PRIVATE_IMPORTS = {
     ("certification/loop.py", "lightning.pytorch.loops.loop", "_Loop"),
     ("certification/loop.py", "lightning.pytorch.trainer.connectors.data_connector", "_DataLoaderSource"),
+    ("certification/trainer.py", "lightning.pytorch.trainer.connectors.signal_connector", "_SignalConnector"),
 }
 OVERRIDDEN_METHODS = {"_parse_ckpt_path", "_prepare_subcommand_parser"}
 
@@ -78,6 +80,21 @@ def test_the_certification_loop_sets_what_the_trainer_reads(name):
 def test_data_source_takes_an_instance_and_a_name():
     parameters = inspect.signature(data_connector._DataLoaderSource).parameters
     assert list(parameters) == ["instance", "name"]
+
+
+def test_sigterm_is_noted_without_a_collective(monkeypatch):
+    from deqcert.certification import Trainer
+
+    def fail(*args, **settings):
+        raise AssertionError("a collective in a signal handler")
+
+    assert isinstance(lightning.pytorch.Trainer(accelerator="cpu", logger=False)._signal_connector, _SignalConnector)
+    trainer = Trainer(accelerator="cpu", logger=False)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.broadcast", fail)
+    assert not trainer.received_sigterm
+    trainer._signal_connector._sigterm_notifier_fn(15, None)
+    assert trainer.received_sigterm
 
 
 def test_sigterm_exception_carries_an_exit_code():

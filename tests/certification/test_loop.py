@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import pickle
@@ -242,6 +243,18 @@ def test_a_rank_does_not_wait_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(Ledger, "append", lambda self, votes: None)  # rank 1's votes never arrive
     with pytest.raises(BaseException, match="another rank has stopped"):
         certify(tmp_path, 2, devices=2, patience=0.2)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_who_waits_for_a_parent_that_is_gone(tmp_path, expected, monkeypatch, devices):
+    """A shell may log out from a run of its own; a launched rank ends with its launcher."""
+    parents = itertools.count(1000)
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    if devices == 1:
+        assert certify(tmp_path, 7) == expected
+    else:
+        with pytest.raises(BaseException, match=r"the process that launched this rank is gone|exit code 1"):
+            certify(tmp_path, 7, devices=2)
 
 
 @pytest.mark.parametrize("patience", [0.0, -1.0])

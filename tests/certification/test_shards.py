@@ -194,3 +194,15 @@ def test_a_run_shared_by_samples_verifies(tmp_path, module):
 
     certify(module, tmp_path, CHAINS, images=3, devices=2, shard="samples", callbacks=[CertifiedRadius()])
     assert verify_run(tmp_path).findings == []
+
+
+@pytest.mark.parametrize("kept", range(1, 8))
+def test_a_run_that_went_on_by_images_verifies(tmp_path, module, expected, kept):
+    """It has left chains of an image unfinished."""
+    from deqcert.callbacks import CertifiedRadius
+
+    certify(module, tmp_path, CHAINS, images=1, shard="samples")
+    path = tmp_path / "votes.rank0.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:kept]))
+    assert certify(module, tmp_path, CHAINS, images=2, callbacks=[CertifiedRadius()]) == expected[CHAINS][:2]
+    assert verify_run(tmp_path).findings == []

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 
 import pytest
 import torch
@@ -64,6 +66,28 @@ def test_a_run_resumed_again_and_again_repeats_the_uninterrupted_one(tmp_path, s
     for number, stop in enumerate(stops):
         losses = leg(str(number + 1), tmp_path / str(number) / f"step={stop}.ckpt")
         assert losses == {step: loss for step, loss in expected.items() if step > stop}
+
+
+def test_sigterm_saves_after_the_step_and_the_resumed_run_overwrites(tmp_path):
+    class Stop(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.global_step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def saver():
+        return ModelCheckpoint(tmp_path, save_last=True, save_top_k=0, every_n_train_steps=5)
+
+    with pytest.raises(SystemExit) as ended:
+        fit(model(), 6, callbacks=[saver(), Stop()])
+    assert ended.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+    resumed = model(seed=9)
+    fit(resumed, 6, callbacks=[saver()], ckpt_path=tmp_path / "last.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+    whole = model()
+    fit(whole, 6)
+    assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in whole.state_dict().items())
 
 
 def test_the_run_belongs_to_its_seed(uninterrupted):
