@@ -8,8 +8,7 @@ import re
 import shutil
 
 import pytest
-from certification_runs import CHECKPOINT, certify, shipped_network
-from lightning.pytorch import LightningModule
+from certification_runs import CHECKPOINT, ShippedModule, certify
 
 from deqcert.callbacks import CertifiedRadius
 from deqcert.cli import main
@@ -32,19 +31,10 @@ STRATEGY = Serialized(
 )
 
 
-class Module(LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.network = shipped_network()
-
-    def predict_step(self, batch, batch_idx):
-        return self.network(batch[0])
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     directory = tmp_path_factory.mktemp("finished")
-    certify(Module(), directory, STRATEGY, images=4, callbacks=[CertifiedRadius(alpha=0.05)])
+    certify(ShippedModule(), directory, STRATEGY, images=4, callbacks=[CertifiedRadius(alpha=0.05)])
     return directory
 
 
@@ -181,7 +171,7 @@ def test_another_version_of_scipy_may_round_otherwise_but_not_more(run):
 
 def test_quantised_noise_costs_its_bound(tmp_path):
     strategy = dataclasses.replace(STRATEGY, noise="quantised")
-    votes = certify(Module(), tmp_path, strategy, images=3, callbacks=[CertifiedRadius(alpha=0.05)])
+    votes = certify(ShippedModule(), tmp_path, strategy, images=3, callbacks=[CertifiedRadius(alpha=0.05)])
     assert verify_run(tmp_path).findings == []
     examples = json.loads((tmp_path / "certificates.json").read_text())["examples"]
     bounds = [CertificationRule(alpha=0.05).p_a_lower(vote) for vote in votes]

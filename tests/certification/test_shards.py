@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from certification_runs import certify, records, shipped_network
-from lightning.pytorch import LightningModule
+from certification_runs import ShippedModule, certify, records
 
 from deqcert.certification import CertificationCallback, identity, loop
 from deqcert.errors import LedgerError, SettingError
@@ -36,18 +35,9 @@ class SlowRank(Serialized):
         return super().label_chain(engine, images, indices, chain)
 
 
-class Module(LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.network = shipped_network()
-
-    def predict_step(self, batch, batch_idx):
-        return self.network(batch[0])
-
-
 @pytest.fixture(scope="module")
 def module():
-    return Module()
+    return ShippedModule()
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from certification_runs import certify, shipped_network
+from certification_runs import ShippedModule, certify
 from command_lines import certify_command, fit_command
-from lightning.pytorch import LightningModule
 from ranks import Ranks
 
 import deqcert.cli.trainer_verbs  # noqa: F401  # so that forks need not import it
@@ -199,20 +198,11 @@ def test_two_runs_at_once(tmp_path, expected, record_fault):
     )
 
 
-class Module(LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.network = shipped_network()
-
-    def predict_step(self, batch, batch_idx):
-        return self.network(batch[0])
-
-
 SMOOTHING = Serialized(n0=5, n=20, solver=Picard(max_steps=1), reference=Picard(max_steps=3), audit=FixedAudit(5))
 
 
 def test_a_ledger_cut_at_every_byte_of_its_last_two_lines(tmp_path, record_fault):
-    module = Module()
+    module = ShippedModule()
     expected = certify(module, tmp_path, SMOOTHING)
     path = tmp_path / "votes.rank0.jsonl"
     content = path.read_bytes()
@@ -226,7 +216,7 @@ def test_a_ledger_cut_at_every_byte_of_its_last_two_lines(tmp_path, record_fault
 
 
 def test_garbage_lines(tmp_path, record_fault):
-    module = Module()
+    module = ShippedModule()
     expected = certify(module, tmp_path, SMOOTHING)
     path = tmp_path / "votes.rank0.jsonl"
     content = path.read_bytes()

@@ -117,6 +117,8 @@ CASES = {
         ),
     ),
 }
+# Near enough to alpha to tell if chains shared their noise.
+CASES["DEQ, standard by 3 chains"] = (LinearDEQ, dataclasses.replace(CASES["DEQ, standard"][1], chains=3))
 CASES["DEQ, serialized by 3 chains"] = (LinearDEQ, dataclasses.replace(CASES["DEQ, serialized"][1], chains=3))
 WAYS = {  # (processes, images) of each run in one directory
     "1 process": [(1, IMAGES)],

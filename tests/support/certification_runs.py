@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from lightning.pytorch import LightningModule
 
 from deqcert.certification import Trainer
 from deqcert.data import Digits
@@ -21,6 +22,17 @@ def shipped_network():
     weights = torch.load(CHECKPOINT, map_location="cpu", weights_only=True)["state_dict"]
     network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()})
     return network.eval()
+
+
+class ShippedModule(LightningModule):
+    """The shipped digits MDEQ as a module."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = shipped_network()
+
+    def predict_step(self, batch, batch_idx):
+        return self.network(batch[0])
 
 
 def trainer(devices=1, **settings):
