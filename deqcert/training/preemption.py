@@ -29,12 +29,14 @@ class Preemption(Callback):
         self._termination.__enter__()
         self._termination.requested = trainer.received_sigterm
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    # Both come before Lightning gives its signals back; the hook teardown comes after.
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give SIGTERM back to Lightning, which gives it back to who had it before."""
         self._release()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give SIGTERM back to Lightning."""
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """The same where training ends otherwise."""
         self._release()
 
     def _release(self) -> None:

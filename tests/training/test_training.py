@@ -77,13 +77,15 @@ def test_sigterm_saves_after_the_step_and_the_resumed_run_overwrites(tmp_path):
     def saver():
         return ModelCheckpoint(tmp_path, save_last=True, save_top_k=0, every_n_train_steps=5)
 
+    handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
         fit(model(), 6, callbacks=[saver(), Stop()])
     assert ended.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is handler
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
     resumed = model(seed=9)
     fit(resumed, 6, callbacks=[saver()], ckpt_path=tmp_path / "last.ckpt")
+    assert signal.getsignal(signal.SIGTERM) is handler
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
     whole = model()
     fit(whole, 6)
