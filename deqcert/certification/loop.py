@@ -27,7 +27,7 @@ from deqcert.errors import DataError, LedgerError
 from deqcert.ledger import Contents, Ledger, identity_differences
 from deqcert.smoothing import Smoothing
 from deqcert.statistics import Votes
-from deqcert.termination import TERMINATED, Termination
+from deqcert.termination import TERMINATED
 
 _POLL_SECONDS = 0.5
 _FILE_SYSTEM_SECONDS = 90.0  # NFS caches a directory for up to a minute
@@ -81,9 +81,7 @@ class CertificationLoop(_Loop):
             self.smoothing, classifier, examples.identity(), shape, module.device, trainer.precision
         )
         ledger = Ledger(self.directory, identity)
-        launcher = trainer.strategy.launcher
         with ExitStack() as stack:
-            self._termination = stack.enter_context(Termination(None if launcher is None else launcher.kill))
             self._begin(ledger, stack)
             wanted = set(examples.indices)
             known = ledger.contents.votes
@@ -161,7 +159,7 @@ class CertificationLoop(_Loop):
             missing = len(wanted - ledger.contents.votes.keys())
             if not missing:
                 return
-            if self._termination.requested or self.trainer.received_sigterm:
+            if self.trainer.received_sigterm:
                 raise SIGTERMException(TERMINATED)
             if launched and os.getppid() != parent:
                 raise LedgerError("the process that launched this rank is gone; run the same command again to resume")

@@ -7,7 +7,7 @@ for another inside of a collective: ranks learn of each other's measurements fro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,11 @@ from deqcert.data import CertificationSet
 from deqcert.errors import require
 from deqcert.ledger import Ledger
 from deqcert.smoothing import Engine, Smoothing
+from deqcert.smoothing.base import AuditTask
 from deqcert.statistics import ChainLabels, Votes, join_chains
 
 Shard = Literal["images", "samples"]
+Work = TypeVar("Work")
 
 
 class Job(NamedTuple):
@@ -42,7 +44,7 @@ class Job(NamedTuple):
     rank: int
     world_size: int
 
-    def share(self, remaining: Sequence[Place]) -> list[Place]:
+    def share(self, remaining: Sequence[Work]) -> list[Work]:
         """Return what this rank is to do of ``remaining``."""
         return list(remaining[self.rank :: self.world_size])
 
@@ -66,8 +68,7 @@ Progress = Iterator[Sequence[Votes] | None]
 def shard_images(job: Job) -> Progress:
     """Label whole images, of as many at a time as suits the device."""
     known = job.ledger.contents.votes
-    remaining = [(position, 0) for position, index in enumerate(job.examples.indices) if index not in known]
-    mine = [position for position, _ in job.share(remaining)]
+    mine = job.share([position for position, index in enumerate(job.examples.indices) if index not in known])
     if not mine:
         return
     engine = job.engine(mine[0])
@@ -103,6 +104,7 @@ class _SampleShard:
         self._to_label = job.share([place for place in places if self._key(place) not in self._contents.labels])
         self._to_audit = job.share([place for place in places if self._key(place) not in self._contents.audits])
         self._to_join = unknown if job.rank == 0 else []
+        self._drawn: dict[int, list[AuditTask] | None] = {}
         self._engine: Engine | None = None
 
     def work(self) -> Progress:
@@ -120,16 +122,17 @@ class _SampleShard:
             labels = self._labels(position)
             if labels is None:
                 continue
-            image, label, _ = self._job.image(position)
             audits = None
-            if self._job.smoothing.audit_tasks(image, labels) is not None:
+            if self._tasks(position, labels) is not None:
                 keys = [self._key((position, each.chain)) for each in labels]
                 audits = [self._contents.audits[key] for key in keys if key in self._contents.audits]
                 if len(audits) < len(keys):
                     continue
+            _, label, _ = self._job.image(position)
             votes = join_chains(label, self._job.smoothing.n0, labels, audits)
             self._job.ledger.append(votes)
             self._to_join.remove(position)
+            self._forget(position)
             joined.append(votes)
         return joined
 
@@ -140,10 +143,11 @@ class _SampleShard:
             if labels is None:
                 continue
             self._to_audit.remove(place)
-            tasks = self._job.smoothing.audit_tasks(self._job.image(place[0])[0], labels)
+            tasks = self._tasks(place[0], labels)
             if tasks is not None:
                 (audit,) = self._job.smoothing.audit_chains(self._prepared(place[0]), [tasks[place[1]]])
                 self._job.ledger.append(audit)
+            self._forget(place[0])
             return True
         return False
 
@@ -157,6 +161,17 @@ class _SampleShard:
         (labels,) = self._job.smoothing.label_chain(engine, image[None], [index], chain)
         self._job.ledger.append(labels)
         return True
+
+    def _tasks(self, position: int, labels: Sequence[ChainLabels]) -> list[AuditTask] | None:
+        """Draw the audit of an image, once."""
+        if position not in self._drawn:
+            self._drawn[position] = self._job.smoothing.audit_tasks(self._job.image(position)[0], labels)
+        return self._drawn[position]
+
+    def _forget(self, position: int) -> None:
+        """Drop the audit of an image that this rank has done with."""
+        if position not in self._to_join and all(place[0] != position for place in self._to_audit):
+            self._drawn.pop(position, None)
 
     def _labels(self, position: int) -> list[ChainLabels] | None:
         """Return the labels of all chains of an image; None if some are missing."""
