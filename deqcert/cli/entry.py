@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +12,9 @@ from deqcert.termination import TERMINATED
 
 _USER_ERROR = 2
 _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+_OWN_VERBS = ("verify",)
+"""Verbs that are not Lightning's: ``run_VERB(args)`` in the module of that name, imported when it is called for."""
 
 _RESUME = "what was saved before is safe, run the same command again to resume"
 
@@ -41,14 +45,13 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(args: Sequence[str] | None) -> int:
-    verb, *rest = [*(sys.argv[1:] if args is None else args), ""]
-    if verb == "verify":
-        from deqcert.cli.verify import run_verify
-
-        return run_verify(rest[:-1])
+    given = sys.argv[1:] if args is None else list(args)
+    if given and given[0] in _OWN_VERBS:
+        verb, *rest = given
+        return int(getattr(importlib.import_module(f"deqcert.cli.{verb}"), f"run_{verb}")(rest))
     from deqcert.cli.configs import demand_sound_configs
 
-    demand_sound_configs([*(sys.argv[1:] if args is None else args)])
+    demand_sound_configs(given)
     # Takes seconds to import: only for verbs that need it.
     from deqcert.cli.trainer_verbs import run_trainer_verb
 

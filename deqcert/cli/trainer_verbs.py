@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from deqcert.callbacks import CertificationProgress, CertifiedRadius
 from deqcert.certification import CertificationCallback, CertificationRun
 from deqcert.certification import Trainer as CertifyingTrainer
+from deqcert.cli.configs import demand_sound_configs
 from deqcert.data import ImageDataModule
 from deqcert.training import DEQClassifier, SafeCheckpointIO, read_checkpoint
 
@@ -73,12 +74,41 @@ class DeqCertCLI(LightningCLI):
             read_checkpoint(path)
 
 
+class _Instantiation(DeqCertCLI):
+    """Builds model, data and trainer of a verb and leaves it at that."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
 def run_trainer_verb(args: Sequence[str] | None) -> None:
     """Parse the command line and do what it says.
 
     Args:
         args: Arguments, the verb first; None takes those of the process.
     """
+    _command_line(DeqCertCLI, args)
+
+
+def instantiate(args: Sequence[str]) -> DeqCertCLI:
+    """Build what a command line describes, for verbs of ours that need a model but no run of the trainer.
+
+    Args:
+        args: Arguments of a verb of the trainer, the verb first.
+
+    Returns:
+        The command line with its ``model``, ``datamodule`` and ``trainer``, and the other arguments of the verb as
+        objects in ``config_init[verb]``.
+
+    Raises:
+        SettingError: A configuration file cannot be trusted, see :func:`demand_sound_configs`.
+        CheckpointError: The checkpoint of the command line cannot be used.
+    """
+    demand_sound_configs(args)
+    return _command_line(_Instantiation, args)
+
+
+def _command_line(kind: type[DeqCertCLI], args: Sequence[str] | None) -> DeqCertCLI:
     # None of these is the user's to mend: lightning 2.6 uses old names of torch and jsonargparse.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
@@ -87,7 +117,7 @@ def run_trainer_verb(args: Sequence[str] | None) -> None:
     warnings.filterwarnings("ignore", message=".*WeightAveraging callback, but loading.*")
     if args is not None:
         warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
-    DeqCertCLI(
+    return kind(
         DEQClassifier,
         ImageDataModule,
         subclass_mode_data=True,
