@@ -18,10 +18,11 @@ from deqcert.ledger import votes_digest
 from deqcert.metrics import AbstentionRate, AverageCertifiedRadius, CertifiedAccuracy
 from deqcert.report import (
     automatic_radii,
-    format_table,
+    format_text,
     plot_curves,
     save_figure,
     summarize,
+    summary_table,
     write_json,
     write_tsv,
 )
@@ -125,7 +126,7 @@ class CertifiedRadius(CertificationCallback):
                 radii = torch.tensor([certificate.radius for certificate in certificates])
                 logger.experiment.add_histogram("certify/radius", radii, len(votes))
                 logger.experiment.add_figure("certify/certified_accuracy", figure, len(votes))
-        print(format_table({name: summarize(certificates, votes, self._radii)}))
+        print(format_text(summary_table({name: summarize(certificates, votes, self._radii)})))
         print(f"{len(votes)} images, sigma = {sigma:g}, alpha = {self.rule.alpha:g}; results in {directory}")
         print(f"votes sha256 {settings['votes_sha256']}; deqcert verify {directory} computes everything again")
 

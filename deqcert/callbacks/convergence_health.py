@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,11 +17,9 @@ from torch import Tensor
 from deqcert.errors import SettingError, require_count
 from deqcert.files import write_atomically
 from deqcert.models import DEQ
+from deqcert.report import ResidualCurves, plot_residuals
 from deqcert.smoothing import ConvergenceReport, ConvergenceSettings, MismatchCount, convergence_report
 from deqcert.solvers import Anderson
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _TREND_STEPS = (1, 3, 5, 10)
 """Steps whose residuals are logged and printed, besides the last one."""
@@ -110,7 +108,8 @@ class ConvergenceHealth(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(_metrics(report), step=trainer.global_step)
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_figure("convergence", _figure(report), trainer.global_step)
+                curves = {"": ResidualCurves(report.cold, report.warm)}
+                logger.experiment.add_figure("convergence", plot_residuals(curves), trainer.global_step)
         path = self._directory / "convergence.tsv"
         write_atomically(path, _tsv(report).encode())
         if trainer.state.fn == TrainerFn.VALIDATING:
@@ -159,21 +158,3 @@ def _audit_cells(count: MismatchCount) -> str:
     low, high = count.interval()
     rate = "-" if math.isnan(count.rate) else f"{100 * count.rate:.1f}%"
     return f"{rate:>9} {f'{count.mismatches}/{count.audited}':>11}  {100 * low:.1f}% to {100 * high:.1f}%"
-
-
-def _figure(report: ConvergenceReport) -> Figure:
-    """Draw both curves; a residual that is not finite leaves a gap."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    steps = range(1, len(report.cold) + 1)
-    axes.plot(steps, report.cold, color="#0072B2", linestyle="solid", label="cold start")
-    axes.plot(steps, report.warm, color="#D55E00", linestyle="dashdot", label="warm start")
-    axes.set(yscale="log", xlabel="solver steps", ylabel="relative residual")
-    axes.grid(visible=True, alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper right", frameon=False, fontsize="small")
-    return figure

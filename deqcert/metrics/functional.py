@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from deqcert.errors import DataError, require
+from deqcert.statistics import false_certificates_upper
 
 ABSTAIN = -1
 """The prediction of a smoothed classifier that abstains."""
@@ -93,14 +94,10 @@ def abstention_rate(prediction: Tensor) -> Tensor:
 def high_probability_certified_accuracy(certified_accuracy: Tensor | float, m: int, alpha: float, rho: float) -> Tensor:
     r"""Lower bound on the true certified accuracy on these images, given that each certificate may be false.
 
-    Each of the m certificates is false with probability at most α, independently. By Bernstein's inequality
-    the fraction of false ones exceeds the subtracted term with probability at most ρ:
-
     .. math:: \mathrm{CA}(r) - \alpha - \sqrt{\frac{2 \alpha (1 - \alpha) \ln(1/\rho)}{m}}
               - \frac{\ln(1/\rho)}{3 m}
 
-    The public code of Cohen et al. leaves out the factor 2 under the root. Its bound fails too often: at
-    m = 10 000, α = 0.1, ρ = 0.001 with probability 0.0036.
+    See :func:`~deqcert.statistics.false_certificates_upper` for what is subtracted, and for its sources.
 
     Args:
         certified_accuracy: Observed certified accuracy, any shape.
@@ -114,20 +111,12 @@ def high_probability_certified_accuracy(certified_accuracy: Tensor | float, m: i
     Raises:
         SettingError: If ``m`` < 1, or ``alpha`` or ``rho`` is not in (0, 1).
 
-    References:
-        Cohen, Rosenfeld and Kolter, ICML 2019 (without the 2); Boucheron, Lugosi and Massart,
-        "Concentration inequalities", 2013, section 2.8.
-
     Example:
         >>> high_probability_certified_accuracy(0.67, m=500, alpha=0.001, rho=0.001)
         tensor(0.6591, dtype=torch.float64)
     """
-    require(m >= 1, "m", m, "must be at least 1")
-    require(0 < alpha < 1, "alpha", alpha, "must be in (0, 1)")
-    require(0 < rho < 1, "rho", rho, "must be in (0, 1)")
-    log_term = math.log(1 / rho)
-    false_certificates = alpha + math.sqrt(2 * alpha * (1 - alpha) * log_term / m) + log_term / (3 * m)
-    return (torch.as_tensor(certified_accuracy, dtype=torch.float64) - false_certificates).clamp(min=0)
+    false = false_certificates_upper(m, alpha, rho)
+    return (torch.as_tensor(certified_accuracy, dtype=torch.float64) - false).clamp(min=0)
 
 
 def certified_radius(radius: Tensor, correct: Tensor) -> Tensor:

@@ -8,27 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from deqcert.errors import DataError, require
-from deqcert.report.tsv import TsvRow
-from deqcert.statistics import ABSTAIN, Certificate, Votes, certified_radius, clopper_pearson_lower
+from deqcert.report.examples import CertifiedExample
+from deqcert.statistics import ABSTAIN, Votes, certified_radius, clopper_pearson_lower
 
-
-class CertifiedExample(Protocol):
-    """What a metric needs to know of an image: a :class:`Certificate` and a :class:`TsvRow` are ones."""
-
-    @property
-    def prediction(self) -> int: ...  # noqa: D102
-    @property
-    def radius(self) -> float: ...  # noqa: D102
-    @property
-    def correct(self) -> bool: ...  # noqa: D102
-    @property
-    def sound(self) -> bool: ...  # noqa: D102
+_Example = TypeVar("_Example", bound=CertifiedExample)
 
 
 class Summary(NamedTuple):
@@ -65,7 +54,7 @@ class Summary(NamedTuple):
     sound: bool
 
 
-def summarize(certificates: Sequence[Certificate], votes: Sequence[Votes], radii: Sequence[float]) -> Summary:
+def summarize(certificates: Sequence[CertifiedExample], votes: Sequence[Votes], radii: Sequence[float]) -> Summary:
     """Summarize a run of ours.
 
     Args:
@@ -97,11 +86,12 @@ def summarize(certificates: Sequence[Certificate], votes: Sequence[Votes], radii
     )
 
 
-def summarize_rows(rows: Sequence[TsvRow], radii: Sequence[float]) -> Summary:
+def summarize_rows(examples: Sequence[CertifiedExample], seconds: Sequence[float], radii: Sequence[float]) -> Summary:
     """Summarize a table that was read, whose votes are not known.
 
     Args:
-        rows: At least one.
+        examples: At least one.
+        seconds: Time spent on each.
         radii: Where to give certified accuracy.
 
     Returns:
@@ -111,11 +101,11 @@ def summarize_rows(rows: Sequence[TsvRow], radii: Sequence[float]) -> Summary:
         DataError: There is no image.
         SettingError: ``radii`` is empty or has a negative or non-finite value.
     """
-    summary = _accuracies(rows, radii)
-    return summary._replace(seconds_per_image=sum(row.seconds for row in rows) / len(rows))
+    summary = _accuracies(examples, radii)
+    return summary._replace(seconds_per_image=sum(seconds) / len(seconds))
 
 
-def match_votes(certificates: Sequence[Certificate], votes: Sequence[Votes]) -> list[tuple[Certificate, Votes]]:
+def match_votes(certificates: Sequence[_Example], votes: Sequence[Votes]) -> list[tuple[_Example, Votes]]:
     """Pair each certificate with its votes, sorted by index.
 
     Raises:

@@ -1,81 +1,198 @@
-"""Runs side by side, one per row: plain text for a terminal, Markdown for a page."""
+"""What stands in the tables of a report, before it is text, Markdown or LaTeX."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from deqcert.errors import DataError
-from deqcert.report.summary import Summary
-
-WIDTH = 110
-"""Characters in a line of plain text."""
-
-SHORTEST_NAME = 12
-"""Names are cut to fit, but radii are left out rather than cutting names below this."""
+from deqcert.report.examples import CertifiedExample
+from deqcert.report.summary import Summary, summarize_rows
+from deqcert.statistics import false_certificates_upper
 
 UNSOUND = "UNSOUND"
 UNSOUND_NOTE = f"{UNSOUND}: the radii of this run have no proof; compare them with published tables only."
 
+_AT_RADIUS = "certified accuracy in % at l2 radius"
 
-def format_table(summaries: Mapping[str, Summary]) -> str:
-    """Return a plain-text table, at most 110 characters wide, ASCII apart from the names.
 
-    A run that was not evaluated at a radius has a ``-`` there. Where there are too many radii, those that the
-    fewest runs have, of these the largest, are left out and named below the table.
+class Row(NamedTuple):
+    """A row.
+
+    Attributes:
+        name: What the row is of.
+        cells: Text of each column.
+        best: Which cells are the best of their columns.
+        sound: Whether everything in the row has a proof; a row that has not is marked wherever it is shown.
+    """
+
+    name: str
+    cells: tuple[str, ...]
+    best: tuple[bool, ...]
+    sound: bool
+
+
+class Table(NamedTuple):
+    """A table.
+
+    Attributes:
+        corner: Heading of the names.
+        group: Common heading of the first columns; empty if there is none.
+        grouped: Headings of these.
+        further: Headings of the columns after them.
+        rows: The rows.
+        notes: Sentences to stand below.
+        dispensable: Positions of grouped columns that may be left out for want of room, in this order.
+    """
+
+    corner: str
+    group: str
+    grouped: tuple[str, ...]
+    further: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+    dispensable: tuple[int, ...] = ()
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """The headings of all columns."""
+        return self.grouped + self.further
+
+
+class _Column(NamedTuple):
+    """Values of one column, one for each row, and how they are shown; None is a dash."""
+
+    heading: str
+    values: Sequence[float | None]
+    shown: Callable[[float], str]
+    best: Callable[[Sequence[float]], float] | None
+
+
+def summary_table(summaries: Mapping[str, Summary]) -> Table:
+    """Compare runs, one per row. A run that was not evaluated at a radius has a dash there.
 
     Args:
         summaries: Runs by name, in the order of the rows.
-
-    Returns:
-        Lines without a final line end.
 
     Raises:
         DataError: There is no run.
     """
     ranked = _ranked_radii(summaries)
-    longest_name = max(map(len, ["run", *summaries]))
-    shown = len(ranked)
-    while shown > 1 and _name_room(summaries, ranked[:shown]) < min(longest_name, SHORTEST_NAME):
-        shown -= 1
-    name_width = min(longest_name, _name_room(summaries, ranked[:shown]))
-
-    radii = sorted(ranked[:shown])
-    rows = [_header([f"{radius:g}" for radius in radii])]
-    rows += [_cells(summary, radii) for summary in summaries.values()]
-    names = ["run", *(_shortened(name, name_width) for name in summaries)]
-    widths = _column_widths(rows)
-    header, *body = [
-        " ".join([name.ljust(name_width), *map(str.rjust, row, widths)]).rstrip()
-        for name, row in zip(names, rows, strict=True)
+    radii = sorted(ranked)
+    every = list(summaries.values())
+    accuracies = [dict(zip(each.radii, each.certified_accuracy, strict=True)) for each in every]
+    grouped = [_percent(f"{r:g}", [accuracy.get(r) for accuracy in accuracies], best=max) for r in radii]
+    further = [
+        _Column("ACR", [each.average_certified_radius for each in every], "{:.3f}".format, max),
+        _percent("abstain%", [each.abstention_rate for each in every], best=min),
+        _Column("NFE/sample", [each.nfe_total for each in every], "{:.1f}".format, min),
+        _Column("s/image", [each.seconds_per_image for each in every], _three_digits, min),
     ]
-    caption = " " * (name_width + 1) + "certified accuracy in % at l2 radius"
-    lines = [caption, header, "-" * max(map(len, [caption, header, *body])), *body]
-    if shown < len(ranked):
-        left_out = ", ".join(f"{radius:g}" for radius in sorted(ranked[shown:]))
-        lines.append(_shortened(f"Left out for want of room: radius {left_out}", WIDTH))
-    return "\n".join([*lines, *_notes(summaries)])
+    table = _table("run", _AT_RADIUS, grouped, further, list(summaries), [each.sound for each in every])
+    position = table.further.index("NFE/sample") + len(radii)
+    return table._replace(
+        rows=tuple(
+            row if each.nfe_fast is None else _with_cell(row, position, f"{each.nfe_fast:.1f}+{each.nfe_audit:.1f}")
+            for row, each in zip(table.rows, every, strict=True)
+        ),
+        dispensable=tuple(radii.index(radius) for radius in reversed(ranked[1:])),
+    )
 
 
-def format_markdown(summaries: Mapping[str, Summary]) -> str:
-    """Return the same table in Markdown, with all radii.
+def lower_bound_table(summaries: Mapping[str, Summary], alphas: Mapping[str, float | None], rho: float) -> Table:
+    """Bound the certified accuracies from below, given that a few certificates may be false.
 
     Args:
-        summaries: Runs by name, in the order of the rows.
-
-    Returns:
-        Lines without a final line end.
+        summaries: Runs by name.
+        alphas: Error probability of their certificates; None where it is not known. Such a run has dashes, and so has
+            one that is not sound.
+        rho: Probability with which a bound may fail, in (0, 1).
 
     Raises:
         DataError: There is no run.
+        SettingError: ``rho`` is out of range.
     """
     radii = sorted(_ranked_radii(summaries))
-    header = _header([f"% at {radius:g}" for radius in radii])
-    rows = [["run", *header], ["---", *["---:"] * len(header)]]
-    for name, summary in summaries.items():
-        rows.append([name.replace("|", r"\|"), *_cells(summary, radii)])
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([*lines, *(f"\n{note}" for note in _notes(summaries))])
+    every = list(summaries.values())
+
+    def bound(name: str, radius: float) -> float | None:
+        summary, alpha = summaries[name], alphas[name]
+        accuracy = dict(zip(summary.radii, summary.certified_accuracy, strict=True)).get(radius)
+        if accuracy is None or alpha is None or not summary.sound:
+            return None
+        return max(0.0, accuracy - false_certificates_upper(summary.examples, alpha, rho))
+
+    grouped = [_percent(f"{r:g}", [bound(name, r) for name in summaries], best=max) for r in radii]
+    group = f"truly robust % at least, with probability {1 - rho:g}, at l2 radius"
+    return _table("run", group, grouped, [], list(summaries), [each.sound for each in every])
+
+
+def class_table(examples: Sequence[CertifiedExample], radii: Sequence[float]) -> Table:
+    """Break a run down by the true class of the images.
+
+    Args:
+        examples: Certificates, or rows of a table.
+        radii: Where to give certified accuracy.
+
+    Raises:
+        DataError: There is no image.
+        SettingError: ``radii`` is empty or has a negative or non-finite value.
+    """
+    labels = sorted({example.label for example in examples})
+    parts = [[example for example in examples if example.label == label] for label in labels]
+    every = [summarize_rows(part, [0.0], radii) for part in parts or [[]]]
+    grouped = [
+        _percent(f"{r:g}", [each.certified_accuracy[i] for each in every], best=max) for i, r in enumerate(radii)
+    ]
+    further = [
+        _Column("ACR", [each.average_certified_radius for each in every], "{:.3f}".format, None),
+        _percent("abstain%", [each.abstention_rate for each in every], best=None),
+        _Column("images", [each.examples for each in every], "{:.0f}".format, None),
+    ]
+    return _table("class", _AT_RADIUS, grouped, further, [str(label) for label in labels], [e.sound for e in every])
+
+
+def _percent(heading: str, values: Sequence[float | None], best: Callable[[Sequence[float]], float] | None) -> _Column:
+    return _Column(heading, values, lambda value: f"{100 * value:.1f}", best)
+
+
+def _table(
+    corner: str,
+    group: str,
+    grouped: Sequence[_Column],
+    further: Sequence[_Column],
+    names: Sequence[str],
+    sound: Sequence[bool],
+) -> Table:
+    columns = [*grouped, *further]
+    shown = [["-" if value is None else column.shown(value) for value in column.values] for column in columns]
+    best = [_best(column, texts, sound) for column, texts in zip(columns, shown, strict=True)]
+    rows = tuple(
+        Row(name, tuple(texts[i] for texts in shown), tuple(marks[i] for marks in best), sound[i])
+        for i, name in enumerate(names)
+    )
+    return Table(
+        corner,
+        group,
+        tuple(column.heading for column in grouped),
+        tuple(column.heading for column in further),
+        rows,
+        () if all(sound) else (UNSOUND_NOTE,),
+    )
+
+
+def _best(column: _Column, texts: Sequence[str], sound: Sequence[bool]) -> list[bool]:
+    """Mark what looks best; what has no proof does not compete, and nobody wins alone."""
+    competing = [value for value, proven in zip(column.values, sound, strict=True) if value is not None and proven]
+    if column.best is None or len(competing) < 2:
+        return [False] * len(texts)
+    winner = column.shown(column.best(competing))
+    return [proven and text == winner for text, proven in zip(texts, sound, strict=True)]
+
+
+def _with_cell(row: Row, position: int, text: str) -> Row:
+    return row._replace(cells=(*row.cells[:position], text, *row.cells[position + 1 :]))
 
 
 def _ranked_radii(summaries: Mapping[str, Summary]) -> list[float]:
@@ -86,40 +203,5 @@ def _ranked_radii(summaries: Mapping[str, Summary]) -> list[float]:
     return sorted(runs, key=lambda radius: (-runs[radius], radius))
 
 
-def _header(radii: Sequence[str]) -> list[str]:
-    return [*radii, "ACR", "abstain%", "NFE/sample", "s/image", ""]
-
-
-def _cells(summary: Summary, radii: Sequence[float]) -> list[str]:
-    accuracy = dict(zip(summary.radii, summary.certified_accuracy, strict=True))
-    return [
-        *(f"{100 * accuracy[radius]:.1f}" if radius in accuracy else "-" for radius in radii),
-        f"{summary.average_certified_radius:.3f}",
-        f"{100 * summary.abstention_rate:.1f}",
-        "-" if summary.nfe_fast is None else f"{summary.nfe_fast:.1f}+{summary.nfe_audit:.1f}",
-        "-" if summary.seconds_per_image is None else _three_digits(summary.seconds_per_image),
-        "" if summary.sound else UNSOUND,
-    ]
-
-
-def _notes(summaries: Mapping[str, Summary]) -> list[str]:
-    return [] if all(summary.sound for summary in summaries.values()) else [UNSOUND_NOTE]
-
-
-def _column_widths(rows: Sequence[Sequence[str]]) -> list[int]:
-    return [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-
-def _name_room(summaries: Mapping[str, Summary], radii: Sequence[float]) -> int:
-    """Characters left for the name beside columns for ``radii``, a space before each column."""
-    rows = [_header([f"{radius:g}" for radius in radii])]
-    rows += [_cells(summary, radii) for summary in summaries.values()]
-    return WIDTH - sum(width + 1 for width in _column_widths(rows))
-
-
 def _three_digits(number: float) -> str:
     return f"{number:.0f}" if number >= 99.95 else f"{number:#.3g}"
-
-
-def _shortened(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 3]}..."

@@ -18,10 +18,14 @@ from typing import Any, NamedTuple
 
 from deqcert.errors import DataError
 from deqcert.files import write_atomically
-from deqcert.statistics import ABSTAIN, Certificate
+from deqcert.report.examples import CertifiedExample
+from deqcert.statistics import ABSTAIN
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 SOUND_COLUMN = "sound"
+
+_LONGEST = 80
+"""Characters of a field or header that an error shows."""
 
 
 class TsvRow(NamedTuple):
@@ -46,7 +50,7 @@ class TsvRow(NamedTuple):
     sound: bool = True
 
 
-def write_tsv(path: str | Path, certificates: Sequence[Certificate], seconds: Mapping[int, float]) -> None:
+def write_tsv(path: str | Path, certificates: Sequence[CertifiedExample], seconds: Mapping[int, float]) -> None:
     """Write certificates as a table, sorted by index.
 
     The printed radius is the largest number of six decimals that, read back, does not exceed the certified
@@ -54,7 +58,7 @@ def write_tsv(path: str | Path, certificates: Sequence[Certificate], seconds: Ma
 
     Args:
         path: File to write.
-        certificates: One for each image.
+        certificates: One for each image, or rows of a table.
         seconds: Time spent on each image, by index.
 
     Raises:
@@ -63,7 +67,7 @@ def write_tsv(path: str | Path, certificates: Sequence[Certificate], seconds: Ma
     write_atomically(path, format_tsv(certificates, seconds).encode())
 
 
-def format_tsv(certificates: Sequence[Certificate], seconds: Mapping[int, float]) -> str:
+def format_tsv(certificates: Sequence[CertifiedExample], seconds: Mapping[int, float]) -> str:
     """Return the text that :func:`write_tsv` writes.
 
     Raises:
@@ -94,7 +98,8 @@ def format_tsv(certificates: Sequence[Certificate], seconds: Mapping[int, float]
 def read_tsv(path: str | Path) -> list[TsvRow]:
     """Read a table of certificates, ours or a published one.
 
-    A last line that was torn off (no line end, not readable) is left out with a warning.
+    Columns are found by their names; others than those above are ignored with a warning. A last line that was torn off
+    (no line end, not readable) is left out with a warning.
 
     Args:
         path: File with the columns above; ``time`` is in seconds or ``h:mm:ss``.
@@ -103,18 +108,17 @@ def read_tsv(path: str | Path) -> list[TsvRow]:
         The rows in the order of the file, at least one.
 
     Raises:
-        DataError: Naming file and line: the file cannot be read or holds no image, the columns are others, a
-            field cannot be read, a radius is negative or not finite or belongs to an abstention, ``correct``
+        DataError: Naming file and line: the file cannot be read or holds no image, a column is missing or comes twice,
+            a field cannot be read, a radius is negative or not finite or belongs to an abstention, ``correct``
             contradicts ``label`` and ``predict``, or an index comes twice.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+    text = read_text(path)
     header, *lines = text.removesuffix("\n").split("\n")
-    columns = tuple(header.split("\t"))
-    if columns not in (COLUMNS, (*COLUMNS, SOUND_COLUMN)):
-        raise DataError(f"{path}, line 1: expected the columns {' '.join(COLUMNS)}, found {header!r}")
+    columns = header.split("\t")
+    if not set(COLUMNS) <= set(columns) or len(set(columns)) < len(columns):
+        raise DataError(f"{path}, line 1: expected the columns {' '.join(COLUMNS)}, found {header[:_LONGEST]!r}")
+    if ignored := [column for column in columns if column not in _READERS]:
+        warnings.warn(f"{path}, line 1: columns ignored: {', '.join(ignored)}", stacklevel=2)
 
     rows: dict[int, TsvRow] = {}
     for number, line in enumerate(lines, start=2):
@@ -135,6 +139,23 @@ def read_tsv(path: str | Path) -> list[TsvRow]:
     return list(rows.values())
 
 
+def read_text(path: str | Path) -> str:
+    """Read a text file whose lines end in LF, CR LF or CR.
+
+    Raises:
+        DataError: It cannot be read, or is no UTF-8, naming the line.
+    """
+    try:
+        content = Path(path).read_bytes()
+        text = content.decode()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}: cannot be read: no UTF-8 text") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def _rounded_down(radius: float) -> str:
     nearest = f"{radius:.6f}"
     if float(nearest) <= radius:
@@ -153,14 +174,15 @@ def _parse(line: str, columns: Sequence[str]) -> TsvRow:
     fields = line.split("\t")
     if len(fields) != len(columns):
         raise ValueError(f"expected {len(columns)} columns, found {len(fields)}")
-    return TsvRow(*map(_read, columns, fields))
+    found = dict(zip(columns, fields, strict=True))
+    return TsvRow(*(_read(column, found[column]) for column in _READERS if column in found))
 
 
 def _read(column: str, field: str) -> Any:
     try:
         return _READERS[column](field)
     except ValueError:
-        raise ValueError(f"{column} {field!r} cannot be read") from None
+        raise ValueError(f"{column} {field[:_LONGEST]!r} cannot be read") from None
 
 
 def _complaint(row: TsvRow) -> str:
@@ -183,9 +205,10 @@ def _flag(field: str) -> bool:
 
 
 def _seconds(field: str) -> float:
-    if clock := re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d*)?)", field):
-        hours, minutes, seconds = clock.groups()
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    # As str() of a timedelta writes it, in the published scripts too.
+    if clock := re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d*)?)", field):
+        days, hours, minutes, seconds = clock.groups()
+        return (int(days or 0) * 24 + int(hours)) * 3600 + int(minutes) * 60 + float(seconds)
     return float(field)
 
 

@@ -8,6 +8,7 @@ and :mod:`predict`, in this order.
 
 from __future__ import annotations
 
+from deqcert.statistics.accuracy import false_certificates_upper
 from deqcert.statistics.audit import (
     AdaptiveAudit,
     AuditSize,
@@ -46,6 +47,7 @@ __all__ = [
     "clopper_pearson_lower",
     "clopper_pearson_upper",
     "exact_effective_count",
+    "false_certificates_upper",
     "hypergeometric_upper",
     "join_chains",
     "noise_error",

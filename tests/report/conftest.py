@@ -1,8 +1,10 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from deqcert.statistics import Certificate, Votes
+from deqcert.report import write_json
+from deqcert.statistics import Certificate, CertificationRule, Votes
 
 
 @pytest.fixture(scope="session")
@@ -35,5 +37,25 @@ def make_votes() -> Callable[..., Votes]:
             seconds=1.5,
         )
         return votes._replace(**fields)
+
+    return make
+
+
+@pytest.fixture
+def make_run(tmp_path, make_votes) -> Callable[..., Path]:
+    """The directory of a finished run, unless told otherwise of five images with fewer and fewer votes."""
+
+    def make(name="run", votes=None, audit="exact", sigma=0.5, alpha=0.001):
+        if votes is None:
+            votes = [make_votes(10 * i, estimation=(5 * i, 0, 0, 100 - 5 * i), mismatches=0) for i in range(5)]
+        certificates = [CertificationRule(alpha=alpha, audit=audit).certify(vote, sigma) for vote in votes]
+        settings = {
+            "certificate": {"alpha": alpha, "alpha_audit": None, "audit": audit},
+            "smoothing": {"sigma": sigma, "noise": "float32"},
+            "image": [1, 8, 8],
+        }
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "certificates.json", certificates, votes, settings, radii=[0.0])
+        return tmp_path / name
 
     return make

@@ -65,7 +65,7 @@ def test_a_residual_that_is_no_number_gives_no_mean(make_certificate, make_votes
 
 def test_a_table_has_accuracies_and_time_but_no_other_cost():
     rows = [TsvRow(0, 3, 3, 0.5, True, 2.0), TsvRow(1, 3, -1, 0.0, False, 4.0, sound=False)]
-    summary = summarize_rows(rows, [0.25, 0.75])
+    summary = summarize_rows(rows, [row.seconds for row in rows], [0.25, 0.75])
     assert summary.certified_accuracy == (0.5, 0.0)
     assert summary.clean_accuracy == 0.5
     assert summary.seconds_per_image == 3.0
@@ -74,7 +74,7 @@ def test_a_table_has_accuracies_and_time_but_no_other_cost():
 
 
 def test_no_image_is_refused():
-    for summarized in (lambda: summarize([], [], [0.0]), lambda: summarize_rows([], [0.0])):
+    for summarized in (lambda: summarize([], [], [0.0]), lambda: summarize_rows([], [], [0.0])):
         with pytest.raises(DataError, match="no image"):
             summarized()
 

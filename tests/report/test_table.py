@@ -1,52 +1,19 @@
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from summaries import summary_of
 
-from deqcert.errors import DataError
-from deqcert.report import Summary, format_markdown, format_table
-from deqcert.report.table import WIDTH
+from deqcert.errors import DataError, SettingError
+from deqcert.report import class_table, lower_bound_table, summary_table
 
 
-def make_summary(radii=(0.0, 0.25), accuracy=0.67, sound=True, costs=True):
-    return Summary(
-        examples=500,
-        radii=tuple(radii),
-        certified_accuracy=tuple(accuracy / (1 + i) for i in range(len(radii))),
-        clean_accuracy=accuracy,
-        average_certified_radius=0.538,
-        abstention_rate=0.123,
-        nfe_fast=3.05 if costs else None,
-        nfe_audit=12.41 if costs else None,
-        nfe_total=15.46 if costs else None,
-        mismatch_rate=0.01,
-        mean_residual=1e-3,
-        seconds_per_image=12.894,
-        sound=sound,
-    )
-
-
-def test_the_table_of_two_runs():
-    runs = {"MDEQ-30A": make_summary(costs=False), "SRS-MDEQ-3A": make_summary(accuracy=1.0, sound=False)}
-    assert format_table(runs).splitlines() == [
-        "            certified accuracy in % at l2 radius",
-        "run             0 0.25   ACR abstain% NFE/sample s/image",
-        "----------------------------------------------------------------",
-        "MDEQ-30A     67.0 33.5 0.538     12.3          -    12.9",
-        "SRS-MDEQ-3A 100.0 50.0 0.538     12.3   3.0+12.4    12.9 UNSOUND",
-        "UNSOUND: the radii of this run have no proof; compare them with published tables only.",
-    ]
-
-
-def test_sound_runs_have_no_mark():
-    assert "UNSOUND" not in format_table({"run": make_summary()})
-    assert "UNSOUND" not in format_markdown({"run": make_summary()})
+def cells(table, position):
+    return table.rows[position].cells
 
 
 def test_a_radius_without_a_value_is_a_dash():
-    table = format_table({"a": make_summary([0.0, 0.5]), "b": make_summary([0.0, 0.25])}).splitlines()
-    assert table[1].split()[1:4] == ["0", "0.25", "0.5"]
-    assert table[3].split()[1:4] == ["67.0", "-", "33.5"]
-    assert table[4].split()[1:4] == ["67.0", "33.5", "-"]
+    table = summary_table({"a": summary_of([0.0, 0.5]), "b": summary_of([0.0, 0.25])})
+    assert table.grouped == ("0", "0.25", "0.5")
+    assert cells(table, 0)[:3] == ("67.0", "-", "33.5")
+    assert cells(table, 1)[:3] == ("67.0", "33.5", "-")
 
 
 @pytest.mark.parametrize(
@@ -54,56 +21,83 @@ def test_a_radius_without_a_value_is_a_dash():
     [(0.0123, "0.0123"), (2.0, "2.00"), (88.33, "88.3"), (99.97, "100"), (1234.5, "1234")],
 )
 def test_times_have_three_digits(seconds, cell):
-    table = format_table({"run": make_summary()._replace(seconds_per_image=seconds)})
-    assert table.splitlines()[-1].split()[-1] == cell
+    assert cells(summary_table({"run": summary_of()._replace(seconds_per_image=seconds)}), 0)[-1] == cell
 
 
-def test_too_many_radii_are_left_out_by_name():
-    many = [0.1 * i for i in range(30)]
-    table = format_table({"many": make_summary(many), "few, but with a long name": make_summary([0.0, 2.0])})
-    header = table.splitlines()[1].split()
-    assert header[1] == "0"
-    assert "2" in header  # two runs have it
-    assert "2.9" not in header
-    assert table.splitlines()[-1].startswith("Left out for want of room: radius 1.")
-    assert "| % at 2.9 |" in format_markdown({"many": make_summary(many)})
+def test_costs_that_are_not_known_are_dashes():
+    assert cells(summary_table({"run": summary_of(costs=False)}), 0)[-2] == "-"
 
 
-@given(
-    st.dictionaries(
-        st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60),
-        st.builds(
-            make_summary,
-            st.lists(st.floats(0, 10), min_size=1, max_size=30, unique=True),
-            st.floats(0, 1),
-            st.booleans(),
-            st.booleans(),
-        ),
-        min_size=1,
-        max_size=4,
+def test_the_best_of_a_column_is_marked_among_the_sound():
+    table = summary_table(
+        {"a": summary_of(acr=0.5), "b": summary_of(acr=0.6), "c": summary_of(acr=0.9, accuracy=1.0, sound=False)}
     )
-)
-def test_a_line_always_fits_and_a_run_is_a_row(runs):
-    lines = format_table(runs).splitlines()
-    assert max(map(len, lines)) <= WIDTH
-    unsound = [not summary.sound for summary in runs.values()]
-    assert [line.endswith(" UNSOUND") for line in lines[3 : 3 + len(runs)]] == unsound
-    assert lines[-1].startswith("UNSOUND: ") == any(unsound)
+    acr = table.headings.index("ACR")
+    assert [row.best[acr] for row in table.rows] == [False, True, False]
+    assert [row.best[0] for row in table.rows] == [True, True, False]
 
 
-def test_the_markdown_table():
-    runs = {"MDEQ|30A": make_summary(), "SRS": make_summary(sound=False)}
-    assert format_markdown(runs).splitlines() == [
-        "| run | % at 0 | % at 0.25 | ACR | abstain% | NFE/sample | s/image |  |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        r"| MDEQ\|30A | 67.0 | 33.5 | 0.538 | 12.3 | 3.0+12.4 | 12.9 |  |",
-        "| SRS | 67.0 | 33.5 | 0.538 | 12.3 | 3.0+12.4 | 12.9 | UNSOUND |",
-        "",
-        "UNSOUND: the radii of this run have no proof; compare them with published tables only.",
+def test_what_looks_the_same_is_equally_good():
+    table = summary_table({"a": summary_of(acr=0.50004), "b": summary_of(acr=0.50001)})
+    assert all(row.best[table.headings.index("ACR")] for row in table.rows)
+
+
+def test_costs_and_abstentions_are_better_when_they_are_lower():
+    cheap = summary_of()._replace(nfe_total=5.0, seconds_per_image=1.0, abstention_rate=0.0)
+    table = summary_table({"dear": summary_of(), "cheap": cheap})
+    for heading in ("NFE/sample", "s/image", "abstain%"):
+        assert [row.best[table.headings.index(heading)] for row in table.rows] == [False, True], heading
+
+
+def test_nobody_wins_alone():
+    for runs in ({"a": summary_of()}, {"a": summary_of(), "b": summary_of(sound=False)}):
+        assert not any(any(row.best) for row in summary_table(runs).rows)
+
+
+def test_radii_of_few_runs_are_dispensable_before_those_of_all():
+    table = summary_table({"a": summary_of([0.0, 0.25, 0.5]), "b": summary_of([0.0, 0.5])})
+    assert [table.grouped[position] for position in table.dispensable] == ["0.25", "0.5"]
+
+
+def test_lower_bounds_are_those_of_bernstein():
+    runs = {"known": summary_of(), "unknown": summary_of(), "unsound": summary_of(sound=False)}
+    alphas = {"known": 0.001, "unknown": None, "unsound": 0.001}
+    table = lower_bound_table(runs, alphas, rho=0.001)
+    # 0.67 - 0.001 - sqrt(2 * 0.001 * 0.999 * ln 1000 / 500) - ln 1000 / 1500
+    assert cells(table, 0) == ("65.9", "32.4")
+    assert cells(table, 1) == cells(table, 2) == ("-", "-")
+    assert [row.sound for row in table.rows] == [True, True, False]
+
+
+def test_a_lower_bound_is_never_negative():
+    table = lower_bound_table({"run": summary_of(accuracy=0.001)}, {"run": 0.001}, rho=0.001)
+    assert cells(table, 0) == ("0.0", "0.0")
+
+
+@pytest.mark.parametrize("rho", [0.0, 1.0, float("nan")])
+def test_rho_is_a_probability(rho):
+    with pytest.raises(SettingError, match="rho"):
+        lower_bound_table({"run": summary_of()}, {"run": 0.001}, rho)
+
+
+def test_classes_are_broken_down_by_their_true_labels(make_certificate):
+    certificates = [
+        make_certificate(0, 0.5, label=3),
+        make_certificate(1, 0.0, label=3, prediction=-1),
+        make_certificate(2, 0.3, label=1, prediction=2),
+        make_certificate(3, 0.3, label=1, prediction=1, sound=False),
     ]
+    table = class_table(certificates, [0.0, 0.4])
+    assert [row.name for row in table.rows] == ["1", "3"]
+    assert cells(table, 0) == ("50.0", "0.0", "0.150", "0.0", "2")
+    assert cells(table, 1) == ("50.0", "50.0", "0.250", "50.0", "2")
+    assert [row.sound for row in table.rows] == [False, True]
 
 
-@pytest.mark.parametrize("format_runs", [format_table, format_markdown])
-def test_no_run_is_refused(format_runs):
+def test_no_run_and_no_image_are_refused():
     with pytest.raises(DataError, match="no run"):
-        format_runs({})
+        summary_table({})
+    with pytest.raises(DataError, match="no run"):
+        lower_bound_table({}, {}, 0.001)
+    with pytest.raises(DataError, match="no image"):
+        class_table([], [0.0])

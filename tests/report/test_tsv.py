@@ -164,8 +164,21 @@ def test_a_table_without_images_is_refused(table):
         read_tsv(table(""))
 
 
-def test_files_that_are_no_text_are_refused(tmp_path):
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    for name in ("binary", "missing"):
-        with pytest.raises(DataError, match=f"{name}: cannot be read"):
-            read_tsv(tmp_path / name)
+def test_files_that_are_no_text_are_refused_by_line(tmp_path):
+    (tmp_path / "binary").write_bytes(HEADER.encode() + b"0\t\xff\xfe\x00")
+    with pytest.raises(DataError, match="binary, line 2: cannot be read: no UTF-8"):
+        read_tsv(tmp_path / "binary")
+    with pytest.raises(DataError, match="missing: cannot be read"):
+        read_tsv(tmp_path / "missing")
+
+
+def test_columns_are_found_by_name_and_others_ignored_with_a_warning(table):
+    header = "time\tidx\tp_a\tlabel\tpredict\tradius\tcorrect\n"
+    with pytest.warns(UserWarning, match=r"table\.tsv, line 1: columns ignored: p_a"):
+        rows = read_tsv(table("1 day, 1:00:02.5\t7\t0.9\t3\t3\t0.25\t1\n", header))
+    assert rows == [TsvRow(7, 3, 3, 0.25, True, 25 * 3600 + 2.5)]
+
+
+def test_a_column_that_comes_twice_is_refused(table):
+    with pytest.raises(DataError, match="line 1: expected the columns"):
+        read_tsv(table("", HEADER.strip() + "\ttime\n"))

@@ -1,0 +1,123 @@
+"""``deqcert report``: runs and tables of the field side by side."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from deqcert.report import Report, Run, common_images, read_residuals, read_runs, report_radii
+from deqcert.statistics import AuditRule
+
+
+def run_report(args: Sequence[str]) -> int:
+    """Print a report and write it where asked.
+
+    Args:
+        args: Arguments after the verb.
+
+    Returns:
+        0.
+    """
+    parsed = _parser().parse_args(list(args))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        runs = _runs(parsed)
+        residuals = {Path(path).parent.name or path: read_residuals(path) for path in parsed.convergence}
+    for warning in caught:
+        print(f"warning: {warning.message}")
+    if parsed.common:
+        runs = common_images(runs)
+    report = Report(
+        runs,
+        parsed.radii or report_radii(runs),
+        rho=parsed.rho,
+        per_class=parsed.per_class,
+        paired=parsed.compare,
+        residuals=residuals,
+        projected=parsed.project_n,
+    )
+    print(report.text())
+    if parsed.out is not None:
+        written = report.write(parsed.out)
+        print(f"\n{len(written)} files in {parsed.out}: {', '.join(path.name for path in written)}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="deqcert report",
+        description="Compare runs: certified accuracy, ACR, abstentions, lower bounds, cost. Needs neither model nor "
+        "data: certificates are derived from votes again.",
+    )
+    parser.add_argument(
+        "runs",
+        metavar="[NAME=]RUN_OR_TSV",
+        nargs="+",
+        help="directory of a run, its ledger_dir, or a table with the columns idx label predict radius correct time",
+    )
+    parser.add_argument("--radii", type=float, nargs="+", metavar="R", help="l2 radii; default: chosen from the runs")
+    parser.add_argument("--common", action="store_true", help="only images that all runs have")
+    parser.add_argument("--per_class", action="store_true", help="break each run down by true class")
+    parser.add_argument("--compare", action="store_true", help="each further run against the first, image by image")
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        help="certify runs again at this error probability; for a table: the one it was certified at",
+    )
+    parser.add_argument(
+        "--audit",
+        nargs="+",
+        default=[],
+        choices=get_args(AuditRule),
+        help="certify audited runs again by these rules, each in a row of its own; published is UNSOUND",
+    )
+    parser.add_argument(
+        "--rho", type=float, default=0.001, help="failure probability of the lower bounds (%(default)s)"
+    )
+    parser.add_argument(
+        "--convergence",
+        nargs="+",
+        default=[],
+        metavar="TSV",
+        help="convergence.tsv of validate, for a figure of residuals",
+    )
+    parser.add_argument(
+        "--project_n",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="draw what the first run might certify at other n",
+    )
+    parser.add_argument("--out", metavar="DIR", help="write Markdown, LaTeX, CSV, TSV and figures there")
+    return parser
+
+
+def _runs(parsed: argparse.Namespace) -> list[Run]:
+    named = [_named(text) for text in parsed.runs]
+    # Runs often lie in directories of one name.
+    unnamed = [path.resolve() for name, path in named if not name]
+    runs = []
+    for name, path in named:
+        runs += read_runs(
+            path, name or _shortest_name(path.resolve(), unnamed), alpha=parsed.alpha, audits=parsed.audit
+        )
+    return runs
+
+
+def _named(text: str) -> tuple[str, Path]:
+    """Split ``NAME=PATH``; without a name it is empty."""
+    name, equals, path = text.partition("=")
+    return (name, Path(path)) if equals and not Path(text).exists() else ("", Path(text))
+
+
+def _shortest_name(path: Path, others: Sequence[Path]) -> str:
+    """Return as many last parts of a path as no other path ends in."""
+    for length in range(1, len(path.parts)):
+        name = path.parts[-length:]
+        if sum(other.parts[-length:] == name for other in others) == 1:
+            break
+    return "/".join(name).removesuffix(".tsv")

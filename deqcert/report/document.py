@@ -1,0 +1,226 @@
+"""A whole report: its tables, its figures, and the files they are written to."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from deqcert.errors import DataError, require
+from deqcert.files import write_atomically
+from deqcert.report.compare import compare, comparison_table
+from deqcert.report.figures import (
+    ResidualCurves,
+    plot_curves,
+    plot_probabilities,
+    plot_projections,
+    plot_residuals,
+    plot_retention,
+    plot_tradeoff,
+    save_figure,
+)
+from deqcert.report.formats import format_latex, format_markdown, format_text
+from deqcert.report.runs import Run, common_images
+from deqcert.report.summary import Summary
+from deqcert.report.table import Table, class_table, lower_bound_table, summary_table
+from deqcert.report.tsv import write_tsv
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FORMS = ("png", "pdf")
+_PROJECTED = (10, 100)
+"""Multiples of n at which a report projects certified accuracies."""
+
+
+class Section(NamedTuple):
+    """A table under its title.
+
+    Attributes:
+        slug: Name of its files, without a suffix.
+        title: Title.
+        table: The table.
+    """
+
+    slug: str
+    title: str
+    table: Table
+
+
+class Report:
+    """Runs side by side.
+
+    Args:
+        runs: The runs, at least one, with different names.
+        radii: Where to give certified accuracy.
+        rho: Probability with which a lower bound on a certified accuracy may fail, in (0, 1).
+        per_class: Break each run down by class.
+        paired: Compare each further run with the first, image by image.
+        residuals: Residual curves by name, for one more figure.
+        projected: Copies per image to which the first run is projected in a figure; none = 10 and 100 times as many as
+            it has.
+
+    Raises:
+        SettingError: A setting is out of range, or two runs have one name.
+        DataError: There is no run, or runs that are to be compared have no image in common or differ in its label.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        radii: Sequence[float],
+        *,
+        rho: float = 0.001,
+        per_class: bool = False,
+        paired: bool = False,
+        residuals: Mapping[str, ResidualCurves] | None = None,
+        projected: Sequence[int] = (),
+    ) -> None:
+        if not runs:
+            raise DataError("there is no run to report on")
+        require(0 < rho < 1, "rho", rho, "must be in (0, 1)")
+        names = [run.name for run in runs]
+        for position, name in enumerate(names):
+            require(name not in names[:position], "run", name, "must have a name of its own, as in NAME=PATH")
+        self.runs = list(runs)
+        self.radii = tuple(radii)
+        self.residuals = dict(residuals or {})
+        self.summaries: dict[str, Summary] = {run.name: run.summary(radii) for run in runs}
+        self.alphas = {run.name: run.alpha for run in runs}
+        self._rho = rho
+        self._projected = list(projected)
+        self.sections = self._sections(per_class, paired)
+
+    def text(self) -> str:
+        """Return all tables as plain text."""
+        return "\n\n".join(f"{section.title}\n\n{format_text(section.table)}" for section in self.sections)
+
+    def write(self, directory: str | Path) -> list[Path]:
+        """Write ``report.md``, ``report.csv``, a ``.tex`` per table, a ``.tsv`` per run, figures as PNG and PDF.
+
+        Args:
+            directory: Folder; created if missing. Files of these names are replaced.
+
+        Returns:
+            The files.
+
+        Raises:
+            OSError: A file cannot be written.
+        """
+        directory = Path(directory)
+        written = []
+        figures = self.figures()
+        for slug, figure in figures.items():
+            for form in _FORMS:
+                written.append(directory / f"{slug}.{form}")
+                save_figure(figure, written[-1])
+        for section in self.sections:
+            written.append(directory / f"{section.slug}.tex")
+            write_atomically(written[-1], f"{format_latex(section.table)}\n".encode())
+        for run in self.runs:
+            written.append(directory / f"{_slug(run.name)}.tsv")
+            write_tsv(written[-1], run.examples, run.seconds)
+        written.append(directory / "report.csv")
+        write_atomically(written[-1], self._csv().encode())
+        written.append(directory / "report.md")
+        write_atomically(written[-1], self._markdown(list(figures)).encode())
+        return written
+
+    def figures(self) -> dict[str, Figure]:
+        """Draw the figures that these runs have the numbers for, by the names of their files."""
+        figures = {"curves": plot_curves({run.name: run.examples for run in self.runs})}
+        first, *others = self.runs
+        if any(summary.nfe_total is not None for summary in self.summaries.values()):
+            figures["tradeoff"] = plot_tradeoff(self.summaries)
+        if others and all(run.by_index.keys() == first.by_index.keys() for run in others):
+            figures["retention"] = plot_retention(first, others)
+        measured = _distinct_votes(self.runs)
+        if measured:
+            figures["probabilities"] = plot_probabilities(measured)
+            run = measured[0]
+            assert run.votes is not None, "measured"
+            assert run.alpha is not None, "of a run with votes"
+            counts = self._projected or [factor * run.votes[0].n for factor in _PROJECTED]
+            figures["projections"] = plot_projections(run, [(n, run.alpha) for n in counts])
+        if self.residuals:
+            figures["residuals"] = plot_residuals(self.residuals)
+        return figures
+
+    def _sections(self, per_class: bool, paired: bool) -> list[Section]:
+        sections = [Section("accuracy", self._title(), summary_table(self.summaries))]
+        if any(alpha is not None for alpha in self.alphas.values()):
+            title = "Lower bounds, given that each certificate may be false with probability alpha"
+            table = lower_bound_table(self.summaries, self.alphas, self._rho)
+            sections.append(Section("lower_bounds", title, table))
+        if per_class:
+            sections += [
+                Section(
+                    f"classes_{_slug(run.name)}", f"{run.name} by true class", class_table(run.examples, self.radii)
+                )
+                for run in self.runs
+            ]
+        if paired:
+            sections += [self._comparison(self.runs[0], other) for other in self.runs[1:]]
+        return sections
+
+    def _title(self) -> str:
+        counts = sorted({len(run.examples) for run in self.runs})
+        images = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        alphas = sorted({alpha for alpha in self.alphas.values() if alpha is not None})
+        stated = f", alpha = {' and '.join(f'{alpha:g}' for alpha in alphas)}" if alphas else ""
+        different = len({frozenset(run.by_index) for run in self.runs}) > 1
+        return f"{images} images{', not the same in all runs' if different else ''}{stated}"
+
+    def _comparison(self, first: Run, other: Run) -> Section:
+        one, another = common_images([first, other])
+        comparison = compare(one.examples, another.examples, self.radii)
+        return Section(
+            f"compare_{_slug(first.name)}_{_slug(other.name)}",
+            f"{other.name} against {first.name}, image by image: certified with the correct class",
+            comparison_table(comparison, first.name, other.name, first.sound and other.sound),
+        )
+
+    def _csv(self) -> str:
+        """Return one line for each run, fractions in [0, 1], empty where something is not known."""
+        output = io.StringIO()
+        writer = csv.writer(output, lineterminator="\n")
+        costs = ("nfe_fast", "nfe_audit", "nfe_total", "mismatch_rate", "mean_residual", "seconds_per_image")
+        writer.writerow(
+            [
+                *("run", "sound", "images", "alpha", "acr", "clean_accuracy", "abstention_rate"),
+                *(f"certified_accuracy_at_{radius:g}" for radius in self.radii),
+                *costs,
+            ]
+        )
+        for name, summary in self.summaries.items():
+            writer.writerow(
+                [
+                    *(name, int(summary.sound), summary.examples, self.alphas[name]),
+                    *(summary.average_certified_radius, summary.clean_accuracy, summary.abstention_rate),
+                    *summary.certified_accuracy,
+                    *(getattr(summary, cost) for cost in costs),
+                ]
+            )
+        return output.getvalue()
+
+    def _markdown(self, figures: Sequence[str]) -> str:
+        parts = ["# Certified robustness"]
+        parts += [f"## {section.title}\n\n{format_markdown(section.table)}" for section in self.sections]
+        parts += [f"![{slug}]({slug}.png)" for slug in figures]
+        return "\n\n".join(parts) + "\n"
+
+
+def _distinct_votes(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs with votes, once where several rules were applied to the same."""
+    distinct: list[Run] = []
+    for run in runs:
+        if run.votes is not None and all(run.votes != other.votes for other in distinct):
+            distinct.append(run)
+    return distinct
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", name).strip("_.") or "run"

@@ -1,0 +1,63 @@
+"""Radius retention: how much of the radius of one run another run keeps, image by image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deqcert.errors import DataError
+from deqcert.report.figures.style import add_legend, marker_looks, new_axes
+from deqcert.report.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot_retention(reference: Run, others: Sequence[Run]) -> Figure:
+    """Draw the radius of each image over its radius in a reference run.
+
+    Points on the diagonal keep all of it. An image without a certificate has the radius 0; images that neither run
+    certifies are left out. A class other than the reference's counts as no certificate.
+
+    Args:
+        reference: The run to compare with, e.g. standard smoothing.
+        others: Runs on the same images, e.g. serialized smoothing; at least one.
+
+    Raises:
+        DataError: There is no other run, or the images differ.
+    """
+    if not others:
+        raise DataError("radius retention needs a second run")
+    figure, axes = new_axes(f"radius of {reference.labelled_name}", "radius of the other run")
+    largest = max(example.radius for run in (reference, *others) for example in run.examples) or 1.0
+    axes.plot([0, largest], [0, largest], color="0.6", linewidth=0.8, zorder=1)
+    expected = reference.by_index
+    for run, (colour, marker) in zip(others, marker_looks(), strict=False):
+        found = run.by_index
+        if found.keys() != expected.keys():
+            raise DataError(f"{run.name} and {reference.name} are not of the same images")
+        pairs = np.array(
+            [
+                (one.radius, other.radius if other.prediction == one.prediction else 0.0)
+                for one, other in ((expected[index], found[index]) for index in sorted(expected))
+                if one.radius > 0 or other.radius > 0
+            ]
+        ).reshape(-1, 2)
+        certified = pairs[pairs[:, 0] > 0]
+        kept = f": {100 * np.mean(certified[:, 1] / certified[:, 0]):.0f} % kept" if len(certified) else ""
+        axes.plot(
+            pairs[:, 0],
+            pairs[:, 1],
+            marker,
+            color=colour,
+            markersize=2.8,
+            alpha=0.8,
+            markeredgewidth=0.6,
+            fillstyle="full" if run.sound else "none",
+            label=f"{run.labelled_name}{kept}",
+        )
+    axes.set(xlim=(-0.03 * largest, 1.05 * largest), ylim=(-0.03 * largest, 1.05 * largest))
+    add_legend(figure, axes, "upper left")
+    return figure

@@ -1,0 +1,91 @@
+import pytest
+
+from deqcert.cli import main
+
+HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
+ROWS = "0\t3\t3\t0.53\t1\t0:00:09.2\n20\t5\t-1\t0.0\t0\t0:01:00\n40\t5\t6\t1.6\t0\t12.89\n"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, name="sigma_0.50"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(path)
+
+    return write
+
+
+def test_a_published_log_is_reported(write, capsys):
+    assert main(["report", write(HEADER + ROWS), "--radii", "0", "0.5", "--per_class"]) == 0
+    out = capsys.readouterr().out
+    assert "sigma_0.50 33.3 33.3 0.177" in out
+    assert "sigma_0.50 by true class" in out
+
+
+def test_a_table_gets_lower_bounds_once_its_alpha_is_known(write, capsys):
+    assert main(["report", write(HEADER + ROWS)]) == 0
+    assert "Lower bounds" not in capsys.readouterr().out
+    assert main(["report", write(HEADER + ROWS), "--alpha", "0.001"]) == 0
+    assert "Lower bounds" in capsys.readouterr().out
+
+
+def test_warnings_come_before_the_tables(write, capsys):
+    assert main(["report", write(HEADER + ROWS + "60\t1\t1\t0.")]) == 0
+    assert capsys.readouterr().out.startswith("warning: ")
+
+
+def test_names_can_be_given_and_are_needed_where_they_are_equal(write, tmp_path, capsys):
+    first = write(HEADER + ROWS)
+    (tmp_path / "other").mkdir()
+    second = write(HEADER + ROWS, "other/sigma_0.50")
+    assert main(["report", f"ResNet={first}", second, "--common", "--compare"]) == 0
+    assert "ACR of sigma_0.50 minus ACR of ResNet: +0.0000" in capsys.readouterr().out
+    assert main(["report", first, second]) == 0
+    assert "\nother/sigma_0.50 " in capsys.readouterr().out
+    assert main(["report", f"a={first}", f"a={second}"]) == 2
+    assert "must have a name of its own" in capsys.readouterr().err
+
+
+def test_files_are_written_where_asked(write, tmp_path, capsys):
+    assert main(["report", write(HEADER + ROWS), "--out", str(tmp_path / "out")]) == 0
+    assert "report.md" in capsys.readouterr().out
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {*("report.md", "report.csv", "sigma_0.50.tsv", "accuracy.tex", "curves.png", "curves.pdf")}
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", "line 1: expected the columns"),
+        (b"\x00\xff\xfe", "line 1: cannot be read: no UTF-8 text"),
+        ("a\tb\n1\t2\n", "line 1: expected the columns"),
+        (HEADER, "line 2: expected an image"),
+        (HEADER + ROWS + "0\t3\t3\t0.53\t1\t1.0\n", "line 5: idx 0 comes twice"),
+        (HEADER + "0\t3\t3\tnan\t1\t1.0\n", "line 2: radius nan"),
+        (HEADER + "0\t3\t-1\t0.5\t0\t1.0\n", "line 2: an abstention (predict -1) has the radius 0.5"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_line(write, capsys, content, complaint):
+    path = write(content)
+    assert main(["report", path]) == 2
+    assert f"deqcert: error: {path}, {complaint}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--radii", "-1"], "radii"),
+        (["--radii", "nan"], "radii"),
+        (["--rho", "0"], "rho = 0.0"),
+        (["--alpha", "1.5"], "alpha = 1.5"),
+    ],
+)
+def test_a_bad_setting_is_named(write, capsys, options, complaint):
+    assert main(["report", write(HEADER + ROWS), *options]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_missing_run_is_named(tmp_path, capsys):
+    assert main(["report", str(tmp_path / "missing")]) == 2
+    assert "missing: cannot be read" in capsys.readouterr().err

@@ -1,0 +1,187 @@
+import json
+import shutil
+
+import pytest
+
+from deqcert.errors import DataError, LedgerError, SettingError
+from deqcert.ledger import Ledger
+from deqcert.report import common_images, read_runs, read_tsv, report_radii, write_tsv
+from deqcert.statistics import CertificationRule
+
+HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
+
+
+@pytest.fixture
+def make_table(tmp_path):
+    def make(body, name="table.tsv"):
+        (tmp_path / name).write_text(HEADER + body)
+        return tmp_path / name
+
+    return make
+
+
+def test_a_finished_run_has_the_certificates_of_its_votes(make_run):
+    (run,) = read_runs(make_run(), "name")
+    assert (run.name, run.alpha, run.sigma, run.sound) == ("name", 0.001, 0.5, True)
+    assert [example.index for example in run.examples] == [0, 10, 20, 30, 40]
+    assert run.examples == tuple(CertificationRule().certify(vote, 0.5) for vote in run.votes)
+    assert run.seconds[10] == 1.5
+    assert run.summary([0.0]).nfe_total == (330 + 600) / 110
+
+
+def test_another_alpha_certifies_again(make_run):
+    (run,) = read_runs(make_run(), "name", alpha=0.1)
+    assert run.alpha == 0.1
+    assert run.examples == tuple(CertificationRule(alpha=0.1).certify(vote, 0.5) for vote in run.votes)
+
+
+def test_rules_of_audit_make_runs_of_their_own(make_run):
+    exact, published = read_runs(make_run(), "name", audits=["exact", "published"])
+    assert (exact.name, published.name) == ("name exact", "name published")
+    assert (exact.sound, published.sound) == (True, False)
+    assert published.labelled_name == "name published (unsound)"
+    assert published.examples[0].radius > exact.examples[0].radius
+
+
+def test_rules_of_audit_leave_votes_without_one_alone(make_run, make_votes):
+    standard = make_run(votes=[make_votes(0, audited=None, mismatches=0, nfe_audit=0)])
+    (run,) = read_runs(standard, "name", audits=["exact", "published"])
+    assert run.name == "name"
+    assert run.sound
+
+
+def test_an_unsound_run_stays_unsound(make_run):
+    assert not read_runs(make_run(audit="published"), "name")[0].sound
+
+
+def test_a_table_is_a_run(make_table):
+    (run,) = read_runs(make_table("5\t3\t3\t0.5\t1\t2.0\n0\t3\t-1\t0\t0\t4.0\n"), "cohen")
+    assert [example.index for example in run.examples] == [0, 5]
+    assert (run.votes, run.alpha, run.sigma) == (None, None, None)
+    assert run.summary([0.0]).seconds_per_image == 3.0
+    assert read_runs(make_table("5\t3\t3\t0.5\t1\t2.0\n"), "cohen", alpha=0.01)[0].alpha == 0.01
+
+
+def test_alpha_of_a_table_is_a_probability(make_table):
+    with pytest.raises(SettingError, match="alpha = 2"):
+        read_runs(make_table("5\t3\t3\t0.5\t1\t2.0\n"), "cohen", alpha=2)
+
+
+def test_what_is_written_as_a_table_is_the_same_run(make_run, tmp_path):
+    (run,) = read_runs(make_run(), "name")
+    write_tsv(tmp_path / "t.tsv", run.examples, run.seconds)
+    assert [row.prediction for row in read_tsv(tmp_path / "t.tsv")] == [each.prediction for each in run.examples]
+
+
+def test_an_unfinished_run_has_the_images_so_far(tmp_path, make_votes):
+    directory = tmp_path / "running"
+    identity = {"smoothing": {"sigma": 0.25, "noise": "float32"}, "image": [1, 8, 8]}
+    ledger = Ledger(directory, identity)
+    with ledger.claim(), ledger.open(0):
+        for index in (7, 3):
+            ledger.append(make_votes(index))
+    (directory / "certify.yaml").write_text(
+        "certificate: {alpha: 0.01, alpha_audit: null, audit: exact, radii: null}\n"
+    )
+    with pytest.warns(UserWarning, match="running: has not finished; these are the 2 images so far"):
+        (run,) = read_runs(directory, "running")
+    assert [example.index for example in run.examples] == [3, 7]
+    assert (run.alpha, run.sigma) == (0.01, 0.25)
+
+
+def test_an_unfinished_run_without_its_configuration_is_refused(tmp_path, make_votes):
+    ledger = Ledger(tmp_path, {"smoothing": {}})
+    with ledger.claim(), ledger.open(0):
+        ledger.append(make_votes(0))
+    with pytest.raises(DataError, match=r"certify\.yaml: cannot be read"):
+        read_runs(tmp_path, "run")
+    (tmp_path / "certify.yaml").write_text("[")
+    with pytest.raises(DataError, match=r"certify\.yaml: cannot be read"):
+        read_runs(tmp_path, "run")
+
+
+def test_a_directory_without_a_run_is_refused(tmp_path):
+    with pytest.raises(LedgerError, match="holds no ledger"):
+        read_runs(tmp_path, "run")
+
+
+def reseal(path, change):
+    """Forge a report by the rules of the file itself."""
+    from deqcert.report.json_report import _SEAL, _seal
+
+    content = path.read_bytes()
+    body = change(content[: content.rfind(_SEAL)].decode()).encode()
+    path.write_bytes(body + _seal(body))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ('"prediction": 3', '"prediction": 2', "image 0 does not follow from its votes"),
+        ('"radius": ', '"radius": 1', "does not follow from its votes"),
+        ('"n": 100', '"n": 90', "example 0: votes of image 0: estimation"),
+        ('"n0": 10', '"n_zero": 10', "example 0: has no 'n0'"),
+        ('"sigma": 0.5', '"sigma": "wide"', "settings cannot be used"),
+        ('"noise": "float32"', '"noise": "pink"', "noise"),
+        ('"alpha": 0.001', '"alpha": 0', "alpha = 0"),
+        ('"image"', '"picture"', "settings cannot be used"),
+    ],
+)
+def test_a_forged_report_is_refused(make_run, old, new, complaint):
+    directory = make_run()
+    reseal(directory / "certificates.json", lambda text: text.replace(old, new, 1))
+    with pytest.raises((DataError, SettingError), match=complaint):
+        read_runs(directory, "run")
+
+
+def test_a_changed_or_damaged_report_is_refused(make_run):
+    path = make_run() / "certificates.json"
+    content = path.read_bytes()
+    for damage in (content.replace(b"0.5", b"0.6", 1), content[:-20], b"", b"\xff\x00", b"{}"):
+        path.write_bytes(damage)
+        with pytest.raises(DataError, match=r"certificates\.json: "):
+            read_runs(path.parent, "run")
+
+
+def test_an_image_that_comes_twice_is_refused(make_run):
+    path = make_run() / "certificates.json"
+    line = json.dumps(json.loads(path.read_text())["examples"][0])
+    reseal(path, lambda text: text.replace('"examples": [', f'"examples": [\n{line},', 1))
+    with pytest.raises(DataError, match="an image comes twice"):
+        read_runs(path.parent, "run")
+
+
+def test_common_images_are_those_of_all(make_run, make_table):
+    table = make_table("20\t3\t3\t0.5\t1\t2.0\n10\t3\t3\t0.5\t1\t2.0\n15\t3\t3\t0.5\t1\t2.0\n")
+    ours, theirs = common_images(read_runs(make_run(), "ours") + read_runs(table, "theirs"))
+    assert [example.index for example in ours.examples] == [vote.index for vote in ours.votes] == [10, 20]
+    assert [example.index for example in theirs.examples] == [10, 20]
+    assert ours.summary([0.0]).examples == 2
+
+
+def test_runs_of_other_images_or_labels_have_nothing_in_common(make_run, make_table):
+    ours = read_runs(make_run(), "ours")
+    with pytest.raises(DataError, match="no image is common to ours, theirs"):
+        common_images(ours + read_runs(make_table("5\t3\t3\t0.5\t1\t2.0\n"), "theirs"))
+    with pytest.raises(DataError, match="image 20 has label 3 in ours, but 4 in theirs"):
+        common_images(ours + read_runs(make_table("20\t4\t4\t0.5\t1\t2.0\n"), "theirs"))
+
+
+def test_a_run_restricted_to_nothing_is_refused(make_run):
+    with pytest.raises(DataError, match="no image is left"):
+        read_runs(make_run(), "run")[0].restricted([])
+
+
+def test_radii_are_those_of_the_run_that_reaches_farthest(make_run, make_table):
+    ours = read_runs(make_run(), "ours")
+    assert report_radii(ours) == (0.0, 0.25, 0.5, 0.75)
+    far = make_table("5\t3\t3\t5.1\t1\t2.0\n")
+    assert report_radii(ours + read_runs(far, "far")) == (0.0, 1.0, 2.0, 3.0, 4.0, 5.0)
+    none = make_table("5\t3\t-1\t0\t0\t2.0\n", "none.tsv")
+    assert report_radii(read_runs(none, "none")) == (0.0,)
+
+
+def test_a_run_without_its_ledger_is_still_a_run(make_run):
+    directory = make_run()
+    shutil.copytree(directory, directory.with_name("copy"))
+    assert read_runs(directory.with_name("copy"), "run") == read_runs(directory, "run")
