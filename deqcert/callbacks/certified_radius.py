@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from torchmetrics import MetricCollection
 
+from deqcert.callbacks.board import CertificationBoard
 from deqcert.certification.hooks import CertificationCallback, CertificationRun
 from deqcert.files import file_digest
 from deqcert.ledger import votes_digest
@@ -36,8 +36,9 @@ _FILES = ("certificates.tsv", "certify.yaml", "curve.png")
 class CertifiedRadius(CertificationCallback):
     """Certifies the radius of every image and reports the run.
 
-    Logs the running ACR, certified accuracies, abstention rate and cost; at the end writes ``certificates.tsv`` (the
-    field's format), ``certificates.json`` and ``curve.png`` beside the ledger and prints a table.
+    Logs the running ACR, certified accuracies, abstention rate and cost, to TensorBoard also the curve, the radii and a
+    page of images; at the end writes ``certificates.tsv`` (the field's format), ``certificates.json`` and ``curve.png``
+    beside the ledger and prints a table.
 
     Args:
         alpha: Probability with which a certificate may be false, in (0, 1).
@@ -78,6 +79,8 @@ class CertifiedRadius(CertificationCallback):
         self._certificates: list[Certificate] = []
         for votes in run.done:
             self._certify(votes)
+        if trainer.is_global_zero:
+            self._board = CertificationBoard(trainer.loggers, run, self.run_name)
 
     def on_certify_example_end(self, trainer: Trainer, module: LightningModule, votes: Votes) -> None:
         """Update and log the running metrics."""
@@ -88,6 +91,7 @@ class CertifiedRadius(CertificationCallback):
         trainer.progress_bar_metrics.update(metrics)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=len(self._certificates))
+        self._board.update(self._certificates)
 
     def running_metrics(self, newest: Votes) -> dict[str, float]:
         """Return the metrics over all images so far and the cost of the ``newest``."""
@@ -96,16 +100,16 @@ class CertifiedRadius(CertificationCallback):
         metrics = {
             "certify/acr": float(values["acr"]),
             "certify/abstention": float(values["abstention"]),
-            "certify/nfe_per_sample_fast": newest.nfe_fast / samples,
-            "certify/nfe_per_sample_audit": newest.nfe_audit / samples,
-            "certify/seconds_per_image": newest.seconds,
+            "certify_cost/nfe_per_sample_fast": newest.nfe_fast / samples,
+            "certify_cost/nfe_per_sample_audit": newest.nfe_audit / samples,
+            "certify_cost/seconds_per_image": newest.seconds,
         }
         for radius, accuracy in zip(self._radii, values["accuracy"].reshape(-1).tolist(), strict=True):
-            metrics[f"certify/accuracy_at_{radius:g}"] = accuracy
+            metrics[f"certify_accuracy/at_{radius:g}"] = accuracy
         if math.isfinite(newest.residual):
-            metrics["certify/residual"] = newest.residual
+            metrics["certify_cost/residual"] = newest.residual
         if newest.audited:
-            metrics["certify/mismatch_rate"] = newest.mismatches / newest.audited
+            metrics["certify_cost/mismatch_rate"] = newest.mismatches / newest.audited
         return metrics
 
     def on_certify_end(self, trainer: Trainer, module: LightningModule, votes: Sequence[Votes]) -> None:
@@ -117,16 +121,13 @@ class CertifiedRadius(CertificationCallback):
         name = self.run_name
         directory = Path(self._run.directory)
         write_tsv(directory / "certificates.tsv", certificates, {vote.index: vote.seconds for vote in votes})
-        figure = plot_curves({name: certificates})
-        save_figure(figure, directory / "curve.png")
+        save_figure(plot_curves({name: certificates}), directory / "curve.png")
         settings = self._settings(trainer, votes)
         write_json(directory / "certificates.json", certificates, votes, settings, radii=self._radii)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                radii = torch.tensor([certificate.radius for certificate in certificates])
-                logger.experiment.add_histogram("certify/radius", radii, len(votes))
-                logger.experiment.add_figure("certify/certified_accuracy", figure, len(votes))
-        print(format_text(summary_table({name: summarize(certificates, votes, self._radii)})))
+        summary = summarize(certificates, votes, self._radii)
+        self._board.draw(certificates)
+        self._board.finish(self.rule, summary)
+        print(format_text(summary_table({name: summary})))
         print(f"{len(votes)} images, sigma = {sigma:g}, alpha = {self.rule.alpha:g}; results in {directory}")
         print(f"votes sha256 {settings['votes_sha256']}; deqcert verify {directory} computes everything again")
 

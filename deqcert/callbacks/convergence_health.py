@@ -30,7 +30,7 @@ class ConvergenceHealth(Callback):
 
     Together they decide how fast serialized smoothing (Gao et al., NeurIPS 2024) certifies: how few warm-started
     steps still give the labels of the base classifier. Each validation logs ``convergence/cold/residual_at_k``,
-    ``convergence/warm/residual_at_k`` and ``convergence/mismatch/k``, draws the curves in TensorBoard and writes
+    ``convergence/warm/residual_at_k`` and ``convergence_mismatch/after_k``, draws the curves in TensorBoard and writes
     ``convergence.tsv`` into the log directory; the verb ``validate`` prints the table.
 
     Only rank 0 measures, on the first images of its first validation batch; weight averaging is seen as validated.
@@ -123,7 +123,7 @@ def _metrics(report: ConvergenceReport) -> dict[str, float]:
         for name, curve in (("cold", report.cold), ("warm", report.warm))
         for step in _trend_steps(report)
     }
-    rates = {f"convergence/mismatch/{count.steps}": count.rate for count in report.mismatches if count.audited}
+    rates = {f"convergence_mismatch/after_{count.steps}": count.rate for count in report.mismatches if count.audited}
     return metrics | rates
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from deqcert.data import CertificationSet
 from deqcert.smoothing import Smoothing
 from deqcert.statistics import Votes
 
@@ -19,7 +20,7 @@ class CertificationRun(NamedTuple):
         smoothing: The strategy that takes the votes.
         directory: Where the ledger lies and results belong.
         identity: Everything that determines the votes, as written in the ledger.
-        num_classes: Classes of the data.
+        examples: The images to certify.
         total: Images to certify in all.
         done: Votes that the ledger already holds.
     """
@@ -27,7 +28,7 @@ class CertificationRun(NamedTuple):
     smoothing: Smoothing
     directory: Path
     identity: Mapping[str, Any]
-    num_classes: int
+    examples: CertificationSet
     total: int
     done: Sequence[Votes]
 

@@ -86,9 +86,7 @@ class CertificationLoop(_Loop):
             wanted = set(examples.indices)
             known = ledger.contents.votes
             done = [known[index] for index in sorted(wanted & known.keys())]
-            run = CertificationRun(
-                self.smoothing, self.directory, ledger.identity, examples.num_classes, len(wanted), done
-            )
+            run = CertificationRun(self.smoothing, self.directory, ledger.identity, examples, len(wanted), done)
             self._notify("on_certify_start", run)
             stack.enter_context(torch.no_grad())
             stack.enter_context(trainer.precision_plugin.predict_step_context())

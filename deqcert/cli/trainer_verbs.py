@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 
-from deqcert.callbacks import CertificationProgress, CertifiedRadius
+from deqcert.callbacks import CertificationProgress, CertifiedRadius, log_hyperparameters
 from deqcert.certification import CertificationCallback, CertificationRun
 from deqcert.certification import Trainer as CertifyingTrainer
 from deqcert.cli.configs import demand_sound_configs
@@ -23,7 +23,10 @@ _DATA = {"model", "dataloaders", "datamodule"}
 
 
 class SaveVerbConfig(SaveConfigCallback, CertificationCallback):
-    """Saves the configuration as ``fit.yaml``, … in the log directory, ``certify.yaml`` beside the ledger."""
+    """Saves the configuration as ``fit.yaml``, … in the log directory, ``certify.yaml`` beside the ledger.
+
+    After fit the settings of model and data go to TensorBoard, with the last metrics.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save before work begins; certify only after its ledger has accepted the run."""
@@ -35,6 +38,15 @@ class SaveVerbConfig(SaveConfigCallback, CertificationCallback):
         """Save beside the ledger."""
         if trainer.is_global_zero:
             self.parser.save(self.config, run.directory / "certify.yaml", skip_none=False, overwrite=True)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the settings beside what came of them."""
+        settings = self.config.as_dict()
+        chosen = {"model": settings["model"], "data": settings["data"]}
+        chosen["trainer"] = {name: settings["trainer"][name] for name in ("max_epochs", "max_steps", "precision")}
+        results = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if trainer.is_global_zero:
+            log_hyperparameters(trainer.loggers, chosen, results, trainer.global_step)
 
 
 class DeqCertCLI(LightningCLI):

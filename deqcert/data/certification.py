@@ -19,6 +19,10 @@ class CertificationSet:
         split: Name of the split.
         num_classes: Number of classes of the classifier.
 
+    Attributes:
+        indices: Original indices of the selected images.
+        classes: Names of the classes.
+
     Raises:
         DataError: Nothing is selected, or the label of a selected image is not in ``[0, num_classes)``.
     """
@@ -27,6 +31,7 @@ class CertificationSet:
         if not positions:
             raise DataError(f"{images.name}, {split} split: no image of {len(images)} is selected")
         self.num_classes = num_classes
+        self.classes = images.classes
         self._images = images
         self._positions = list(positions)
         self._split = split

@@ -13,8 +13,10 @@ from deqcert.report.document import Report
 from deqcert.report.examples import CertifiedExample
 from deqcert.report.figures import (
     ResidualCurves,
+    ShownExample,
     certified_accuracy_curve,
     plot_curves,
+    plot_examples,
     plot_probabilities,
     plot_projections,
     plot_residuals,
@@ -40,6 +42,7 @@ __all__ = [
     "ResidualCurves",
     "Row",
     "Run",
+    "ShownExample",
     "Summary",
     "Table",
     "TsvRow",
@@ -55,6 +58,7 @@ __all__ = [
     "format_text",
     "lower_bound_table",
     "plot_curves",
+    "plot_examples",
     "plot_probabilities",
     "plot_projections",
     "plot_residuals",

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
 
 from deqcert.callbacks import CertificationProgress, CertifiedRadius
@@ -109,7 +110,7 @@ def test_files_hold_the_certificates_of_the_rule(tmp_path, capsys):
     assert trainer.progress_bar_metrics["certify/acr"] == pytest.approx(acr)
     for radius in (0.0, 0.25, 0.5):
         share = sum(each.correct and each.radius >= radius for each in certificates) / len(certificates)
-        assert trainer.progress_bar_metrics[f"certify/accuracy_at_{radius:g}"] == pytest.approx(share)
+        assert trainer.progress_bar_metrics[f"certify_accuracy/at_{radius:g}"] == pytest.approx(share)
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert "standard-30A" in printed
@@ -140,16 +141,16 @@ def test_the_exact_rule_counts_mismatches(tmp_path, threshold_module):
         assert example["sound"] is True
     last = votes[-1]
     metrics = trainer.progress_bar_metrics
-    assert metrics["certify/mismatch_rate"] == last.mismatches / last.audited
-    assert metrics["certify/nfe_per_sample_fast"] == last.nfe_fast / 220 == (220 + 15) / 220
-    assert metrics["certify/nfe_per_sample_audit"] == last.nfe_audit / 220 == last.audited * 15 / 220
-    assert metrics["certify/residual"] == last.residual
+    assert metrics["certify_cost/mismatch_rate"] == last.mismatches / last.audited
+    assert metrics["certify_cost/nfe_per_sample_fast"] == last.nfe_fast / 220 == (220 + 15) / 220
+    assert metrics["certify_cost/nfe_per_sample_audit"] == last.nfe_audit / 220 == last.audited * 15 / 220
+    assert metrics["certify_cost/residual"] == last.residual
 
 
 def test_a_single_radius(tmp_path):
     trainer, _ = certify(tmp_path, CertifiedRadius(radii=[0.5]))
-    accuracies = {key for key in trainer.progress_bar_metrics if "accuracy_at" in key}
-    assert accuracies == {"certify/accuracy_at_0.5"}
+    accuracies = {key for key in trainer.progress_bar_metrics if "accuracy" in key}
+    assert accuracies == {"certify_accuracy/at_0.5"}
 
 
 def test_other_certificates_come_from_the_same_ledger_without_new_votes(tmp_path, monkeypatch):
@@ -165,32 +166,66 @@ def test_a_resumed_run_reports_all_images(tmp_path):
     certify(tmp_path, CertifiedRadius(radii=[0.0]), images=3)
     resumed, _ = certify(tmp_path, CertifiedRadius(radii=[0.0]), images=6)
     whole, _ = certify(tmp_path / "whole", CertifiedRadius(radii=[0.0]), images=6)
-    for key in ("certify/acr", "certify/abstention", "certify/accuracy_at_0"):
+    for key in ("certify/acr", "certify/abstention", "certify_accuracy/at_0"):
         assert resumed.progress_bar_metrics[key] == whole.progress_bar_metrics[key]
     assert len(read_tsv(tmp_path / "certificates.tsv")) == 6
 
 
-def test_tensorboard_holds_scalars_histogram_and_figure(tmp_path):
+def board(tmp_path, images, callback=None, **settings):
+    """The events of a run and its trainer."""
     logger = TensorBoardLogger(tmp_path, name="", version="", default_hp_metric=False)
-    trainer, _ = certify(tmp_path / "run", CertifiedRadius(radii=[0.0, 0.5]), logger=logger)
+    callback = callback or CertifiedRadius(radii=[0.0, 0.5])
+    trainer, _ = certify(tmp_path / "run", callback, images=images, logger=logger, **settings)
     logger.experiment.close()
-    (file,) = tmp_path.glob("events.out.tfevents.*")
-    events = EventAccumulator(str(file)).Reload()
-    tags = events.Tags()
-    names = {
-        "acr",
-        "abstention",
-        "nfe_per_sample_fast",
-        "nfe_per_sample_audit",
-        "seconds_per_image",
-        "accuracy_at_0",
+    files = sorted(tmp_path.glob("events.out.tfevents.*"))
+    return EventAccumulator(str(files[-1]), size_guidance={"histograms": 0}).Reload(), trainer
+
+
+def test_tensorboard_holds_curves_in_groups(tmp_path):
+    events, trainer = board(tmp_path, images=6)
+    results, accuracies, costs = {"acr", "abstention"}, {"at_0", "at_0.5"}, {"fast", "audit"}
+    assert set(events.Tags()["scalars"]) - {"certify_cost/nfe_per_sample"} == {
+        *(f"certify/{name}" for name in results),
+        *(f"certify_accuracy/{name}" for name in accuracies),
+        *(f"certify_cost/nfe_per_sample_{name}" for name in costs),
+        "certify_cost/seconds_per_image",
     }
-    assert {f"certify/{name}" for name in names | {"accuracy_at_0.5"}} <= set(tags["scalars"])
-    assert tags["histograms"] == ["certify/radius"]
-    assert tags["images"] == ["certify/certified_accuracy"]
     scalars = events.Scalars("certify/acr")
-    assert [each.step for each in scalars] == [1, 2, 3, 4, 5, 6]
+    assert [each.step for each in scalars] == [1, 2, 3, 4, 5, 6, 6]  # the last again, beside the settings
     assert scalars[-1].value == pytest.approx(trainer.progress_bar_metrics["certify/acr"], rel=1e-6)
+
+
+def test_tensorboard_shows_radii_curve_and_images_while_the_run_goes_on(tmp_path):
+    events, _ = board(tmp_path, images=32)
+    tags = events.Tags()
+    assert tags["histograms"] == ["certify/radius"]
+    assert set(tags["images"]) == {"certify/certified_accuracy", "certify/images"}
+    for tag in tags["images"]:
+        assert [each.step for each in events.Images(tag)] == [16, 32]
+    assert [each.step for each in events.Histograms("certify/radius")] == [16, 32]
+
+
+def test_a_page_of_images_needs_no_sixteen_and_knows_resumed_ones(tmp_path):
+    board(tmp_path, images=3)
+    events, _ = board(tmp_path, images=5)
+    assert [each.step for each in events.Images("certify/images")] == [5]
+
+
+def test_tensorboard_has_the_settings_beside_the_results(tmp_path):
+    events, _ = board(tmp_path, images=3, callback=CertifiedRadius(alpha=0.01, radii=[0.25]))
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    settings = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert settings["run"].string_value == "standard-30A"
+    assert (settings["alpha"].number_value, settings["smoothing.n"].number_value) == (0.01, 200)
+    assert settings["smoothing.solver"].string_value == "Anderson"
+    content = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    metrics = {info.name.tag for info in HParamsPluginData.FromString(content).experiment.metric_infos}
+    assert metrics >= {"certify/acr", "certify_accuracy/at_0.25", "certify_cost/nfe_per_sample"}
+
+
+def test_charts_of_several_curves_are_laid_out(tmp_path):
+    events, _ = board(tmp_path, images=3)
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
 
 
 @pytest.mark.parametrize(

@@ -192,20 +192,20 @@ def test_loggers_hold_trends_and_tensorboard_the_curves(tmp_path):
     run.fit(module, Digits())
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     names = {f"convergence/{curve}/residual_at_{step}" for curve in ("cold", "warm") for step in (1, 3, 4)}
-    names |= {"convergence/mismatch/1", "convergence/mismatch/2"}
+    names |= {"convergence_mismatch/after_1", "convergence_mismatch/after_2"}
     assert {name for name in events.Tags()["scalars"] if name.startswith("convergence")} == names
     assert [each.step for each in events.Images("convergence")] == [3, 6]
     expected = report_of(module.network)
     for name, value in (
-        ("cold/residual_at_3", expected.cold[2]),
-        ("warm/residual_at_4", expected.warm[3]),
-        ("mismatch/2", expected.mismatches[1].rate),
+        ("convergence/cold/residual_at_3", expected.cold[2]),
+        ("convergence/warm/residual_at_4", expected.warm[3]),
+        ("convergence_mismatch/after_2", expected.mismatches[1].rate),
     ):
-        scalars = events.Scalars(f"convergence/{name}")
+        scalars = events.Scalars(name)
         assert [each.step for each in scalars] == [3, 6]
         assert scalars[-1].value == pytest.approx(value, rel=1e-4)
     assert rows_of(tmp_path / "tensorboard")  # beside the first logger's files
-    assert "convergence/mismatch/1" in (tmp_path / "csv" / "metrics.csv").read_text()
+    assert "convergence_mismatch/after_1" in (tmp_path / "csv" / "metrics.csv").read_text()
 
 
 def test_training_prints_nothing_and_leaves_modes_and_weights_alone(tmp_path, capsys):

@@ -153,7 +153,8 @@ class Recorder(CertificationCallback):
         self.events = []
 
     def on_certify_start(self, trainer, module, run):
-        self.events.append(("start", run.total, sorted(v.index for v in run.done), run.num_classes, run.directory))
+        done = sorted(votes.index for votes in run.done)
+        self.events.append(("start", run.total, done, run.examples.num_classes, run.directory))
         self.run = run
 
     def on_certify_example_end(self, trainer, module, votes):

@@ -1,6 +1,7 @@
 """Figures: matplotlib is imported only when one is drawn."""
 
 from deqcert.report.figures.curve import certified_accuracy_curve, plot_curves
+from deqcert.report.figures.examples import ShownExample, plot_examples
 from deqcert.report.figures.probability import plot_probabilities, plot_projections
 from deqcert.report.figures.residuals import ResidualCurves, plot_residuals, read_residuals
 from deqcert.report.figures.retention import plot_retention
@@ -9,8 +10,10 @@ from deqcert.report.figures.tradeoff import plot_tradeoff
 
 __all__ = [
     "ResidualCurves",
+    "ShownExample",
     "certified_accuracy_curve",
     "plot_curves",
+    "plot_examples",
     "plot_probabilities",
     "plot_projections",
     "plot_residuals",

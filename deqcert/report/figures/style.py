@@ -26,7 +26,7 @@ _INCHES_PER_LINE = 0.13
 _DOTS_PER_INCH = 300
 _MOST_INSIDE, _LONGEST_OF_TWO = 3, 28  # entries of a legend inside of the axes; characters of one in two columns
 _FONT_SIZE = 8.0
-_SETTINGS: Any = {  # matplotlib's own annotation of these differs from version to version
+SETTINGS: Any = {  # matplotlib's own annotation of these differs from version to version
     "font.size": _FONT_SIZE,
     "axes.labelsize": _FONT_SIZE,
     "legend.fontsize": _FONT_SIZE - 1.5,
@@ -44,7 +44,7 @@ def new_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with rc_context(_SETTINGS):
+    with rc_context(SETTINGS):
         figure = Figure(figsize=_INCHES, dpi=_DOTS_PER_INCH, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
@@ -58,7 +58,7 @@ def new_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 def add_legend(figure: Figure, axes: Axes, location: Literal["upper left", "upper right", "lower left"]) -> None:
     """Add a legend without a frame: inside, or above the axes where it is so long that it would hide what is drawn."""
     handles, labels = axes.get_legend_handles_labels()
-    settings: dict[str, Any] = {"frameon": False, "fontsize": _SETTINGS["legend.fontsize"], "handlelength": 2.6}
+    settings: dict[str, Any] = {"frameon": False, "fontsize": SETTINGS["legend.fontsize"], "handlelength": 2.6}
     if len(handles) <= _MOST_INSIDE:
         axes.legend(loc=location, **settings)
         return
@@ -96,6 +96,6 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     known = figure.canvas.get_supported_filetypes()
     require(form in known, "path", str(path), f"must end in one of {', '.join(sorted(known))}")
     image = io.BytesIO()
-    with rc_context(_SETTINGS):
+    with rc_context(SETTINGS):
         figure.savefig(image, format=form)
     write_atomically(path, image.getvalue())
