@@ -22,6 +22,7 @@ LAYERS = [
     {"metrics"},
     {"report"},
     {"certification"},
+    {"interchange"},
     {"callbacks"},
     {"cli"},
 ]
@@ -53,5 +54,5 @@ def test_imports_only_go_up(path: Path) -> None:
                 assert parts[1] in WITHOUT_TORCH
         if own in WITHOUT_TORCH:
             assert parts[0] not in {"torch", "torchvision", "torchmetrics", "lightning"}
-        if own in {"solvers", "implicit", "models", "smoothing"}:
+        if own in {"solvers", "implicit", "models", "smoothing", "robustness"}:
             assert parts[0] != "lightning"

@@ -13,7 +13,7 @@ from deqcert.termination import TERMINATED
 _USER_ERROR = 2
 _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
-_OWN_VERBS = ("verify", "report")
+_OWN_VERBS = ("verify", "report", "convert")
 """Verbs that are not Lightning's: ``run_VERB(args)`` in the module of that name, imported when it is called for."""
 
 _RESUME = "what was saved before is safe, run the same command again to resume"
@@ -26,8 +26,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments; None takes those of the process.
 
     Returns:
-        Exit code: 0; 1 if ``verify`` has found something; 2 for an error that the user can mend; 143 if SIGTERM has
-        ended a run that the same command resumes.
+        Exit code: 0; 1 if ``verify`` or ``attack`` has found something; 2 for an error that the user can mend; 143 if
+        SIGTERM has ended a run that the same command resumes.
     """
     try:
         return _run(args)

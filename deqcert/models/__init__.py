@@ -1,7 +1,8 @@
-"""Networks: the DEQ contract and the multiscale DEQ. Plain ``nn.Module``s, no Lightning."""
+"""Networks: the DEQ contract, the multiscale DEQ, and explicit ones to compare with. Plain modules, no Lightning."""
 
 from deqcert.models.base import DEQ
 from deqcert.models.compiled import CompiledDEQ
 from deqcert.models.mdeq import MDEQ, MDEQInjection
+from deqcert.models.resnet import CifarResNet, ResNet50
 
-__all__ = ["DEQ", "MDEQ", "CompiledDEQ", "MDEQInjection"]
+__all__ = ["DEQ", "MDEQ", "CifarResNet", "CompiledDEQ", "MDEQInjection", "ResNet50"]

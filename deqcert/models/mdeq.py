@@ -50,6 +50,10 @@ class MDEQ(DEQ):
         dropout: Probability of the variational dropout, in [0, 1).
         solver: Solver of ``forward``.
 
+    Attributes:
+        shapes: Shape (C_i, H_i, W_i) of each branch.
+        has_stage0: Whether the stem ends in a 1×1 stage (published: stage0).
+
     Raises:
         SettingError: If a setting is out of range or the settings do not fit together.
     """
@@ -118,9 +122,8 @@ class MDEQ(DEQ):
         self.shapes = tuple((c, resolution // 2**i, resolution // 2**i) for i, c in enumerate(channels))
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
-        self.stem = _stem(
-            image_channels, channels[0], downsample_times, last_stage=downsample_times > 0 or branches > 2
-        )
+        self.has_stage0 = downsample_times > 0 or branches > 2
+        self.stem = _stem(image_channels, channels[0], downsample_times, last_stage=self.has_stage0)
         self.mdeq_cell = MDEQCell(channels, expansion, num_groups, post_fusion_affine)
         self.mdeq_head = MDEQHead(channels, head_channels, final_channels, num_classes)
         self._initialise()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,18 +39,35 @@ def read_checkpoint(path: str | Path, field: str = "ckpt_path") -> dict[str, Any
             compressed (a small file could fill the memory), has no weights, or see :func:`demand_plain`.
     """
     shown = f"{field} = {str(path)!r}"
+    checkpoint = load_plain(path, shown, "a checkpoint written by fit")
+    demand_plain(checkpoint, shown)
+    return dict(checkpoint)
+
+
+def load_plain(path: str | Path, shown: str, expected: str | None = None) -> Any:
+    """Load tensors and plain data from a file of ``torch.save``; nothing in it can run code.
+
+    Args:
+        path: The file.
+        shown: What named it, for the error.
+        expected: What it must be, for the error; files of torch before 1.6, without checksums, are then refused.
+
+    Raises:
+        CheckpointError: If there is no such file, or it is damaged, compressed or holds anything else.
+    """
     if not os.path.isfile(path):
         raise CheckpointError(f"{shown}: must be an existing checkpoint file")
     try:
-        _demand_intact(path, shown)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        _demand_intact(path, shown, expected)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except Exception as error:  # torch.load raises whatever the damage leads to
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # torch explains at length how to trust a file; its first sentence and the refused name are what matters here.
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        lines = str(error).splitlines()
+        reason = f"refused: {refused[1]}" if refused else lines[0] if lines else type(error).__name__
         raise CheckpointError(f"{shown}: damaged, or holds more than tensors ({reason})") from error
-    demand_plain(checkpoint, shown)
-    return dict(checkpoint)
 
 
 def demand_plain(checkpoint: Any, shown: str = "ckpt_path") -> None:
@@ -67,11 +85,7 @@ def demand_plain(checkpoint: Any, shown: str = "ckpt_path") -> None:
     weights = checkpoint["state_dict"]
     if not isinstance(weights, Mapping):
         raise CheckpointError(f"{shown}: state_dict must be a dictionary of tensors, not {type(weights).__name__}")
-    for key, value in weights.items():
-        if not isinstance(key, str):
-            raise CheckpointError(f"{shown}: names in state_dict must be strings, not {type(key).__name__}")
-        if not isinstance(value, Tensor) or not _is_dense(value):
-            raise CheckpointError(f"{shown}: {_printable(key)} must be a dense tensor, not {_kind(value)}")
+    demand_tensors(weights, shown)
     for field in _HYPERPARAMETERS:
         parameters = checkpoint.get(field, {})
         if not isinstance(parameters, Mapping):
@@ -85,6 +99,15 @@ def demand_plain(checkpoint: Any, shown: str = "ckpt_path") -> None:
     seed = checkpoint.get("stream_seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise CheckpointError(f"{shown}: stream_seed must be an integer in [0, 2**64)")
+
+
+def demand_tensors(weights: Mapping[Any, Any], shown: str) -> None:
+    """Raise :class:`CheckpointError` unless ``weights`` maps names to dense tensors."""
+    for key, value in weights.items():
+        if not isinstance(key, str):
+            raise CheckpointError(f"{shown}: names in state_dict must be strings, not {type(key).__name__}")
+        if not isinstance(value, Tensor) or not _is_dense(value):
+            raise CheckpointError(f"{shown}: {_printable(key)} must be a dense tensor, not {_kind(value)}")
 
 
 def demand_usable_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], field: str = "ckpt_path") -> None:
@@ -114,18 +137,20 @@ def demand_usable_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor]
         raise CheckpointError(f"{field}: weights must be finite; NaN or infinite are some of {_some(spoilt)}")
 
 
-def _demand_intact(path: str | Path, shown: str) -> None:
-    """Refuse all but the archives of ``torch.save``, whose members are neither compressed nor overlap.
+def _demand_intact(path: str | Path, shown: str, expected: str | None) -> None:
+    """Refuse archives but those of ``torch.save``, whose members are neither compressed nor overlap.
 
     ``torch.load`` does not look at their checksums: a flipped bit would be another model.
     """
     with open(path, "rb") as stream:
         if stream.read(len(_ZIP)) != _ZIP:
-            raise CheckpointError(f"{shown}: not a checkpoint written by fit (no archive of torch.save)")
+            if expected is None:
+                return
+            raise CheckpointError(f"{shown}: not {expected} (no archive of torch.save)")
         with zipfile.ZipFile(stream) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())
             if unpacked > os.path.getsize(path):
-                raise CheckpointError(f"{shown}: compressed ({unpacked} bytes unpacked), which fit does not do")
+                raise CheckpointError(f"{shown}: compressed ({unpacked} bytes unpacked), which torch.save does not do")
             damaged = archive.testzip()
     if damaged is not None:
         raise CheckpointError(f"{shown}: damaged: wrong checksum of {_printable(damaged)}")

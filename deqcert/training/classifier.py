@@ -1,4 +1,4 @@
-"""The LightningModule that trains a DEQ so that it can be certified."""
+"""The LightningModule that trains a DEQ so that it can be certified, and carries any classifier to be certified."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Self
 
-from deqcert.errors import CheckpointError, require, require_count
+from deqcert.errors import CheckpointError, SettingError, require, require_count
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint, Unrolled, hutchinson_penalty, spectral_radius
 from deqcert.models import DEQ
 from deqcert.seeding import mixed_seed
@@ -26,7 +26,7 @@ from deqcert.training.objectives import Gaussian, Objective
 from deqcert.training.preemption import Preemption
 from deqcert.training.progress import repair_progress
 from deqcert.training.regularization import JacobianRegularization
-from deqcert.training.step import TrainingStep
+from deqcert.training.step import Cell, TrainingStep
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -40,7 +40,8 @@ class DEQClassifier(LightningModule):
     whose loss or gradient is not finite is skipped.
 
     Args:
-        network: The deep equilibrium network.
+        network: The deep equilibrium network; or any other classifier of images in [0, 1], which can be validated,
+            tested and certified, but not trained.
         sigma: Standard deviation of the training noise, in pixels of [0, 1], >= 0.
         objective: What is minimised: Gaussian, SmoothAdv, CATRS or Consistency.
         gradient: Gradient through the fixed point in implicit training.
@@ -61,7 +62,7 @@ class DEQClassifier(LightningModule):
 
     def __init__(
         self,
-        network: DEQ,
+        network: nn.Module,
         sigma: float = 0.5,
         objective: Objective = Gaussian(),
         gradient: GradientEstimator = ImplicitAdjoint(),
@@ -94,7 +95,7 @@ class DEQClassifier(LightningModule):
         self.channels_last = channels_last
         self.stream_seed = torch.initial_seed()
         self.checkpoint_sigma: float | None = None
-        self._cell = network.cell
+        self._compiled_cell: Cell | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of images ``x``, shape (B, C, H, W) to (B, classes)."""
@@ -105,7 +106,7 @@ class DEQClassifier(LightningModule):
         """Refuse data of another shape than the network's, where both tell theirs; before training, take ``weights``.
 
         Raises:
-            SettingError: If the shapes differ, naming both settings.
+            SettingError: If the shapes differ, naming both settings, or the network to be trained is no DEQ.
             CheckpointError: If ``weights`` cannot be read, are of another architecture or not finite.
         """
         for field in ("num_classes", "image_size"):
@@ -113,7 +114,10 @@ class DEQClassifier(LightningModule):
             theirs = getattr(getattr(self.trainer, "datamodule", None), field, None)
             if ours is not None and theirs is not None:
                 require(ours == theirs, f"model.network.{field}", ours, f"must be {theirs}, as data.{field}")
-        if stage == "fit" and self.weights is not None:
+        if stage != "fit":
+            return
+        self._trainable()
+        if self.weights is not None:
             given = read_checkpoint(self.weights, "model.weights")["state_dict"]
             demand_usable_weights(self.state_dict(), given, "model.weights")
             self.load_state_dict(given)
@@ -136,7 +140,7 @@ class DEQClassifier(LightningModule):
         if self.compile_cell:
             # A backward solve runs the same backward pass several times.
             torch._functorch.config.donated_buffer = False
-            self._cell = torch.compile(self.network.cell)
+            self._compiled_cell = torch.compile(self._trainable().cell)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch ``(images, labels, indices)`` under noise."""
@@ -159,6 +163,17 @@ class DEQClassifier(LightningModule):
         """Stop here if SIGTERM has come: all callbacks have done with the step."""
         self.preemption.stop_if_requested(self.trainer)
 
+    def _trainable(self) -> DEQ:
+        """Return the network, where only a DEQ will do.
+
+        Raises:
+            SettingError: It is another classifier.
+        """
+        if not isinstance(self.network, DEQ):
+            allowed = "must be a DEQ to be trained; other classifiers can be validated, tested and certified"
+            raise SettingError("model.network", type(self.network).__name__, allowed)
+        return self.network
+
     def _jacobian_weight(self) -> float:
         """Return the weight of the penalty on this step; 0 on those that the frequency leaves out."""
         weight = self.jacobian.weight_at(self.global_step - self.pretraining_steps, self.current_epoch)
@@ -166,19 +181,20 @@ class DEQClassifier(LightningModule):
         return weight if drawn else 0.0
 
     def _step(self, penalised: bool) -> TrainingStep:
-        solver = self.network.solver
+        network = self._trainable()
+        solver = network.solver
         if penalised and self.jacobian.jitter:
             change = int(torch.randint(-self.jacobian.jitter, self.jacobian.jitter + 1, ()))
             solver = dataclasses.replace(solver, max_steps=max(1, solver.max_steps + change))
         pretraining = self.global_step < self.pretraining_steps
         return TrainingStep(
-            network=self.network,
+            network=network,
             sigma=self.sigma,
             epoch=self.current_epoch,
             gradient=self.pretraining_gradient if pretraining else self.gradient,
             attack_gradient=self.pretraining_gradient if pretraining else None,
             solver=solver,
-            cell=self.network.cell if penalised else self._cell,
+            cell=network.cell if penalised or self._compiled_cell is None else self._compiled_cell,
             monitor=self._log_backward,
         )
 
@@ -194,7 +210,7 @@ class DEQClassifier(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log accuracy without and with noise and, on the first batch, the spectral radius."""
         self._evaluate("val", batch, batch_idx)
-        if batch_idx == 0:
+        if batch_idx == 0 and isinstance(self.network, DEQ):
             radius = self._spectral_radius(batch[0][:_SPECTRAL_RADIUS_IMAGES])
             self.log("val/spectral_radius", radius, batch_size=1, sync_dist=True)
 
@@ -206,15 +222,16 @@ class DEQClassifier(LightningModule):
         images, labels, _ = batch
         generator = torch.Generator(images.device).manual_seed(mixed_seed(self.global_rank, batch_idx))
         noise = torch.randn(images.shape, generator=generator, device=images.device)
-        clean, _ = self.network.solve(images, self.network.solver)
-        noisy, solution = self.network.solve(images + self.sigma * noise, self.network.solver)
+        clean, _ = self._classify(images)
+        noisy, solution = self._classify(images + self.sigma * noise)
         metrics = {
             "accuracy": _accuracy(clean, labels),
             "accuracy_under_noise": _accuracy(noisy, labels),
             "loss_under_noise": F.cross_entropy(noisy, labels),
-            "forward_steps": solution.steps.float().mean(),
-            "forward_residual": solution.residual.mean(),
         }
+        if solution is not None:
+            metrics["forward_steps"] = solution.steps.float().mean()
+            metrics["forward_residual"] = solution.residual.mean()
         self.log_dict(
             {f"{stage}/{name}": value for name, value in metrics.items()},
             batch_size=len(labels),
@@ -222,14 +239,19 @@ class DEQClassifier(LightningModule):
             prog_bar=False,
         )
 
+    def _classify(self, x: Tensor) -> tuple[Tensor, Solution | None]:
+        """Return logits, and what the solver of a DEQ reported."""
+        if isinstance(self.network, DEQ):
+            return self.network.solve(x, self.network.solver)
+        return self.network(x), None
+
     def _spectral_radius(self, images: Tensor) -> Tensor:
         # Lightning evaluates in inference mode, whose tensors autograd refuses.
         with torch.inference_mode(False), torch.enable_grad():
-            injection = self.network.inject(images.clone())
+            network = self._trainable()
+            injection = network.inject(images.clone())
             fixed_point = ImplicitAdjoint().fixed_point(
-                lambda z: self.network.cell(z, injection),
-                self.network.initial_state(injection),
-                self.network.solver,
+                lambda z: network.cell(z, injection), network.initial_state(injection), network.solver
             )
             return spectral_radius(fixed_point.state, fixed_point.image).value.detach().mean()
 

@@ -27,6 +27,8 @@ TESTED = {
     "cifar10/mdeq_small_cpu.yaml",
     "cifar10/mdeq_large.yaml",
     "imagenet/mdeq_small.yaml",
+    "cifar10/resnet110.yaml",
+    "imagenet/resnet50.yaml",
     "certify/standard.yaml",
     "certify/srs_1n.yaml",
     "certify/srs_1a.yaml",
@@ -109,6 +111,19 @@ def test_fit_imagenet_small_at_reduced_size(tmp_path: Path) -> None:
         "--model.pretraining_gradient.steps=1",
     ]
     assert fit(CONFIGS / "imagenet" / "mdeq_small.yaml", *arguments) == 0
+
+
+@pytest.mark.parametrize(("config", "split"), [("cifar10/resnet110.yaml", "test"), ("imagenet/resnet50.yaml", "val")])
+def test_certify_resnets(config: str, split: str, tmp_path: Path) -> None:
+    write_images(tmp_path, ["airplane", "automobile"], 48 if split == "val" else 32, ("train", split))
+    arguments = [f"--data.root={tmp_path}", "--data.max_examples=1", "--smoothing.n=20", "--smoothing.n0=5"]
+    if split == "val":
+        arguments += ["--data.image_size=32", "--data.resize=36", "--data.num_classes=2", "--data.num_workers=0"]
+        arguments += ["--model.network.image_size=32", "--model.network.num_classes=2"]
+    standard = ["--config", str(CONFIGS / "certify" / "standard.yaml"), f"--ledger_dir={tmp_path / 'run'}"]
+    quiet = ["--trainer.logger=false", *QUIET]
+    assert main(["certify", "--config", str(CONFIGS / config), *standard, *arguments, *quiet]) == 0
+    assert len(read_tsv(tmp_path / "run" / "certificates.tsv")) == 1
 
 
 @pytest.mark.parametrize("name", ["standard", "srs_1n", "srs_1a", "srs_3a"])

@@ -1,0 +1,85 @@
+"""``deqcert convert``: weights of public checkpoints to ours, and ours to safetensors."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from deqcert.cli.trainer_verbs import instantiate
+from deqcert.errors import CheckpointError, SettingError, require
+from deqcert.files import file_digest
+from deqcert.interchange import convert_weights, read_weights, write_checkpoint, write_safetensors
+from deqcert.interchange.files import SAFETENSORS
+
+_OWN_PREFIX = "network."
+
+
+def run_convert(args: Sequence[str]) -> int:
+    """Convert one file and print what became of everything in it.
+
+    Args:
+        args: Arguments after the verb; those that it does not know go to the configuration of the model.
+
+    Returns:
+        0.
+    """
+    parsed, model_args = _parser().parse_known_args(list(args))
+    source, target = Path(parsed.source), Path(parsed.to)
+    if target.exists() and not parsed.overwrite:
+        raise SettingError("to", parsed.to, "exists; --overwrite replaces it")
+    if target.suffix == SAFETENSORS:
+        require(not model_args, "arguments", " ".join(model_args), "are not needed to write safetensors")
+        lines = _export(source, target)
+    else:
+        lines = _import(source, target, model_args)
+    for line in lines:
+        print(line)
+    for name, path in (("source", source), ("target", target)):
+        print(f"sha256 of {name} {file_digest(path)}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="deqcert convert",
+        description="Convert weights of the public DEQ and SRS repositories, of Cohen et al., of torchvision, or "
+        "safetensors into a checkpoint; or a checkpoint of ours into safetensors. The architecture is that of the "
+        "model in --config.",
+        epilog="deqcert convert cifar_ls.pth.tar --to large.ckpt --config configs/cifar10/mdeq_large.yaml; "
+        "deqcert convert large.ckpt --to large.safetensors",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="file of torch.save or .safetensors; no code in it is run")
+    parser.add_argument("--to", metavar="TARGET", required=True, help="file to write: a checkpoint, or .safetensors")
+    parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
+    return parser
+
+
+def _import(source: Path, target: Path, model_args: Sequence[str]) -> list[str]:
+    if not any(argument.partition("=")[0] in ("--config", "-c") for argument in model_args):
+        raise SettingError(
+            "config", None, "must name the configuration of the model, e.g. configs/cifar10/mdeq_large.yaml"
+        )
+    found = read_weights(source)
+    module = instantiate(["certify", *model_args, "--trainer.logger", "false"]).model
+    conversion = convert_weights(found.tensors, module.network, str(source))
+    sigma = module.sigma
+    write_checkpoint(target, conversion.weights, sigma)
+    lines = [f"{source}: {conversion.form}; {len(conversion.weights)} tensors written to {target}"]
+    lines += [f"left out {name}: {reason}" for name, reason in sorted(conversion.ignored.items())]
+    lines += [f"left out {name}: no weights" for name in found.beside]
+    if found.sigma is not None and found.sigma != sigma:
+        lines.append(f"warning: the file says sigma = {found.sigma}, the configuration {sigma}, which was written")
+    return [*lines, f"trained at sigma = {sigma} (model.sigma); use it as --ckpt_path {target}"]
+
+
+def _export(source: Path, target: Path) -> list[str]:
+    found = read_weights(source)
+    others = [name for name in found.tensors if not name.startswith(_OWN_PREFIX)]
+    if others:
+        raise CheckpointError(
+            f"{source}: {others[0]} is no weight of a network of ours; convert it to a checkpoint first"
+        )
+    weights = {name.removeprefix(_OWN_PREFIX): tensor for name, tensor in found.tensors.items()}
+    write_safetensors(target, weights, found.sigma)
+    return [f"{source}: {len(weights)} tensors written to {target}"]

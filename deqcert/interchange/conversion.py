@@ -1,0 +1,148 @@
+"""From the weights of a file to those of a network: every name accounted for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from deqcert.errors import CheckpointError
+from deqcert.interchange import mdeq_names
+from deqcert.models import MDEQ, CifarResNet, ResNet50
+from deqcert.training.checkpoints import demand_usable_weights
+
+_PREFIXES = ("module.", "network.")
+_COHEN = re.compile(r"1\.(?:module\.)?")
+"""Cohen et al. certify ``Sequential(normalisation, network)``, the network in a ``DataParallel`` or not."""
+
+_COUNTER = ".num_batches_tracked"
+_SINGLE_POST_FUSION = re.compile(r"fullstage\.post_fuse_layers\.0\.")
+
+
+class Conversion(NamedTuple):
+    """Weights of a network that were found in a file.
+
+    Attributes:
+        form: What the file was recognised as.
+        weights: By the names of the network.
+        ignored: What the file has besides them, with the reason why it is not needed.
+    """
+
+    form: str
+    weights: dict[str, Tensor]
+    ignored: dict[str, str]
+
+
+def convert_weights(given: Mapping[str, Tensor], network: nn.Module, shown: str) -> Conversion:
+    """Find the weights of ``network`` in those of a file.
+
+    Known are the public MDEQ (with or without weight normalisation), the ResNets of Cohen et al. and of torchvision,
+    and our own names; with or without the prefixes of ``DataParallel`` and of our module.
+
+    Args:
+        given: Weights by their names in the file.
+        network: The network that they are to fit.
+        shown: The file, for the error.
+
+    Raises:
+        CheckpointError: The file is of another kind of network, or a name is missing, comes twice or is not accounted
+            for, a shape or type differs, or a weight is not finite.
+    """
+    own = network.state_dict()
+    given = _without_prefixes(given)
+    ignored: dict[str, str] = {}
+    form, rename = _recognise(given, network, shown)
+    if form.startswith("Cohen"):
+        given, ignored = _of_sequence(given, network, shown)
+    names = {rename(name): name for name in own}
+    given = _with_norms(given, names) if isinstance(network, MDEQ) else given
+    ignored |= _redundant(given, names)
+    kept = {name: tensor for name, tensor in given.items() if name not in ignored}
+    for name in names.keys() - kept.keys():
+        if name.endswith(_COUNTER):  # of use in training only, and unknown to torch before 0.4.1
+            kept[name] = torch.zeros((), dtype=torch.int64)
+    demand_usable_weights({name: own[ours] for name, ours in names.items()}, kept, shown)
+    return Conversion(form, {ours: kept[name].to(own[ours].dtype) for name, ours in names.items()}, ignored)
+
+
+def _recognise(given: Mapping[str, Tensor], network: nn.Module, shown: str) -> tuple[str, Callable[[str], str]]:
+    """Return what the weights are of and how it calls a weight of ours."""
+    kind = type(network).__name__
+    if any(mdeq_names.MARK.match(name) for name in given):
+        if not isinstance(network, MDEQ):
+            raise CheckpointError(f"{shown}: is of a public MDEQ, the configured network is a {kind}")
+        return "public MDEQ", lambda name: mdeq_names.public_name(name, network)
+    if isinstance(network, (CifarResNet, ResNet50)):
+        cohen = any(_COHEN.match(name) for name in given)
+        return ("Cohen et al., ResNet" if cohen else "torchvision or our own names"), lambda name: name
+    if not given.keys() & network.state_dict().keys():
+        raise CheckpointError(f"{shown}: has no weight of a {kind} by any known name, e.g. {next(iter(given))!r}")
+    return "our own names", lambda name: name
+
+
+def _without_prefixes(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Strip the prefixes that wrappers put before every name."""
+    names = {name: name for name in given}
+    stripped = True
+    while stripped:
+        stripped = False
+        for prefix in _PREFIXES:
+            if all(short.startswith(prefix) for short in names.values()):
+                names = {name: short.removeprefix(prefix) for name, short in names.items()}
+                stripped = True
+    return {names[name]: tensor for name, tensor in given.items()}
+
+
+def _of_sequence(
+    given: Mapping[str, Tensor], network: nn.Module, shown: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Take the network out of the sequence that Cohen et al. save; its normalisation must be ours."""
+    kept: dict[str, Tensor] = {}
+    ignored = {}
+    for name, tensor in given.items():
+        if name in ("0.means", "0.sds"):
+            ours = network.get_buffer("mean" if name == "0.means" else "std").flatten()
+            if tensor.shape != ours.shape or not torch.allclose(tensor.to(ours), ours, atol=1e-4):
+                raise CheckpointError(f"{shown}: {name} = {tensor.tolist()}, but the network has {ours.tolist()}")
+            ignored[name] = "the normalisation, which is that of the network"
+            kept[name] = tensor
+            continue
+        prefix = _COHEN.match(name)
+        short = name[prefix.end() :] if prefix else name
+        if short in kept:
+            raise CheckpointError(f"{shown}: {name} comes twice")
+        kept[short] = tensor
+    return kept, ignored
+
+
+def _with_norms(given: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Split weights that were saved without weight normalisation into direction and length."""
+    split = dict(given)
+    for name in names:
+        plain = name.removesuffix("_v")
+        if name.endswith(".weight_v") and name not in given and plain in given:
+            weight = split.pop(plain)
+            split[name] = weight
+            split[f"{plain}_g"] = weight.flatten(1).norm(dim=1).view(-1, *[1] * (weight.dim() - 1))
+    return split
+
+
+def _redundant(given: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, str]:
+    """Name what is known to be of no use."""
+    found = {}
+    for name, tensor in given.items():
+        if name in names:
+            continue
+        original = name.replace("fullstage_copy.", "fullstage.", 1)
+        if original != name and original in given and torch.equal(given[original], tensor):
+            found[name] = f"an equal copy of {original}"
+        elif f"{name}_v" in names and f"{name}_v" in given:
+            found[name] = "computed from weight_g and weight_v"
+        elif name.endswith(_COUNTER):
+            found[name] = "a counter of batches that the network does not have"
+        elif _SINGLE_POST_FUSION.match(name) and not any(_SINGLE_POST_FUSION.match(each) for each in names):
+            found[name] = "a single branch is not fused"
+    return found

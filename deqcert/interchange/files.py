@@ -1,0 +1,105 @@
+"""Files of weights, read without running code and written in one step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning import __version__ as lightning_version
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save
+from torch import Tensor
+
+from deqcert.errors import CheckpointError
+from deqcert.files import write_atomically
+from deqcert.training import SafeCheckpointIO
+from deqcert.training.checkpoints import demand_tensors, load_plain
+
+SAFETENSORS = ".safetensors"
+
+_HOLDERS = ("state_dict", "model_state_dict", "model")
+"""Where training scripts put the weights beside other things."""
+
+
+class Weights(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        tensors: The weights by their names in the file.
+        beside: Names of what else is in it, e.g. the state of an optimiser.
+        sigma: Standard deviation of the training noise, where the file tells.
+    """
+
+    tensors: dict[str, Tensor]
+    beside: tuple[str, ...]
+    sigma: float | None
+
+
+def read_weights(path: str | Path) -> Weights:
+    """Read weights from a file of ``torch.save`` (plain, or with other things around them) or safetensors.
+
+    Raises:
+        CheckpointError: There is no such file; it is damaged; it holds anything but tensors and plain data, which may
+            be code; or no weights.
+    """
+    shown = str(path)
+    if Path(path).suffix == SAFETENSORS:
+        return _read_safetensors(Path(path))
+    content = load_plain(path, shown)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{shown}: must hold a dictionary of weights, not a {type(content).__name__}")
+    holder = next((name for name in _HOLDERS if isinstance(content.get(name), Mapping)), None)
+    tensors = content if holder is None else content[holder]
+    demand_tensors(tensors, shown)
+    if not tensors:
+        raise CheckpointError(f"{shown}: holds no weights")
+    beside = () if holder is None else tuple(str(name) for name in content if name != holder)
+    parameters = content.get("hyper_parameters")
+    sigma = parameters.get("sigma") if isinstance(parameters, Mapping) else None
+    return Weights(dict(tensors), beside, sigma if isinstance(sigma, (int, float)) else None)
+
+
+def write_checkpoint(path: str | Path, network_weights: Mapping[str, Tensor], sigma: float) -> None:
+    """Write weights as a checkpoint of :class:`deqcert.training.DEQClassifier`.
+
+    Args:
+        path: File to write; replaced in one step.
+        network_weights: Weights of the network by its own names.
+        sigma: Standard deviation of the noise that the network was trained with.
+    """
+    checkpoint: dict[str, Any] = {
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": lightning_version,
+        "state_dict": {f"network.{name}": tensor for name, tensor in network_weights.items()},
+        "hyper_parameters": {"sigma": sigma},
+    }
+    SafeCheckpointIO().save_checkpoint(checkpoint, path)
+
+
+def write_safetensors(path: str | Path, network_weights: Mapping[str, Tensor], sigma: float | None) -> None:
+    """Write weights as safetensors, with sigma in the metadata.
+
+    Args:
+        path: File to write; replaced in one step.
+        network_weights: Weights of the network by its own names.
+        sigma: Standard deviation of the training noise; None if it is not known.
+    """
+    metadata = {"format": "pt"} | ({} if sigma is None else {"sigma": repr(sigma)})
+    # safetensors refuses tensors that share memory or have gaps.
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network_weights.items()}
+    write_atomically(path, save(tensors, metadata))
+
+
+def _read_safetensors(path: Path) -> Weights:
+    try:
+        tensors = load(path.read_bytes())
+        with safe_open(path, framework="pt") as file:
+            sigma = (file.metadata() or {}).get("sigma")
+            stated = None if sigma is None else float(sigma)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from error
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no weights")
+    return Weights(tensors, (), stated)

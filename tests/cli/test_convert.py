@@ -1,0 +1,131 @@
+from pathlib import Path
+
+import pytest
+import torch
+from command_lines import CHECKPOINT, DIGITS, ROOT, certify_command
+
+from deqcert.cli import main
+from deqcert.interchange.mdeq_names import public_name
+from deqcert.models import MDEQ
+from deqcert.report import read_tsv
+
+# Whole runs pass through much code that is not ours.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+DIGITS_NETWORK = {
+    "channels": (8, 16),
+    "head_channels": (4, 8),
+    "final_channels": 64,
+    "expansion": 3,
+    "image_channels": 1,
+    "image_size": 8,
+    "mean": (0.305,),
+    "std": (0.376,),
+}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def public(tmp_path) -> Path:
+    """The shipped digits MDEQ under the public names, as DataParallel would save it."""
+    weights = torch.load(CHECKPOINT, weights_only=True)["state_dict"]
+    network = MDEQ(**DIGITS_NETWORK)
+    renamed = {
+        f"module.{public_name(name.removeprefix('network.'), network)}": tensor for name, tensor in weights.items()
+    }
+    assert "module.fullstage.fuse_layers.1.0.net.0.conv.weight" in renamed
+    torch.save({"state_dict": renamed, "epoch": 60, "optimizer": {}}, tmp_path / "public.pth.tar")
+    return tmp_path / "public.pth.tar"
+
+
+def convert(*arguments):
+    return main(["convert", *map(str, arguments)])
+
+
+def weights_of(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_a_public_checkpoint_becomes_one_of_ours_that_certifies_the_same(public, tmp_path, capsys):
+    target = tmp_path / "ours.ckpt"
+    assert convert(public, "--to", target, "--config", DIGITS) == 0
+    printed = capsys.readouterr().out
+    assert "public MDEQ; " in printed
+    assert "left out epoch: no weights" in printed
+    original, found = weights_of(CHECKPOINT), weights_of(target)
+    assert original.keys() == found.keys()
+    assert all(torch.equal(original[name], found[name]) for name in original)
+
+    for name, checkpoint in (("shipped", CHECKPOINT), ("converted", target)):
+        command = certify_command(tmp_path / name, images=2, n=60)
+        assert main([f"--ckpt_path={checkpoint}" if "--ckpt_path" in part else part for part in command]) == 0
+    rows = [[row[:5] for row in read_tsv(tmp_path / name / "certificates.tsv")] for name in ("shipped", "converted")]
+    assert rows[0] == rows[1]
+
+
+def test_ours_becomes_safetensors_and_comes_back_bit_for_bit(tmp_path, capsys):
+    assert convert(CHECKPOINT, "--to", "w.safetensors") == 0
+    assert convert("w.safetensors", "--to", "w.ckpt", "--config", DIGITS, "--model.sigma", "0.25") == 0
+    assert "warning: the file says sigma = 0.5, the configuration 0.25" in capsys.readouterr().out
+    original, found = weights_of(CHECKPOINT), weights_of("w.ckpt")
+    assert all(torch.equal(original[name], found[name]) for name in original)
+
+
+def test_a_resnet_is_converted_validated_and_certified_but_not_trained(tmp_path, capsys):
+    overlay = tmp_path / "resnet.yaml"
+    overlay.write_text(
+        "model:\n  network:\n    class_path: deqcert.models.CifarResNet\n    init_args: {depth: 8, image_channels: 1, "
+        "image_size: 8, mean: [0.3], std: [0.4]}\n"
+        "data: {class_path: deqcert.data.Digits}\n"
+    )
+    from deqcert.models import CifarResNet
+
+    network = CifarResNet(depth=8, image_channels=1, image_size=8, mean=(0.3,), std=(0.4,))
+    torch.save({f"1.{name}": tensor for name, tensor in network.state_dict().items()}, "cohen.pth")
+    assert convert("cohen.pth", "--to", "r.ckpt", "--config", overlay) == 0
+    common = ["--config", str(overlay), "--trainer.accelerator=cpu", "--trainer.logger=false"]
+    assert main(["validate", *common, "--ckpt_path=r.ckpt", "--trainer.limit_val_batches=1"]) == 0
+    assert "accuracy_under_noise" in capsys.readouterr().out
+    standard = ["--config", str(ROOT / "configs" / "certify" / "standard.yaml"), "--smoothing.n=40", "--smoothing.n0=5"]
+    run = [*common, *standard, "--data.max_examples=2", "--ckpt_path=r.ckpt", "--ledger_dir=run"]
+    assert main(["certify", *run]) == 0
+    assert len(read_tsv("run/certificates.tsv")) == 2
+    assert main(["fit", *common, "--trainer.fast_dev_run=1"]) == 2
+    assert "model.network = 'CifarResNet': must be a DEQ to be trained" in capsys.readouterr().err
+
+
+def test_an_existing_target_is_kept(public, tmp_path, capsys):
+    (tmp_path / "old.ckpt").write_text("precious")
+    assert convert(public, "--to", "old.ckpt", "--config", DIGITS) == 2
+    assert (tmp_path / "old.ckpt").read_text() == "precious"
+    assert "--overwrite" in capsys.readouterr().err
+    assert convert(public, "--to", "old.ckpt", "--config", DIGITS, "--overwrite") == 0
+
+
+def test_what_does_not_fit_leaves_nothing_behind(public, tmp_path, capsys):
+    assert convert(public, "--to", "t.ckpt", "--config", DIGITS, "--model.network.init_args.final_channels=32") == 2
+    error = capsys.readouterr().err
+    assert "public.pth.tar: the checkpoint is of another architecture" in error
+    assert "classifier.weight has shape (10, 64), the model needs (10, 32)" in error
+    assert not (tmp_path / "t.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (
+            ["missing.pth", "--to", "t.ckpt", "--config", str(DIGITS)],
+            "missing.pth: must be an existing checkpoint file",
+        ),
+        (["public.pth.tar", "--to", "t.ckpt"], "config = None: must name the configuration"),
+        (["public.pth.tar", "--to", "t.safetensors"], "is no weight of a network of ours"),
+        (["public.pth.tar", "--to", "t.safetensors", "--config", str(DIGITS)], "are not needed to write safetensors"),
+    ],
+)
+def test_bad_commands_are_refused(public, capsys, arguments, complaint):
+    assert convert(*arguments) == 2
+    assert complaint in capsys.readouterr().err

@@ -1,0 +1,179 @@
+import pytest
+import torch
+from public_mdeq import logits, random_weights
+
+from deqcert.errors import CheckpointError
+from deqcert.interchange import convert_weights
+from deqcert.models import MDEQ, CifarResNet
+from deqcert.solvers import Picard
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+SHAPES = {
+    "three branches": ((8, 16, 32), (7, 14, 28), 0),
+    "two branches, no stage0": ((8, 16), (7, 14), 0),
+    "four branches": ((8, 8, 16, 16), (2, 3, 4, 5), 0),
+    "one halving": ((8, 16), (2, 3), 1),
+    "two halvings": ((8, 16, 16), (2, 3, 4), 2),
+    "three halvings": ((8, 16), (2, 4), 3),
+}
+
+
+def network(channels=(8, 16), head_channels=(7, 14), downsample_times=0, **settings):
+    settings = {"final_channels": 20, "num_classes": 5, "image_size": 32, "dropout": 0.0} | settings
+    return MDEQ(
+        channels, head_channels, downsample_times=downsample_times, solver=Picard(max_steps=3), **settings
+    ).eval()
+
+
+def public(channels=(8, 16), head_channels=(7, 14), downsample_times=0, **settings):
+    return random_weights(channels, head_channels, 20, 5, downsample_times, **settings)
+
+
+def converted(given, net, shown="file"):
+    conversion = convert_weights(given, net, shown)
+    net.load_state_dict(conversion.weights)
+    return conversion
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_public_mdeq_answers_the_same(shape):
+    channels, head_channels, downsample_times = shape
+    net, weights = network(channels, head_channels, downsample_times), public(channels, head_channels, downsample_times)
+    conversion = converted(weights, net)
+    assert (conversion.form, conversion.ignored) == ("public MDEQ", {})
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    expected = logits(weights, x, channels, downsample_times, iterations=3, mean=MEAN, std=STD)
+    given = net(x)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_affine_norms_after_the_fusion():
+    weights = public(affine=True)
+    net = network(post_fusion_affine=True)
+    converted(weights, net)
+    x = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(net(x), logits(weights, x, (8, 16), 0, 3, MEAN, STD), rtol=1e-4, atol=1e-3)
+
+
+def test_a_single_branch_has_no_use_for_its_fusion():
+    weights = public((8,), (7,))
+    net = network((8,), (7,))
+    conversion = converted(weights, net)
+    assert set(conversion.ignored.values()) == {"a single branch is not fused"}
+    x = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(net(x), logits(weights, x, (8,), 0, 3, MEAN, STD), rtol=1e-4, atol=1e-3)
+
+
+def test_weights_without_weight_normalisation_are_split():
+    weights = public()
+    plain = dict(weights)
+    for name in [name for name in weights if name.endswith(".weight_v")]:
+        stem = name.removesuffix("_v")
+        direction = plain.pop(name)
+        plain[stem] = plain.pop(f"{stem}_g") * direction / direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    net, x = network(), torch.rand(2, 3, 32, 32)
+    converted(plain, net)
+    torch.testing.assert_close(net(x), logits(weights, x, (8, 16), 0, 3, MEAN, STD), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "network.", "module.network."])
+def test_prefixes_of_wrappers_do_not_matter(prefix):
+    plain, wrapped = (
+        converted({f"{before}{name}": tensor for name, tensor in public().items()}, network()).weights
+        for before in ("", prefix)
+    )
+    assert plain.keys() == wrapped.keys()
+    assert all(torch.equal(plain[name], wrapped[name]) for name in plain)
+
+
+def test_what_is_redundant_is_named_with_the_reason():
+    weights = public()
+    conv = "fullstage.branches.0.blocks.0.conv1"
+    weights[f"{conv}.weight"] = torch.zeros(40, 8, 3, 3)
+    weights["fullstage_copy.branches.0.blocks.0.conv1.weight_g"] = weights[f"{conv}.weight_g"].clone()
+    weights["iodrop.num_batches_tracked"] = torch.tensor(1)
+    assert converted(weights, network()).ignored == {
+        f"{conv}.weight": "computed from weight_g and weight_v",
+        "fullstage_copy.branches.0.blocks.0.conv1.weight_g": f"an equal copy of {conv}.weight_g",
+        "iodrop.num_batches_tracked": "a counter of batches that the network does not have",
+    }
+
+
+def test_counters_of_batches_may_be_missing():
+    weights = {name: tensor for name, tensor in public().items() if not name.endswith("num_batches_tracked")}
+    assert converted(weights, network()).weights["stem.1.num_batches_tracked"] == 0
+
+
+def changed(**changes):
+    return {**public(), **changes}
+
+
+@pytest.mark.parametrize(
+    ("weights", "complaint"),
+    [
+        (lambda: {k: v for k, v in public().items() if k != "classifier.weight"}, "missing classifier.weight"),
+        (lambda: {**public(), "classifier2.weight": torch.ones(1)}, "unexpected classifier2.weight"),
+        (
+            lambda: {**public(), "classifier.bias": torch.ones(6)},
+            r"classifier.bias has shape \(6,\), the model needs \(5,\)",
+        ),
+        (lambda: {**public(), "classifier.bias": torch.full((5,), torch.nan)}, "classifier.bias"),
+        (lambda: {**public(), "classifier.bias": torch.ones(5, dtype=torch.int64)}, "classifier.bias is torch.int64"),
+        (lambda: public((8, 16, 32), (7, 14, 28)), "unexpected downsamp_modules.1.0.bias"),
+        (
+            lambda: {**public(), "fullstage_copy.branches.0.blocks.0.gn3.bias": torch.zeros(8)},
+            "unexpected fullstage_copy",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_its_name_in_the_file(weights, complaint):
+    with pytest.raises(CheckpointError, match=f"^file: .*{complaint}"):
+        convert_weights(weights(), network(), "file")
+
+
+def test_the_wrong_kind_of_network_is_refused():
+    with pytest.raises(CheckpointError, match="file: is of a public MDEQ, the configured network is a CifarResNet"):
+        convert_weights(public(), CifarResNet(depth=8), "file")
+    with pytest.raises(
+        CheckpointError, match=r"file: has no weight of a MDEQ by any known name, e\.g\. 'conv1\.weight'"
+    ):
+        convert_weights({"conv1.weight": torch.ones(1)}, network(), "file")
+
+
+@pytest.mark.parametrize("before", ["", "module.", "1.", "1.module."])
+def test_published_resnets_are_found_whatever_stands_before_their_names(before):
+    torch.manual_seed(0)
+    net = CifarResNet(depth=8).eval()
+    weights = {f"{before}{name}": tensor.clone() for name, tensor in net.state_dict().items()}
+    other = CifarResNet(depth=8).eval()
+    x = torch.rand(2, 3, 32, 32)
+    assert not torch.allclose(other(x), net(x))
+    converted(weights, other)
+    assert torch.equal(other(x), net(x))
+
+
+def test_a_saved_normalisation_must_be_the_network_s():
+    net = CifarResNet(depth=8)
+    weights = {f"1.{name}": tensor for name, tensor in net.state_dict().items()}
+    weights |= {"0.means": torch.tensor(MEAN), "0.sds": torch.tensor(STD)}
+    assert set(converted(weights, net).ignored) == {"0.means", "0.sds"}
+    weights["0.sds"] = torch.tensor([0.5, 0.5, 0.5])
+    with pytest.raises(CheckpointError, match=r"file: 0.sds = \[0.5, 0.5, 0.5\], but the network has \[0.20"):
+        convert_weights(weights, net, "file")
+
+
+def test_two_names_for_one_weight_are_refused():
+    net = CifarResNet(depth=8)
+    weights = {f"1.{name}": tensor for name, tensor in net.state_dict().items()}
+    weights["1.module.fc.bias"] = weights["1.fc.bias"]
+    with pytest.raises(CheckpointError, match=r"fc\.bias comes twice"):
+        convert_weights(weights, net, "file")
+
+
+def test_our_own_names_are_known():
+    torch.manual_seed(0)
+    source, target = network(), network()
+    conversion = converted(source.state_dict(), target)
+    assert conversion.form == "our own names"
+    assert all(torch.equal(tensor, source.state_dict()[name]) for name, tensor in conversion.weights.items())

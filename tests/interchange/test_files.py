@@ -1,0 +1,125 @@
+import argparse
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from deqcert.errors import CheckpointError
+from deqcert.interchange import read_weights, write_checkpoint, write_safetensors
+from deqcert.training.checkpoints import read_checkpoint
+
+WEIGHTS = {"fc.weight": torch.arange(6.0).view(2, 3), "fc.bias": torch.tensor([1.0, -2.0])}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("holder", [None, "state_dict", "model_state_dict", "model"])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_weights_are_found_plain_or_beside_other_things(tmp_path, holder, zipped):
+    content = WEIGHTS if holder is None else {holder: WEIGHTS, "epoch": 3, "optimizer": {"state": {}}}
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    found = read_weights(tmp_path / "w.pth")
+    assert same(found.tensors, WEIGHTS)
+    assert found.beside == (() if holder is None else ("epoch", "optimizer"))
+    assert found.sigma is None
+
+
+def test_what_is_written_is_a_checkpoint_of_ours_and_can_be_read(tmp_path):
+    write_checkpoint(tmp_path / "w.ckpt", WEIGHTS, sigma=0.25)
+    checkpoint = read_checkpoint(tmp_path / "w.ckpt")
+    assert checkpoint["hyper_parameters"] == {"sigma": 0.25}
+    found = read_weights(tmp_path / "w.ckpt")
+    assert same(found.tensors, {f"network.{name}": tensor for name, tensor in WEIGHTS.items()})
+    assert found.sigma == 0.25
+
+
+@pytest.mark.parametrize("sigma", [0.1, None])
+def test_safetensors_come_back_bit_for_bit(tmp_path, sigma):
+    weights = {**WEIGHTS, "odd": torch.arange(6.0).view(2, 3).T, "count": torch.tensor(7), "shared": WEIGHTS["fc.bias"]}
+    write_safetensors(tmp_path / "w.safetensors", weights, sigma)
+    found = read_weights(tmp_path / "w.safetensors")
+    assert same(found.tensors, weights)
+    assert found.sigma == sigma
+
+
+class Harmful:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_code_is_refused_and_not_run(tmp_path, zipped):
+    evil = tmp_path / "evil.pth"
+    torch.save(
+        {"state_dict": WEIGHTS, "x": Harmful(str(tmp_path / "harm"))}, evil, _use_new_zipfile_serialization=zipped
+    )
+    with pytest.raises(
+        CheckpointError, match=r"evil\.pth: damaged, or holds more than tensors \(refused: posix\.mkdir\)"
+    ):
+        read_weights(evil)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_objects_beside_the_weights_are_refused_by_name(tmp_path):
+    torch.save({"state_dict": WEIGHTS, "args": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"\(refused: argparse\.Namespace\)"):
+        read_weights(tmp_path / "w.pth")
+
+
+def write(path: Path, content: object) -> Path:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "damaged"),
+        (b"\x00\xff" * 100, "damaged"),
+        (b"idx\tlabel\n", "damaged"),
+        (b"PK\x03\x04 and so on", "damaged"),
+        ([1, 2], "must hold a dictionary of weights, not a list"),
+        ({}, "holds no weights"),
+        ({"state_dict": {}}, "holds no weights"),
+        ({"epoch": 3}, "epoch must be a dense tensor, not int"),
+        ({"state_dict": {3: torch.ones(1)}}, "names in state_dict must be strings"),
+    ],
+)
+def test_bad_files_are_refused_by_name(tmp_path, content, complaint):
+    path = write(tmp_path / "bad.pth", content)
+    with pytest.raises(CheckpointError, match=rf"bad\.pth: .*{complaint}"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("name", ["missing.pth", "missing.safetensors"])
+def test_missing_files_are_refused(tmp_path, name):
+    with pytest.raises(CheckpointError, match=name):
+        read_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:20], lambda b: b[:-3], lambda b: b"\xff" * 50])
+def test_damaged_safetensors_are_refused(tmp_path, damage):
+    path = tmp_path / "w.safetensors"
+    write_safetensors(path, WEIGHTS, 0.5)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CheckpointError, match=r"w\.safetensors: cannot be read as safetensors"):
+        read_weights(path)
+
+
+def test_a_flipped_bit_of_an_archive_is_noticed(tmp_path):
+    torch.save(nn.Linear(50, 50).state_dict(), tmp_path / "w.pth")
+    content = bytearray((tmp_path / "w.pth").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match="wrong checksum"):
+        read_weights(tmp_path / "w.pth")
