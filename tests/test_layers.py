@@ -23,6 +23,7 @@ LAYERS = [
     {"report"},
     {"certification"},
     {"interchange"},
+    {"robustness"},
     {"callbacks"},
     {"cli"},
 ]

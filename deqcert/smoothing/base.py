@@ -97,6 +97,11 @@ class Smoothing(ABC):
     def label(self) -> str:
         """Short name for tables, e.g. ``SRS-3A``."""
 
+    @property
+    @abstractmethod
+    def base_solver(self) -> Solver:
+        """Cold-start solver that makes a DEQ the base classifier f that certificates are about."""
+
     def engine(self, classifier: nn.Module, image: Tensor) -> Engine:
         """Prepare ``classifier`` for :meth:`vote_group`, for images like ``image``, shape (C, H, W).
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from deqcert.errors import SettingError, require_count
 from deqcert.models import DEQ, CompiledDEQ
 from deqcert.smoothing.labels import labels_of
+from deqcert.smoothing.workers import Workers
 from deqcert.solvers import Anderson, Solver, Workspace
 
 # Bytes of state per launch. On a CPU a launch then stays in its caches; on a GPU it fills the device.
@@ -24,9 +24,6 @@ _FEWEST_ROWS = 8
 
 # Relative difference of logits that may still be rounding: of float32 to TF32, or of so many units of the last place.
 _ROUNDING, _ROUNDING_UNITS = 1e-2, 16
-
-# Below the largest block that glibc's malloc will keep (mallopt(3), M_MMAP_THRESHOLD).
-_KEPT_BYTES = 31 * 2**20
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ class Engine:
             self._network = _compiled(self._network)
         # Compiled kernels share their launch between cores, and would not let go of Python for other launches.
         several = image.device.type == "cpu" and total > self.rows and not execution.compile
-        self._workers = _Workers() if several else None
+        self._workers = Workers() if several else None
         self._local = threading.local()
 
     def lanes(self, width: int, images: int) -> Tensor:
@@ -220,32 +217,6 @@ def _compiled(network: nn.Module) -> nn.Module:
         return CompiledDEQ(network)
     compiled: nn.Module = torch.compile(network, dynamic=False)  # type: ignore[assignment]  # a module gives a module
     return compiled
-
-
-class _Workers:
-    """CPU threads of one core each. A launch is too small to be shared between cores; several at once are not."""
-
-    def __init__(self) -> None:
-        cores = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) if cores > 1 else None
-        if self._pool is not None:
-            list(self._pool.map(lambda _: None, range(cores)))
-            torch.set_num_threads(cores)  # of the threads to come, which is the last number that any thread set
-        # malloc gives freed blocks above a threshold back to the system, and each page of the next one costs a fault.
-        # The threshold follows the largest block freed so far.
-        torch.empty(_KEPT_BYTES, dtype=torch.uint8)
-
-    def map(self, function: Callable[[int], Labels], arguments: Sequence[int]) -> list[Labels]:
-        """Call ``function`` with each argument, under the gradient and autocast modes of the caller."""
-        if self._pool is None:
-            return [function(argument) for argument in arguments]
-        autocast, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
-
-        def alone(argument: int) -> Labels:
-            with torch.no_grad(), torch.autocast("cpu", dtype, enabled=autocast):
-                return function(argument)
-
-        return list(self._pool.map(alone, arguments))
 
 
 def _padded(batch: Tensor, rows: int) -> Tensor:

@@ -22,6 +22,8 @@ class Purpose(IntEnum):
     SELECTION = 0
     ESTIMATION = 1
     AUDIT_SUBSET = 2
+    ATTACK = 3
+    ATTACK_CHECK = 4
 
 
 def noisy_batches(

@@ -80,6 +80,11 @@ class Serialized(Smoothing):
         suffix = "" if self.start == "previous" else f"-{self.start}"
         return f"SRS-{solver_label(self.solver)}{suffix}"
 
+    @property
+    def base_solver(self) -> Solver:
+        """That of the audit."""
+        return self.reference
+
     @torch.no_grad()
     def label_chain(self, engine: Engine, images: Tensor, indices: Sequence[int], chain: int) -> list[ChainLabels]:
         """Label noisy copies by one warm-started chain per image; see :meth:`Smoothing.label_chain`.

@@ -38,6 +38,11 @@ class Standard(Smoothing):
         """E.g. ``standard-30A``."""
         return f"standard-{solver_label(self.solver)}"
 
+    @property
+    def base_solver(self) -> Solver:
+        """That of every copy."""
+        return self.solver
+
     @torch.no_grad()
     def label_chain(self, engine: Engine, images: Tensor, indices: Sequence[int], chain: int) -> list[ChainLabels]:
         """Label independent noisy copies; see :meth:`Smoothing.label_chain`."""

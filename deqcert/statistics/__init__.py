@@ -2,8 +2,8 @@
 
 numpy and scipy only; nothing here knows a model, a device or a training framework. Read :mod:`bounds` (the
 exact confidence bounds), :mod:`votes` (the measurement of one image), :mod:`chains` (the same in parts),
-:mod:`audit` (what cheap, dependent labels are worth), :mod:`certificate` (votes and alpha to class and radius)
-and :mod:`predict`, in this order.
+:mod:`audit` (what cheap, dependent labels are worth), :mod:`certificate` (votes and alpha to class and radius),
+:mod:`refutation` (what fresh votes say of a certificate) and :mod:`predict`, in this order.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from deqcert.statistics.certificate import ABSTAIN, AuditRule, Certificate, Cert
 from deqcert.statistics.chains import ChainAudit, ChainLabels, join_chains, selected_class
 from deqcert.statistics.noise_error import Noise, noise_error
 from deqcert.statistics.predict import predict
+from deqcert.statistics.refutation import claimed_probability
 from deqcert.statistics.votes import Votes
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "Votes",
     "binomial_effective_count",
     "certified_radius",
+    "claimed_probability",
     "clopper_pearson_lower",
     "clopper_pearson_upper",
     "exact_effective_count",

@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from deqcert.implicit import BackwardMonitor, FixedPoint, GradientEstimator
 from deqcert.models import DEQ
 from deqcert.solvers import Solver
-from deqcert.training.attacks import Classifier, frozen
+from deqcert.training.attacks import Classifier, WarmStarted, frozen
 
 Cell = Callable[[Tensor, Any], Tensor]
 
@@ -46,7 +45,9 @@ class TrainingStep:
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits of ``x``, shape (B, C, H, W) to (B, classes), with a graph to the parameters."""
-        fixed_point = self._solve(x, self.gradient, self.solver, None, self.monitor)
+        injection = self.network.inject(x)
+        start = self.network.initial_state(injection)
+        fixed_point = self.gradient.fixed_point(lambda z: self.cell(z, injection), start, self.solver, self.monitor)
         self.fixed_points.append(fixed_point)
         return self.network.head(fixed_point.value)
 
@@ -54,38 +55,9 @@ class TrainingStep:
     def attacked(self, gradient: GradientEstimator) -> Iterator[Classifier]:
         """Yield the network in evaluation mode with frozen parameters, differentiable in its images.
 
-        The steps of an attack are small, so each solve starts from the fixed point of the one before it; unrolling
-        always starts cold.
-
         Args:
             gradient: Gradient estimator of the attack; pre-training uses its own, the network having no fixed
                 point yet.
         """
-        start: Tensor | None = None
-
-        def classify(x: Tensor) -> Tensor:
-            nonlocal start
-            warm = start if start is not None and len(start) == len(x) else None
-            fixed_point = self._solve(x, self.attack_gradient or gradient, self.network.solver, warm, None)
-            start = None if fixed_point.solution is None else fixed_point.state.detach()
-            return self.network.head(fixed_point.value)
-
         with frozen(self.network):
-            yield classify
-
-    def _solve(
-        self,
-        x: Tensor,
-        gradient: GradientEstimator,
-        solver: Solver,
-        start: Tensor | None,
-        monitor: BackwardMonitor | None,
-    ) -> FixedPoint:
-        injection = self.network.inject(x)
-        cold = self.network.initial_state(injection)
-        if start is None:
-            start = cold
-        else:
-            finite = start.flatten(1).isfinite().all(dim=1).view(-1, *[1] * (start.dim() - 1))
-            start = torch.where(finite, start, cold)
-        return gradient.fixed_point(lambda z: self.cell(z, injection), start, solver, monitor)
+            yield WarmStarted(self.network, self.cell, self.network.solver, self.attack_gradient or gradient)

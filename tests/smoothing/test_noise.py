@@ -38,7 +38,7 @@ def test_noise_belongs_to_index_purpose_seed_and_batch_size(changes):
 
 
 def test_streams_of_all_purposes_are_distinct():
-    assert len({mixed_seed(0, 3, purpose) for purpose in Purpose}) == len(Purpose) == 3
+    assert len({mixed_seed(0, 3, purpose) for purpose in Purpose}) == len(Purpose) == 5
     selection, estimation = (torch.cat(noise(purpose=p)) for p in (Purpose.SELECTION, Purpose.ESTIMATION))
     assert not (selection == estimation).any()
 

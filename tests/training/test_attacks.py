@@ -55,6 +55,17 @@ def test_pgd_finds_the_maximiser_on_a_linear_classifier(steps):
     assert not delta.requires_grad
 
 
+@pytest.mark.parametrize("attack", [PGD(steps=3), DDN(steps=6)])
+def test_each_image_may_have_a_radius_of_its_own(attack):
+    model, labels = linear(), torch.tensor([0, 0, 1])
+    radii = torch.tensor([0.0, 0.25, 0.5]).view(3, 1, 1, 1)
+    together = attack.perturb(grey(3), crossentropy(model, labels), radii)
+    assert not together[0].any()
+    for row in (1, 2):
+        alone = attack.perturb(grey(1), crossentropy(model, labels[row : row + 1]), float(radii[row]))
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-5, atol=1e-6)
+
+
 def test_pgd_starts_at_zero_with_steps_of_twice_the_radius_over_the_steps():
     seen = []
     model, labels = linear(), torch.tensor([0, 1])

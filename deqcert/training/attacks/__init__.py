@@ -5,5 +5,6 @@ from deqcert.training.attacks.ddn import DDN
 from deqcert.training.attacks.frozen import frozen
 from deqcert.training.attacks.noise import shift_noise
 from deqcert.training.attacks.pgd import PGD
+from deqcert.training.attacks.warm_started import WarmStarted
 
-__all__ = ["DDN", "PGD", "Attack", "Classifier", "Score", "ScoreFunction", "frozen", "shift_noise"]
+__all__ = ["DDN", "PGD", "Attack", "Classifier", "Score", "ScoreFunction", "WarmStarted", "frozen", "shift_noise"]

@@ -54,21 +54,22 @@ class Attack(ABC):
         require_nonnegative("attack.epsilon", self.epsilon)
         require_count("attack.steps", self.steps, minimum=0)
 
-    def perturb(self, images: Tensor, score: ScoreFunction, epsilon: float) -> Tensor:
+    def perturb(self, images: Tensor, score: ScoreFunction, epsilon: float | Tensor) -> Tensor:
         """Return a perturbation per image; without steps or radius it is zero and the score is not asked.
 
         Args:
             images: Images in [0, 1], shape (B, C, H, W).
             score: What to maximise.
-            epsilon: l2 radius now; apart from the setting because objectives warm up to that.
+            epsilon: l2 radius now; apart from the setting because objectives warm up to that. A tensor of shape
+                (B, 1, 1, 1) gives each image a radius of its own.
 
         Returns:
             ``delta`` without graph, shape (B, C, H, W): each row within ``epsilon``, ``images + delta`` in [0, 1].
         """
-        if epsilon == 0:
+        if not isinstance(epsilon, Tensor) and epsilon == 0:
             return torch.zeros_like(images)
         return self._search(images, score, epsilon)
 
     @abstractmethod
-    def _search(self, images: Tensor, score: ScoreFunction, epsilon: float) -> Tensor:
-        """Return ``delta`` as :meth:`perturb`, for ``epsilon`` > 0; zero without steps."""
+    def _search(self, images: Tensor, score: ScoreFunction, epsilon: float | Tensor) -> Tensor:
+        """Return ``delta`` as :meth:`perturb`, for ``epsilon`` > 0 or a tensor >= 0; zero without steps."""

@@ -43,7 +43,7 @@ class DDN(Attack):
         require(self.initial_norm > 0, "attack.initial_norm", self.initial_norm, "must be > 0")
         require(0 < self.gamma < 1, "attack.gamma", self.gamma, "must be in (0, 1)")
 
-    def _search(self, images: Tensor, score: ScoreFunction, epsilon: float) -> Tensor:
+    def _search(self, images: Tensor, score: ScoreFunction, epsilon: float | Tensor) -> Tensor:
         delta = smallest = torch.zeros_like(images)
         radii = torch.full_like(row_norms(images), self.initial_norm)
         smallest_norms = torch.full_like(radii, math.inf)

@@ -38,8 +38,8 @@ def into_box(images: Tensor, delta: Tensor) -> Tensor:
     return delta.clamp(-images, 1 - images)
 
 
-def into_ball(delta: Tensor, radius: float) -> Tensor:
-    """Return ``delta`` with the rows longer than ``radius`` shortened to it, shape (B, ...)."""
+def into_ball(delta: Tensor, radius: float | Tensor) -> Tensor:
+    """Return ``delta`` with the rows longer than ``radius`` shortened to it, shape (B, ...); radii (B, 1, ...)."""
     return delta * (radius / _positive_norms(delta)).clamp(max=1)
 
 

@@ -21,7 +21,7 @@ class PGD(Attack):
         gradient: Gradient through the fixed point inside the attack.
     """
 
-    def _search(self, images: Tensor, score: ScoreFunction, epsilon: float) -> Tensor:
+    def _search(self, images: Tensor, score: ScoreFunction, epsilon: float | Tensor) -> Tensor:
         delta = torch.zeros_like(images)
         for _ in range(self.steps):
             point = (images + delta).requires_grad_()

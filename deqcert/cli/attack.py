@@ -1,0 +1,164 @@
+"""``deqcert attack``: does any attack refute a certificate?"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from deqcert.cli.certified_model import CertifiedModel, certified_model
+from deqcert.errors import require_count
+from deqcert.files import write_atomically
+from deqcert.implicit import GradientEstimator, ImplicitAdjoint, OneStep
+from deqcert.report import automatic_radii, format_text
+from deqcert.robustness import (
+    Campaign,
+    CampaignSummary,
+    Outcome,
+    SmoothedAttack,
+    SmoothedClassifier,
+    campaign_table,
+    finding_lines,
+    found_violation,
+    summarize_campaign,
+)
+from deqcert.statistics import Certificate
+from deqcert.version import __version__
+
+_GRADIENTS: dict[str, GradientEstimator] = {"implicit": ImplicitAdjoint(), "one_step": OneStep()}
+
+
+def run_attack(args: Sequence[str]) -> int:
+    """Attack the certificates of a run, print what was found and write ``attack.json`` beside them.
+
+    Args:
+        args: Arguments after the verb.
+
+    Returns:
+        1 if a sound certificate is refuted, otherwise 0.
+    """
+    parsed, overrides = _parser().parse_known_args(list(args))
+    require_count("images", parsed.images, minimum=1)
+    attack = SmoothedAttack(parsed.steps, parsed.samples, parsed.restarts, _GRADIENTS[parsed.gradient], parsed.seed)
+    radii = (0.0,) if parsed.radii is None else tuple(parsed.radii)
+    campaign = Campaign(attack, radii, tuple(parsed.factors), parsed.n, parsed.alpha_attack)
+    model = certified_model(parsed.run, parsed.device, overrides)
+    if parsed.radii is None:
+        campaign = dataclasses.replace(campaign, radii=_reported_radii(model))
+    certificates = model.certificates[: parsed.images]
+    outcomes = _attack(campaign, model, certificates)
+    summary = summarize_campaign(campaign, certificates, outcomes, model.rule.alpha)
+
+    path = Path(parsed.run) / "attack.json"
+    write_atomically(path, _document(parsed, campaign, model, summary, outcomes))
+    print(format_text(campaign_table(summary)))
+    print(
+        f"{summary.images} images of {parsed.run} ({model.smoothing.label}), {summary.certified} of them certified and "
+        f"attacked; PGD of {attack.steps} steps on {attack.samples} noise vectors, {campaign.n} fresh copies; {path}"
+    )
+    print("\n".join(finding_lines(summary, outcomes)))
+    return int(found_violation(outcomes))
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults, search = Campaign(), SmoothedAttack()
+    parser = argparse.ArgumentParser(
+        prog="deqcert attack",
+        description="Attack the smoothed classifier of a run by projected gradient descent inside and outside of the "
+        "certified radii, and test each point that was found on fresh noise. Prints empirical robust accuracy beside "
+        "certified accuracy, writes RUN/attack.json, and ends with code 1 if a sound certificate is refuted.",
+        epilog="Model, data and smoothing are built from RUN/certify.yaml, whose relative paths are relative to the "
+        "working directory; further arguments, written with =, are those of deqcert certify and replace what it says, "
+        "e.g. --ckpt_path=FILE or --data.root=DIR. Other weights or data than the certified ones are refused.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", metavar="RUN", help="directory of a run, its ledger_dir")
+    parser.add_argument("--images", type=int, default=20, metavar="N", help="first N images of the run (%(default)s)")
+    parser.add_argument("--radii", type=float, nargs="*", metavar="R", help="l2 radii; default: those of the run")
+    parser.add_argument(
+        "--factors",
+        type=float,
+        nargs="*",
+        default=defaults.factors,
+        metavar="F",
+        help=f"radii in units of each certified radius, below 1 inside of it ({' '.join(map(str, defaults.factors))})",
+    )
+    parser.add_argument("--steps", type=int, default=search.steps, help="gradient steps (%(default)s)")
+    parser.add_argument(
+        "--samples", type=int, default=search.samples, help="noise vectors inside of the attack (%(default)s)"
+    )
+    parser.add_argument(
+        "--restarts", type=int, default=search.restarts, help="attacks with other noise, the best counts (%(default)s)"
+    )
+    parser.add_argument(
+        "--gradient",
+        choices=sorted(_GRADIENTS),
+        default="implicit",
+        help="gradient through the fixed point (%(default)s)",
+    )
+    parser.add_argument("--n", type=int, default=defaults.n, help="fresh noisy copies of each point (%(default)s)")
+    parser.add_argument(
+        "--alpha_attack",
+        type=float,
+        default=defaults.alpha,
+        help="probability that any true certificate is refuted (%(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=search.seed, help="seed of attack and fresh noise (%(default)s)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: that of the run")
+    return parser
+
+
+def _reported_radii(model: CertifiedModel) -> tuple[float, ...]:
+    smoothing = model.smoothing
+    return tuple(model.radii or automatic_radii(smoothing.sigma, model.rule.alpha, smoothing.n))
+
+
+def _attack(campaign: Campaign, model: CertifiedModel, certificates: Sequence[Certificate]) -> list[Outcome]:
+    positions = {index: position for position, index in enumerate(model.examples.indices)}
+    images = [model.examples[positions[each.index]][0].to(model.device) for each in certificates]
+    outcomes: list[Outcome] = []
+    with model.precision_context:
+        target = SmoothedClassifier(model.classifier, model.smoothing, images[0])
+        with tqdm(desc="attack", total=len(images), unit="image", dynamic_ncols=True) as bar:
+            for found in campaign.run(target, images, certificates):
+                outcomes += found
+                bar.set_postfix(refuted=sum(each.violation for each in outcomes), refresh=False)
+                bar.update()
+    return outcomes
+
+
+def _document(
+    parsed: argparse.Namespace,
+    campaign: Campaign,
+    model: CertifiedModel,
+    summary: CampaignSummary,
+    outcomes: Sequence[Outcome],
+) -> bytes:
+    """Return ``{"settings": …, "run": …, "summary": …, "attacks": […]}`` as strict JSON, one attack per line."""
+    settings = {
+        "images": parsed.images,
+        "radii": campaign.radii,
+        "factors": campaign.factors,
+        "steps": campaign.attack.steps,
+        "samples": campaign.attack.samples,
+        "restarts": campaign.attack.restarts,
+        "gradient": parsed.gradient,
+        "n": campaign.n,
+        "alpha_attack": campaign.alpha,
+        "seed": campaign.attack.seed,
+        "device": model.device.type,
+        "version": __version__,
+        "certificate": dataclasses.asdict(model.rule),
+    }
+    records = summary._asdict() | {"radii": [row._asdict() for row in summary.radii]}
+    lines = ",\n".join(json.dumps(outcome.to_json(), allow_nan=False) for outcome in outcomes)
+    return (
+        f'{{\n"settings": {json.dumps(settings, indent=2, allow_nan=False)},\n'
+        f'"run": {json.dumps(model.identity, indent=2)},\n'
+        f'"summary": {json.dumps(records, indent=2, allow_nan=False)},\n'
+        f'"attacks": [\n{lines}\n]\n}}\n'
+    ).encode()

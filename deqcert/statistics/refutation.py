@@ -1,0 +1,47 @@
+"""What a certificate claims of other points, and when fresh votes refute it.
+
+Somebody finds a point x + delta, draws fresh noise there and counts n_A of n labels A. A certificate of radius R claims
+that A has at least :func:`claimed_probability` there, and the exact one-sided binomial test refutes that where
+:func:`~deqcert.statistics.bounds.clopper_pearson_upper` (n_A, n, alpha) is below: of a true claim with probability at
+most alpha, provided that neither the point nor alpha depends on these votes. Of K tests with alpha / K each, any errs
+with probability at most alpha, dependent or not (Bonferroni).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import ndtr
+
+from deqcert.statistics.arguments import FloatArray, demand
+
+
+def claimed_probability(radius: ArrayLike, norm: ArrayLike, sigma: ArrayLike) -> FloatArray:
+    """Probability that the certified class has at least, by the certificate, at l2 distance ``norm`` of the image.
+
+    Phi((R - norm) / sigma): sigma * Phi^-1(p_A) changes by at most the distance (Salman et al., NeurIPS 2019, lemma 2),
+    and R = sigma * Phi^-1(p_A_lower) bounds it from below at the image. That is above 1/2 strictly inside of the
+    radius, where the class may not change, and goes on beyond it: a certificate that claims too much can be refuted
+    before any class changes.
+
+    Args:
+        radius: Certified radius R, >= 0, in pixels of [0, 1].
+        norm: l2 norm of the perturbation, >= 0.
+        sigma: Standard deviation of the noise, > 0.
+
+    Returns:
+        Lower bound on p_A at the perturbed image, in [0, 1], of the broadcast shape.
+
+    Raises:
+        SettingError: ``radius`` or ``norm`` is negative or not finite, or ``sigma`` is not positive and finite.
+
+    Example:
+        >>> claimed_probability(radius=0.5, norm=[0.0, 0.5, 1.0], sigma=0.5).round(3).tolist()
+        [0.841, 0.5, 0.159]
+    """
+    radius, norm = np.asarray(radius, dtype=np.float64), np.asarray(norm, dtype=np.float64)
+    sigma = np.asarray(sigma, dtype=np.float64)
+    for field, value in (("radius", radius), ("norm", norm)):
+        demand((value >= 0) & np.isfinite(value), field, value, "must be finite and >= 0")
+    demand((sigma > 0) & np.isfinite(sigma), "sigma", sigma, "must be > 0 and finite")
+    return np.asarray(ndtr((radius - norm) / sigma))

@@ -1,0 +1,144 @@
+"""``deqcert attack`` on short runs of the shipped digits checkpoint, in this process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from command_lines import CHECKPOINT, certify_command
+
+from deqcert.cli import main
+from deqcert.ledger import Ledger, stored_identity
+
+# Whole runs pass through much code that is not ours.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+QUICK = ["--steps=2", "--samples=4", "--n=200", "--factors", "0.9", "3", "--radii", "0", "0.25"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("attack") / "run"
+    assert main(certify_command(directory, images=3)) == 0
+    return directory
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    """A run whose ledger may be replaced by votes of our own."""
+
+    def copied(change=lambda votes: votes):
+        identity = stored_identity(run)
+        original = Ledger(run, identity)
+        original.refresh()
+        directory = tmp_path / "forged"
+        forged = Ledger(directory, identity)
+        with forged.claim(), forged.open(0):
+            for index, votes in sorted(original.contents.votes.items()):
+                forged.append(change(votes) if index == 1 else votes)
+        shutil.copy(run / "certify.yaml", directory)
+        return directory
+
+    return copied
+
+
+def another_class(votes):
+    """Votes that are all for a class which the image is not of."""
+    wrong = (votes.label + 1) % 10
+    selection, estimation = ([0] * 10 for _ in range(2))
+    selection[wrong], estimation[wrong] = votes.n0, votes.n
+    return votes._replace(selection=tuple(selection), estimation=tuple(estimation), audited=votes.n, mismatches=0)
+
+
+def test_a_run_is_attacked_end_to_end(run, capsys):
+    before = {path.name for path in run.iterdir()}
+    assert main(["attack", str(run), "--images=2", *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert "certified% empirical%" in out
+    assert "0.9 R" in out
+    assert "no violation found in" in out
+    assert {path.name for path in run.iterdir()} == before | {"attack.json"}
+    document = json.loads((run / "attack.json").read_text(), parse_constant=pytest.fail)
+    assert document["settings"]["samples"] == 4
+    assert document["run"] == stored_identity(run)
+    certificates = json.loads((run / "certificates.json").read_text())["examples"][:2]
+    attacked = [each for each in certificates if each["prediction"] >= 0]
+    assert attacked, "an image without a certificate would make this test empty"
+    assert document["summary"]["images"] == 2
+    assert document["summary"]["attacks"] == len(document["attacks"]) == 4 * len(attacked)
+    for attack in document["attacks"]:
+        assert 0 <= attack["norm"] <= attack["epsilon"]
+        (certificate,) = [each for each in attacked if each["index"] == attack["index"]]
+        assert attack["radius"] == certificate["radius"]
+        assert attack["n"] == 200
+
+    first = (run / "attack.json").read_bytes()
+    assert main(["attack", str(run), "--images=2", *QUICK]) == 0
+    assert (run / "attack.json").read_bytes() == first
+    assert main(["verify", str(run)]) == 0
+
+
+def test_a_false_certificate_is_found_loudly(copied, capsys):
+    directory = copied(another_class)
+    assert main(["attack", str(directory), *QUICK]) == 1
+    out = capsys.readouterr().out
+    assert "VIOLATION OF A SOUND CERTIFICATE: IMAGE 1, CLASS" in out
+    assert "FALSE ONES ARE TO BE EXPECTED" in out
+    refuted = {
+        each["index"] for each in json.loads((directory / "attack.json").read_text())["attacks"] if each["violation"]
+    }
+    assert refuted == {1}
+
+
+def test_a_false_certificate_without_a_proof_is_marked_and_does_not_alarm(copied, capsys):
+    assert main(["attack", str(copied(another_class)), *QUICK, "--certificate.audit=published"]) == 0
+    out = capsys.readouterr().out
+    assert "UNSOUND" in out
+    assert "refutes an unsound certificate: image 1" in out
+
+
+def test_other_weights_than_the_certified_ones_are_refused(run, tmp_path, capsys):
+    checkpoint = torch.load(CHECKPOINT, map_location="cpu", weights_only=True)
+    name = next(iter(checkpoint["state_dict"]))
+    checkpoint["state_dict"][name] = checkpoint["state_dict"][name] + 1e-6
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    assert main(["attack", str(run), *QUICK, f"--ckpt_path={tmp_path / 'other.ckpt'}"]) == 2
+    error = capsys.readouterr().err
+    assert "was certified with another model" in error
+    assert "classifier.digest" in error
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("--data.split=train", "data."),
+        ("--smoothing.sigma=0.25", "smoothing.sigma"),
+        ("--smoothing.seed=1", "smoothing.seed"),
+        ("--trainer.precision=bf16-mixed", "precision"),
+        ("--data.max_examples=1", "image 1 has votes"),
+        ("--ckpt_path=missing.ckpt", "ckpt_path"),
+        ("--images=0", "images = 0"),
+        ("--alpha_attack=0", "alpha_attack = 0.0"),
+        ("--steps=0", "steps = 0"),
+    ],
+)
+def test_what_would_prove_nothing_is_refused(run, capsys, override, complaint):
+    assert main(["attack", str(run), *QUICK, override]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_the_launches_may_be_others(run):
+    assert main(["attack", str(run), "--images=1", *QUICK, "--smoothing.execution.rows=16"]) == 0
+
+
+@pytest.mark.parametrize("missing", ["run", "certify.yaml"])
+def test_what_is_missing_is_named(copied, tmp_path, capsys, missing):
+    directory = copied()
+    (directory / "certify.yaml").unlink()
+    directory = directory if missing == "certify.yaml" else tmp_path / "nowhere"
+    assert main(["attack", str(directory)]) == 2
+    assert (
+        "certify.yaml: must be a file" if missing == "certify.yaml" else "holds no ledger"
+    ) in capsys.readouterr().err

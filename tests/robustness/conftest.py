@@ -1,0 +1,50 @@
+"""A smoothed classifier of which everything is known.
+
+ThresholdDEQ puts images of mean pixel u into class 0 if u > t = threshold · (1 − rate) = 1/2, so under noise of
+standard deviation σ an image of d pixels has p_A = Φ((u − t) √d / σ), and its class changes at distance (u − t) √d
+exactly, along the direction in which all pixels fall alike.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deqcert.robustness import SmoothedClassifier
+from deqcert.smoothing import Standard
+from deqcert.solvers import Picard
+from deqcert.statistics import Certificate
+
+IMAGE = torch.full((1, 4, 4), 0.6)
+TRUE_RADIUS = 0.4
+SIGMA = 0.5
+
+
+@pytest.fixture
+def strategy():
+    return Standard(sigma=SIGMA, n0=20, n=100, batch_size=50, solver=Picard(max_steps=40))
+
+
+@pytest.fixture
+def target(threshold_deq, strategy):
+    return SmoothedClassifier(threshold_deq(), strategy, IMAGE)
+
+
+@pytest.fixture
+def certificate():
+    """A certificate of class 0 with a given radius."""
+
+    def certificate(radius, *, index=3, label=0, prediction=0, sound=True):
+        return Certificate(index, label, prediction, radius, p_a_lower=0.9, sound=sound)
+
+    return certificate
+
+
+@pytest.fixture
+def image():
+    return IMAGE
+
+
+@pytest.fixture
+def true_radius():
+    return TRUE_RADIUS

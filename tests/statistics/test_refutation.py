@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import norm as gaussian
+
+from deqcert.errors import SettingError
+from deqcert.statistics import certified_radius, claimed_probability, clopper_pearson_upper
+
+
+@pytest.mark.parametrize("p", [0.6, 0.9, 0.999])
+@pytest.mark.parametrize("sigma", [0.25, 1.0])
+def test_the_claim_is_the_bound_at_the_image_and_one_half_at_the_radius(p, sigma):
+    radius = certified_radius(p, sigma)
+    assert claimed_probability(radius, 0.0, sigma) == pytest.approx(p, rel=1e-12)
+    assert claimed_probability(radius, radius, sigma) == 0.5
+    claims = claimed_probability(radius, np.linspace(0, 3, 50), sigma)
+    assert (np.diff(claims) < 0).all()
+
+
+def test_a_half_space_meets_the_claim_exactly():
+    """The bound is tight: for f = 1[x <= t] the probability at distance d of the image is what is claimed."""
+    sigma, t = 0.5, 0.4
+    radius = certified_radius(gaussian.cdf(t / sigma), sigma)
+    for distance in (0.0, 0.2, 0.4, 1.0):
+        assert claimed_probability(radius, distance, sigma) == pytest.approx(gaussian.cdf((t - distance) / sigma))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ((-0.1, 0.0, 0.5), "radius"),
+        ((0.1, math.nan, 0.5), "norm"),
+        ((0.1, -1.0, 0.5), "norm"),
+        ((0.1, 0.1, 0), "sigma"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, field):
+    with pytest.raises(SettingError, match=field):
+        claimed_probability(*arguments)
+
+
+def test_a_family_of_true_claims_is_refuted_as_rarely_as_promised():
+    """Bonferroni: 40 tests a campaign, every claim true and as tight as can be, alpha = 0.05."""
+    campaigns, tests, n, alpha = 4000, 40, 200, 0.05
+    generator = np.random.default_rng(0)
+    claimed = generator.uniform(0.3, 0.95, size=tests)
+    counts = generator.binomial(n, claimed, size=(campaigns, tests))
+    alarms = (clopper_pearson_upper(counts, n, alpha / tests) < claimed).any(axis=1).mean()
+    assert alarms <= alpha
+    unshared = (clopper_pearson_upper(counts, n, alpha) < claimed).any(axis=1).mean()
+    assert unshared > 0.5, "without sharing alpha the simulation would see too many"
+    assert alarms > alpha / 10, "the test has power to fail"
