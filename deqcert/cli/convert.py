@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deqcert.cli.trainer_verbs import instantiate
@@ -11,8 +12,22 @@ from deqcert.errors import CheckpointError, SettingError, require
 from deqcert.files import file_digest
 from deqcert.interchange import convert_weights, read_weights, write_checkpoint, write_safetensors
 from deqcert.interchange.files import SAFETENSORS
+from deqcert.training.checkpoints import demand_usable_weights, printable
 
 _OWN_PREFIX = "network."
+_SHOWN = 5
+
+_ON_THIS_MACHINE = (
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=1",
+    "--trainer.num_nodes=1",
+    "--trainer.strategy=auto",
+    "--trainer.precision=32-true",
+    "--trainer.logger=false",
+    "--trainer.callbacks=null",
+    "--trainer.plugins=null",
+)
+"""A configuration for other machines names a model all the same."""
 
 
 def run_convert(args: Sequence[str]) -> int:
@@ -26,18 +41,26 @@ def run_convert(args: Sequence[str]) -> int:
     """
     parsed, model_args = _parser().parse_known_args(list(args))
     source, target = Path(parsed.source), Path(parsed.to)
-    if target.exists() and not parsed.overwrite:
-        raise SettingError("to", parsed.to, "exists; --overwrite replaces it")
-    if target.suffix == SAFETENSORS:
-        require(not model_args, "arguments", " ".join(model_args), "are not needed to write safetensors")
-        lines = _export(source, target)
-    else:
-        lines = _import(source, target, model_args)
-    for line in lines:
-        print(line)
+    _demand_free(target, source, parsed.overwrite)
+    try:
+        if target.suffix == SAFETENSORS:
+            require(not model_args, "arguments", " ".join(model_args), "are not needed to write safetensors")
+            lines = _export(source, target)
+        else:
+            lines = _import(source, target, model_args)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise SettingError("to", parsed.to, f"cannot be written: {error.filename} is no directory") from error
+    print("\n".join(lines))
     for name, path in (("source", source), ("target", target)):
         print(f"sha256 of {name} {file_digest(path)}")
     return 0
+
+
+def _demand_free(target: Path, source: Path, overwrite: bool) -> None:
+    require(not target.is_dir(), "to", str(target), "is a directory")
+    if target.exists():
+        require(overwrite, "to", str(target), "exists; --overwrite replaces it")
+        require(not source.exists() or not target.samefile(source), "to", str(target), "is SOURCE itself")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         "model in --config.",
         epilog="deqcert convert cifar_ls.pth.tar --to large.ckpt --config configs/cifar10/mdeq_large.yaml; "
         "deqcert convert large.ckpt --to large.safetensors",
+        allow_abbrev=False,
     )
     parser.add_argument("source", metavar="SOURCE", help="file of torch.save or .safetensors; no code in it is run")
     parser.add_argument("--to", metavar="TARGET", required=True, help="file to write: a checkpoint, or .safetensors")
@@ -61,16 +85,28 @@ def _import(source: Path, target: Path, model_args: Sequence[str]) -> list[str]:
             "config", None, "must name the configuration of the model, e.g. configs/cifar10/mdeq_large.yaml"
         )
     found = read_weights(source)
-    module = instantiate(["certify", *model_args, "--trainer.logger", "false"]).model
+    module = instantiate(["certify", *model_args, *_ON_THIS_MACHINE]).model
     conversion = convert_weights(found.tensors, module.network, str(source))
     sigma = module.sigma
     write_checkpoint(target, conversion.weights, sigma)
     lines = [f"{source}: {conversion.form}; {len(conversion.weights)} tensors written to {target}"]
-    lines += [f"left out {name}: {reason}" for name, reason in sorted(conversion.ignored.items())]
-    lines += [f"left out {name}: no weights" for name in found.beside]
+    lines += _by_reason("left out", conversion.ignored | dict.fromkeys(found.beside, "no weights"))
+    lines += _by_reason("put in", conversion.supplied)
     if found.sigma is not None and found.sigma != sigma:
         lines.append(f"warning: the file says sigma = {found.sigma}, the configuration {sigma}, which was written")
-    return [*lines, f"trained at sigma = {sigma} (model.sigma); use it as --ckpt_path {target}"]
+    command = shlex.join(["deqcert", "certify", *model_args, "--ckpt_path", str(target)])
+    return [*lines, f"trained at sigma = {sigma} (model.sigma)", f"next, with a smoothing: {command}"]
+
+
+def _by_reason(verb: str, reasons: Mapping[str, str]) -> list[str]:
+    """Say what became of names, one line for all that have the same reason."""
+    names: dict[str, list[str]] = {}
+    for name, reason in sorted(reasons.items()):
+        names.setdefault(reason, []).append(printable(name))
+    return [
+        f"{verb} {', '.join(some[:_SHOWN])}{f' and {len(some) - _SHOWN} more' if len(some) > _SHOWN else ''}: {reason}"
+        for reason, some in names.items()
+    ]
 
 
 def _export(source: Path, target: Path) -> list[str]:
@@ -78,8 +114,9 @@ def _export(source: Path, target: Path) -> list[str]:
     others = [name for name in found.tensors if not name.startswith(_OWN_PREFIX)]
     if others:
         raise CheckpointError(
-            f"{source}: {others[0]} is no weight of a network of ours; convert it to a checkpoint first"
+            f"{source}: {printable(others[0])} is no weight of a network of ours; convert it to a checkpoint first"
         )
+    demand_usable_weights(found.tensors, found.tensors, str(source))
     weights = {name.removeprefix(_OWN_PREFIX): tensor for name, tensor in found.tensors.items()}
-    write_safetensors(target, weights, found.sigma)
-    return [f"{source}: {len(weights)} tensors written to {target}"]
+    write_safetensors(target, weights, found.sigma, file_digest(source))
+    return [f"{source}: our own names; {len(weights)} tensors written to {target}"]

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from deqcert.errors import CheckpointError
 from deqcert.interchange import mdeq_names
 from deqcert.models import MDEQ, CifarResNet, ResNet50
-from deqcert.training.checkpoints import demand_usable_weights
+from deqcert.training.checkpoints import demand_usable_weights, printable
 
 _PREFIXES = ("module.", "network.")
-_COHEN = re.compile(r"1\.(?:module\.)?")
+_PUBLIC_MDEQ = "public MDEQ"
+_COHEN = "Cohen et al., ResNet"
+_IN_SEQUENCE = re.compile(r"1\.(?:module\.)?")
 """Cohen et al. certify ``Sequential(normalisation, network)``, the network in a ``DataParallel`` or not."""
 
 _COUNTER = ".num_batches_tracked"
-_SINGLE_POST_FUSION = re.compile(r"fullstage\.post_fuse_layers\.0\.")
 
 
 class Conversion(NamedTuple):
@@ -28,12 +29,14 @@ class Conversion(NamedTuple):
     Attributes:
         form: What the file was recognised as.
         weights: By the names of the network.
-        ignored: What the file has besides them, with the reason why it is not needed.
+        ignored: What the file has besides them, by its names, with the reason why it is not needed.
+        supplied: What the file has not, by names like its own, with what was put in its place.
     """
 
     form: str
     weights: dict[str, Tensor]
     ignored: dict[str, str]
+    supplied: dict[str, str]
 
 
 def convert_weights(given: Mapping[str, Tensor], network: nn.Module, shown: str) -> Conversion:
@@ -54,18 +57,21 @@ def convert_weights(given: Mapping[str, Tensor], network: nn.Module, shown: str)
     own = network.state_dict()
     given = _without_prefixes(given)
     ignored: dict[str, str] = {}
+    supplied: dict[str, str] = {}
     form, rename = _recognise(given, network, shown)
-    if form.startswith("Cohen"):
+    if form == _COHEN:
         given, ignored = _of_sequence(given, network, shown)
     names = {rename(name): name for name in own}
-    given = _with_norms(given, names) if isinstance(network, MDEQ) else given
-    ignored |= _redundant(given, names)
+    if form == _PUBLIC_MDEQ:
+        given, supplied = mdeq_names.with_weight_norms(given, names, shown)
+    ignored |= _redundant(given, names, network)
     kept = {name: tensor for name, tensor in given.items() if name not in ignored}
     for name in names.keys() - kept.keys():
-        if name.endswith(_COUNTER):  # of use in training only, and unknown to torch before 0.4.1
+        if name.endswith(_COUNTER):  # unknown to torch before 0.4.1
             kept[name] = torch.zeros((), dtype=torch.int64)
+            supplied[name] = "zero: a counter of batches, of use in training only"
     demand_usable_weights({name: own[ours] for name, ours in names.items()}, kept, shown)
-    return Conversion(form, {ours: kept[name].to(own[ours].dtype) for name, ours in names.items()}, ignored)
+    return Conversion(form, {ours: kept[name].to(own[ours].dtype) for name, ours in names.items()}, ignored, supplied)
 
 
 def _recognise(given: Mapping[str, Tensor], network: nn.Module, shown: str) -> tuple[str, Callable[[str], str]]:
@@ -74,10 +80,10 @@ def _recognise(given: Mapping[str, Tensor], network: nn.Module, shown: str) -> t
     if any(mdeq_names.MARK.match(name) for name in given):
         if not isinstance(network, MDEQ):
             raise CheckpointError(f"{shown}: is of a public MDEQ, the configured network is a {kind}")
-        return "public MDEQ", lambda name: mdeq_names.public_name(name, network)
+        return _PUBLIC_MDEQ, lambda name: mdeq_names.public_name(name, network)
     if isinstance(network, (CifarResNet, ResNet50)):
-        cohen = any(_COHEN.match(name) for name in given)
-        return ("Cohen et al., ResNet" if cohen else "torchvision or our own names"), lambda name: name
+        in_sequence = any(_IN_SEQUENCE.match(name) for name in given)
+        return (_COHEN if in_sequence else "torchvision or our own names"), lambda name: name
     if not given.keys() & network.state_dict().keys():
         raise CheckpointError(f"{shown}: has no weight of a {kind} by any known name, e.g. {next(iter(given))!r}")
     return "our own names", lambda name: name
@@ -110,39 +116,21 @@ def _of_sequence(
             ignored[name] = "the normalisation, which is that of the network"
             kept[name] = tensor
             continue
-        prefix = _COHEN.match(name)
+        prefix = _IN_SEQUENCE.match(name)
         short = name[prefix.end() :] if prefix else name
         if short in kept:
-            raise CheckpointError(f"{shown}: {name} comes twice")
+            raise CheckpointError(f"{shown}: {printable(name)} comes twice")
         kept[short] = tensor
     return kept, ignored
 
 
-def _with_norms(given: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Split weights that were saved without weight normalisation into direction and length."""
-    split = dict(given)
-    for name in names:
-        plain = name.removesuffix("_v")
-        if name.endswith(".weight_v") and name not in given and plain in given:
-            weight = split.pop(plain)
-            split[name] = weight
-            split[f"{plain}_g"] = weight.flatten(1).norm(dim=1).view(-1, *[1] * (weight.dim() - 1))
-    return split
-
-
-def _redundant(given: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, str]:
+def _redundant(given: Mapping[str, Tensor], names: Mapping[str, str], network: nn.Module) -> dict[str, str]:
     """Name what is known to be of no use."""
     found = {}
-    for name, tensor in given.items():
-        if name in names:
-            continue
-        original = name.replace("fullstage_copy.", "fullstage.", 1)
-        if original != name and original in given and torch.equal(given[original], tensor):
-            found[name] = f"an equal copy of {original}"
-        elif f"{name}_v" in names and f"{name}_v" in given:
-            found[name] = "computed from weight_g and weight_v"
-        elif name.endswith(_COUNTER):
-            found[name] = "a counter of batches that the network does not have"
-        elif _SINGLE_POST_FUSION.match(name) and not any(_SINGLE_POST_FUSION.match(each) for each in names):
-            found[name] = "a single branch is not fused"
+    for name in given.keys() - names.keys():
+        reason = mdeq_names.why_redundant(name, given, network) if isinstance(network, MDEQ) else None
+        if reason is None and name.endswith(_COUNTER):
+            reason = "a counter of batches that the network does not have"
+        if reason is not None:
+            found[name] = reason
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +16,7 @@ from torch import Tensor
 from deqcert.errors import CheckpointError
 from deqcert.files import write_atomically
 from deqcert.training import SafeCheckpointIO
-from deqcert.training.checkpoints import demand_tensors, load_plain
+from deqcert.training.checkpoints import demand_tensors, load_plain, printable
 
 SAFETENSORS = ".safetensors"
 
@@ -41,7 +43,7 @@ def read_weights(path: str | Path) -> Weights:
 
     Raises:
         CheckpointError: There is no such file; it is damaged; it holds anything but tensors and plain data, which may
-            be code; or no weights.
+            be code; no weights; a tensor larger than the file, or a sigma that is none.
     """
     shown = str(path)
     if Path(path).suffix == SAFETENSORS:
@@ -54,10 +56,13 @@ def read_weights(path: str | Path) -> Weights:
     demand_tensors(tensors, shown)
     if not tensors:
         raise CheckpointError(f"{shown}: holds no weights")
+    for name, tensor in tensors.items():
+        if tensor.nbytes > os.path.getsize(path):
+            raise CheckpointError(f"{shown}: {printable(name)} has shape {tuple(tensor.shape)}, larger than the file")
     beside = () if holder is None else tuple(str(name) for name in content if name != holder)
     parameters = content.get("hyper_parameters")
     sigma = parameters.get("sigma") if isinstance(parameters, Mapping) else None
-    return Weights(dict(tensors), beside, sigma if isinstance(sigma, (int, float)) else None)
+    return Weights(dict(tensors), beside, _sigma(sigma, shown))
 
 
 def write_checkpoint(path: str | Path, network_weights: Mapping[str, Tensor], sigma: float) -> None:
@@ -78,15 +83,18 @@ def write_checkpoint(path: str | Path, network_weights: Mapping[str, Tensor], si
     SafeCheckpointIO().save_checkpoint(checkpoint, path)
 
 
-def write_safetensors(path: str | Path, network_weights: Mapping[str, Tensor], sigma: float | None) -> None:
-    """Write weights as safetensors, with sigma in the metadata.
+def write_safetensors(
+    path: str | Path, network_weights: Mapping[str, Tensor], sigma: float | None, source_sha256: str
+) -> None:
+    """Write weights as safetensors, with sigma and source in the metadata.
 
     Args:
         path: File to write; replaced in one step.
         network_weights: Weights of the network by its own names.
         sigma: Standard deviation of the training noise; None if it is not known.
+        source_sha256: Digest of the checkpoint that the weights are of.
     """
-    metadata = {"format": "pt"} | ({} if sigma is None else {"sigma": repr(sigma)})
+    metadata = {"format": "pt", "source_sha256": source_sha256} | ({} if sigma is None else {"sigma": repr(sigma)})
     # safetensors refuses tensors that share memory or have gaps.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network_weights.items()}
     write_atomically(path, save(tensors, metadata))
@@ -97,9 +105,17 @@ def _read_safetensors(path: Path) -> Weights:
         tensors = load(path.read_bytes())
         with safe_open(path, framework="pt") as file:
             sigma = (file.metadata() or {}).get("sigma")
-            stated = None if sigma is None else float(sigma)
+            stated = _sigma(None if sigma is None else float(sigma), str(path))
     except (OSError, SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from error
     if not tensors:
         raise CheckpointError(f"{path}: holds no weights")
     return Weights(tensors, (), stated)
+
+
+def _sigma(value: object, shown: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
+        raise CheckpointError(f"{shown}: sigma = {value!r}, must be finite and >= 0")
+    return float(value)

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
+import torch
+from torch import Tensor
+
+from deqcert.errors import CheckpointError
 from deqcert.models import MDEQ
+from deqcert.training.checkpoints import printable
 
 MARK = re.compile(r"fullstage\.branches\.\d+\.blocks\.")
 """Names by which a public MDEQ is known."""
 
-_NORMALISED = {"original0": "weight_g", "original1": "weight_v"}
+_PARAMETRISED = re.compile(r"parametrizations\.weight\.original([01])$")
+"""Length and direction of a weight, by torch's later weight normalisation."""
+
+_NORMALISED = {"0": "weight_g", "1": "weight_v"}
+_SHARED = "deq.func."
+_COPIES = ("fullstage_copy.", "deq.func_copy.")
+_SINGLE_POST_FUSION = "fullstage.post_fuse_layers.0."
 _BODY = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2", "6": "conv3", "7": "bn3"}
 
 
@@ -24,8 +36,57 @@ def public_name(name: str, network: MDEQ) -> str:
     if part == "stem":
         return _of_stem(rest, network)
     if part == "mdeq_cell":
-        return f"fullstage.{_weight_norm(_of_cell(rest))}"
+        return f"fullstage.{_older(_of_cell(rest))}"
     return _of_head(rest)
+
+
+def with_weight_norms(
+    given: Mapping[str, Tensor], names: Mapping[str, str], shown: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Give each normalised weight its length and direction, whichever way the file holds it.
+
+    Args:
+        given: Weights by public names.
+        names: Public names of our weights.
+        shown: The file, for the error.
+
+    Returns:
+        The weights, and what was computed with the reason.
+
+    Raises:
+        CheckpointError: A length or direction comes twice.
+    """
+    kept: dict[str, Tensor] = {}
+    for name, tensor in given.items():
+        if _older(name) in kept:
+            raise CheckpointError(f"{shown}: {printable(_older(name))} comes twice")
+        kept[_older(name)] = tensor
+    supplied = {}
+    for direction in (name for name in names if name.endswith(".weight_v")):
+        plain = direction.removesuffix("_v")
+        length = f"{plain}_g"
+        fits = plain in kept and kept[plain].dim() == 4 and kept[plain].is_floating_point()
+        if fits and not {direction, length} & kept.keys():
+            weight = kept.pop(plain)
+            kept[length] = weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+            # A filter of zeros has no direction: any will do.
+            kept[direction] = torch.where(kept[length] == 0, 1.0, weight)
+            supplied[length] = "the length of a weight that was saved without weight normalisation"
+    return kept, supplied
+
+
+def why_redundant(name: str, given: Mapping[str, Tensor], network: MDEQ) -> str | None:
+    """Say why a public weight is of no use to ``network``; None if it may be."""
+    if name.startswith(_COPIES):
+        return "a copy for the backward pass of training"
+    if name.startswith(_SHARED):
+        original = given.get(f"fullstage.{name.removeprefix(_SHARED)}")
+        return "a weight of fullstage again" if original is not None and torch.equal(original, given[name]) else None
+    if {f"{name}_g", f"{name}_v"} <= given.keys():
+        return "computed from weight_g and weight_v"
+    if name.startswith(_SINGLE_POST_FUSION) and len(network.shapes) == 1:
+        return "a single branch is not fused"
+    return None
 
 
 def _of_stem(name: str, network: MDEQ) -> str:
@@ -54,9 +115,9 @@ def _of_cell(name: str) -> str:
     return f"fuse_layers.{index}.{source}.net.{stage}.{'conv' if layer == 0 else 'gnorm'}.{tensor}"
 
 
-def _weight_norm(name: str) -> str:
-    head, parametrised, original = name.partition(".parametrizations.weight.")
-    return f"{head}.{_NORMALISED[original]}" if parametrised else name
+def _older(name: str) -> str:
+    """Name a normalised weight as torch's first weight normalisation did."""
+    return _PARAMETRISED.sub(lambda match: _NORMALISED[match[1]], name)
 
 
 def _of_head(name: str) -> str:

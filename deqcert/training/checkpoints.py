@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from deqcert.errors import CheckpointError
 _SHOWN = 3
 _LONGEST_NAME = 100
 _ZIP = b"PK\x03\x04"
+_REFUSED = "refused: "
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 _HYPERPARAMETERS = ("hyper_parameters", "hparams", "module_arguments")
@@ -59,15 +61,16 @@ def load_plain(path: str | Path, shown: str, expected: str | None = None) -> Any
         raise CheckpointError(f"{shown}: must be an existing checkpoint file")
     try:
         _demand_intact(path, shown, expected)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # A pickle of another protocol than torch's is loaded or refused like any other.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except Exception as error:  # torch.load raises whatever the damage leads to
-        # torch explains at length how to trust a file; its first sentence and the refused name are what matters here.
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        lines = str(error).splitlines()
-        reason = f"refused: {refused[1]}" if refused else lines[0] if lines else type(error).__name__
-        raise CheckpointError(f"{shown}: damaged, or holds more than tensors ({reason})") from error
+        cause = _cause(error)
+        advice = "; save its state_dict alone" if expected is None and cause.startswith(_REFUSED) else ""
+        raise CheckpointError(f"{shown}: damaged, or holds more than tensors ({cause}){advice}") from error
 
 
 def demand_plain(checkpoint: Any, shown: str = "ckpt_path") -> None:
@@ -107,34 +110,39 @@ def demand_tensors(weights: Mapping[Any, Any], shown: str) -> None:
         if not isinstance(key, str):
             raise CheckpointError(f"{shown}: names in state_dict must be strings, not {type(key).__name__}")
         if not isinstance(value, Tensor) or not _is_dense(value):
-            raise CheckpointError(f"{shown}: {_printable(key)} must be a dense tensor, not {_kind(value)}")
+            raise CheckpointError(f"{shown}: {printable(key)} must be a dense tensor, not {_kind(value)}")
 
 
 def demand_usable_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], field: str = "ckpt_path") -> None:
     """Raise :class:`CheckpointError` unless the weights ``given`` can replace ``own``.
 
     They need the same names and shapes, floats where there are floats, and finite values once they are of the model's
-    type. The model's logits would be NaN on every image otherwise, which nobody would notice in training.
+    type. The model's logits would be NaN on every image otherwise, which nobody would notice in training. The error
+    names some of each kind of what does not fit.
     """
-    problems = [f"missing {_printable(key)}" for key in own.keys() - given.keys()]
-    problems += [f"unexpected {_printable(key)}" for key in given.keys() - own.keys()]
     common = own.keys() & given.keys()
-    problems += [
-        f"{key} has shape {tuple(given[key].shape)}, the model needs {tuple(own[key].shape)}"
-        for key in common
-        if own[key].shape != given[key].shape
-    ]
-    problems += [
-        f"{key} is {given[key].dtype}, the model needs {own[key].dtype}"
+    shapes = {key for key in common if own[key].shape != given[key].shape}
+    types = {
+        key
         for key in common
         if own[key].dtype != given[key].dtype and not {own[key].dtype, given[key].dtype} <= _FLOATS
-    ]
-    if problems:
-        raise CheckpointError(f"{field}: the checkpoint is of another architecture than the model: {_some(problems)}")
-    # Only now: a tensor of another shape could be far larger than its file.
-    spoilt = [key for key in common if not given[key].to(own[key].dtype).isfinite().all()]
+    }
+    kinds = (
+        [f"missing {printable(key)}" for key in own.keys() - given.keys()],
+        [f"{key} has shape {tuple(given[key].shape)}, the model needs {tuple(own[key].shape)}" for key in shapes],
+        [f"{key} is {given[key].dtype}, the model needs {own[key].dtype}" for key in types],
+        [f"unexpected {printable(key)}" for key in given.keys() - own.keys()],
+    )
+    # Not of those of another shape: they could be far larger than their file.
+    spoilt = [printable(key) for key in common - shapes - types if not given[key].to(own[key].dtype).isfinite().all()]
+    complaints = []
+    if any(kinds):
+        problems = "; ".join(_some(kind) for kind in kinds if kind)
+        complaints.append(f"the checkpoint is of another architecture than the model: {problems}")
     if spoilt:
-        raise CheckpointError(f"{field}: weights must be finite; NaN or infinite are some of {_some(spoilt)}")
+        complaints.append(f"weights must be finite; NaN or infinite are some of {_some(spoilt)}")
+    if complaints:
+        raise CheckpointError(f"{field}: {'. '.join(complaints)}")
 
 
 def _demand_intact(path: str | Path, shown: str, expected: str | None) -> None:
@@ -153,7 +161,15 @@ def _demand_intact(path: str | Path, shown: str, expected: str | None) -> None:
                 raise CheckpointError(f"{shown}: compressed ({unpacked} bytes unpacked), which torch.save does not do")
             damaged = archive.testzip()
     if damaged is not None:
-        raise CheckpointError(f"{shown}: damaged: wrong checksum of {_printable(damaged)}")
+        raise CheckpointError(f"{shown}: damaged: wrong checksum of {printable(damaged)}")
+
+
+def _cause(error: Exception) -> str:
+    """Say what ``torch.load`` found, without its advice on how to trust a file."""
+    text = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+    refused = re.search(r"GLOBAL (\S+)", text)
+    lines = text.split("\n") if refused is None else [_REFUSED + refused[1]]
+    return next((line.strip() for line in lines if line.strip()), type(error).__name__)
 
 
 def _is_dense(value: Tensor) -> bool:
@@ -180,7 +196,8 @@ def _strings_as_keys(value: object) -> Iterator[str]:
             pending += each
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
+    """Return a name out of a file as it may be shown: escape sequences could command the terminal."""
     return ascii(name)[1:-1][:_LONGEST_NAME]
 
 

@@ -106,7 +106,7 @@ class DEQClassifier(LightningModule):
         """Refuse data of another shape than the network's, where both tell theirs; before training, take ``weights``.
 
         Raises:
-            SettingError: If the shapes differ, naming both settings, or the network to be trained is no DEQ.
+            SettingError: If the shapes differ, naming both settings.
             CheckpointError: If ``weights`` cannot be read, are of another architecture or not finite.
         """
         for field in ("num_classes", "image_size"):
@@ -114,16 +114,19 @@ class DEQClassifier(LightningModule):
             theirs = getattr(getattr(self.trainer, "datamodule", None), field, None)
             if ours is not None and theirs is not None:
                 require(ours == theirs, f"model.network.{field}", ours, f"must be {theirs}, as data.{field}")
-        if stage != "fit":
-            return
-        self._trainable()
-        if self.weights is not None:
+        if stage == "fit" and self.weights is not None:
             given = read_checkpoint(self.weights, "model.weights")["state_dict"]
             demand_usable_weights(self.state_dict(), given, "model.weights")
             self.load_state_dict(given)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the guard against steps that are not finite, and what SIGTERM does."""
+        """Return the guard against steps that are not finite, and what SIGTERM does.
+
+        Raises:
+            SettingError: If the network to be trained is no DEQ.
+        """
+        if self._fits():  # the first hook of a run: no data has been downloaded yet
+            self._trainable()
         return [self.guard, self.preemption]
 
     # Training.
@@ -162,6 +165,9 @@ class DEQClassifier(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Stop here if SIGTERM has come: all callbacks have done with the step."""
         self.preemption.stop_if_requested(self.trainer)
+
+    def _fits(self) -> bool:
+        return self._trainer is not None and self.trainer.state.fn == "fit"
 
     def _trainable(self) -> DEQ:
         """Return the network, where only a DEQ will do.
@@ -286,7 +292,7 @@ class DEQClassifier(LightningModule):
         """
         demand_plain(checkpoint)
         demand_usable_weights(self.state_dict(), checkpoint["state_dict"])
-        if self._trainer is not None and self.trainer.state.fn == "fit" and not checkpoint.get("optimizer_states"):
+        if self._fits() and not checkpoint.get("optimizer_states"):
             raise CheckpointError("ckpt_path: holds weights only and cannot be resumed; model.weights starts from them")
         self.stream_seed = checkpoint.get("stream_seed", self.stream_seed)
         self.checkpoint_sigma = checkpoint.get("hyper_parameters", {}).get("sigma")

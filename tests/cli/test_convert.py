@@ -1,12 +1,16 @@
+import hashlib
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from command_lines import CHECKPOINT, DIGITS, ROOT, certify_command
+from safetensors import safe_open
 
 from deqcert.cli import main
+from deqcert.data import Digits
 from deqcert.interchange.mdeq_names import public_name
-from deqcert.models import MDEQ
+from deqcert.models import MDEQ, CifarResNet
 from deqcert.report import read_tsv
 
 # Whole runs pass through much code that is not ours.
@@ -55,7 +59,10 @@ def test_a_public_checkpoint_becomes_one_of_ours_that_certifies_the_same(public,
     assert convert(public, "--to", target, "--config", DIGITS) == 0
     printed = capsys.readouterr().out
     assert "public MDEQ; " in printed
-    assert "left out epoch: no weights" in printed
+    assert "left out epoch, optimizer: no weights" in printed
+    assert f"next, with a smoothing: deqcert certify --config {DIGITS} --ckpt_path {target}" in printed
+    for name, path in (("source", public), ("target", target)):
+        assert f"sha256 of {name} {hashlib.sha256(path.read_bytes()).hexdigest()}" in printed
     original, found = weights_of(CHECKPOINT), weights_of(target)
     assert original.keys() == found.keys()
     assert all(torch.equal(original[name], found[name]) for name in original)
@@ -69,31 +76,37 @@ def test_a_public_checkpoint_becomes_one_of_ours_that_certifies_the_same(public,
 
 def test_ours_becomes_safetensors_and_comes_back_bit_for_bit(tmp_path, capsys):
     assert convert(CHECKPOINT, "--to", "w.safetensors") == 0
+    assert "our own names; 94 tensors" in capsys.readouterr().out
+    with safe_open("w.safetensors", framework="pt") as file:
+        digest = hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest()
+        assert file.metadata() == {"format": "pt", "sigma": "0.5", "source_sha256": digest}
+        assert "mdeq_head.classifier.bias" in file.keys()  # noqa: SIM118  # it is no dictionary
     assert convert("w.safetensors", "--to", "w.ckpt", "--config", DIGITS, "--model.sigma", "0.25") == 0
     assert "warning: the file says sigma = 0.5, the configuration 0.25" in capsys.readouterr().out
     original, found = weights_of(CHECKPOINT), weights_of("w.ckpt")
     assert all(torch.equal(original[name], found[name]) for name in original)
 
 
-def test_a_resnet_is_converted_validated_and_certified_but_not_trained(tmp_path, capsys):
+def test_a_resnet_is_converted_validated_and_certified_but_not_trained(tmp_path, capsys, monkeypatch):
     overlay = tmp_path / "resnet.yaml"
     overlay.write_text(
         "model:\n  network:\n    class_path: deqcert.models.CifarResNet\n    init_args: {depth: 8, image_channels: 1, "
         "image_size: 8, mean: [0.3], std: [0.4]}\n"
         "data: {class_path: deqcert.data.Digits}\n"
     )
-    from deqcert.models import CifarResNet
-
     network = CifarResNet(depth=8, image_channels=1, image_size=8, mean=(0.3,), std=(0.4,))
     torch.save({f"1.{name}": tensor for name, tensor in network.state_dict().items()}, "cohen.pth")
     assert convert("cohen.pth", "--to", "r.ckpt", "--config", overlay) == 0
     common = ["--config", str(overlay), "--trainer.accelerator=cpu", "--trainer.logger=false"]
     assert main(["validate", *common, "--ckpt_path=r.ckpt", "--trainer.limit_val_batches=1"]) == 0
-    assert "accuracy_under_noise" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "accuracy_under_noise" in printed
+    assert not any(name in printed for name in ("forward_steps", "forward_residual", "spectral_radius"))
     standard = ["--config", str(ROOT / "configs" / "certify" / "standard.yaml"), "--smoothing.n=40", "--smoothing.n0=5"]
     run = [*common, *standard, "--data.max_examples=2", "--ckpt_path=r.ckpt", "--ledger_dir=run"]
     assert main(["certify", *run]) == 0
     assert len(read_tsv("run/certificates.tsv")) == 2
+    monkeypatch.setattr(Digits, "prepare_data", lambda self: pytest.fail("data were prepared"))
     assert main(["fit", *common, "--trainer.fast_dev_run=1"]) == 2
     assert "model.network = 'CifarResNet': must be a DEQ to be trained" in capsys.readouterr().err
 
@@ -129,3 +142,47 @@ def test_what_does_not_fit_leaves_nothing_behind(public, tmp_path, capsys):
 def test_bad_commands_are_refused(public, capsys, arguments, complaint):
     assert convert(*arguments) == 2
     assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("target", "complaint"),
+    [
+        ("folder", "is a directory"),
+        ("file/t.ckpt", "cannot be written: file is no directory"),
+        ("public.pth.tar", "is SOURCE itself"),
+        ("link.ckpt", "is SOURCE itself"),
+    ],
+)
+def test_targets_that_cannot_be_are_refused(public, capsys, target, complaint):
+    Path("folder").mkdir()
+    Path("file").write_text("a file")
+    os.link(public, "link.ckpt")
+    before = public.read_bytes()
+    assert convert(public, "--to", target, "--config", DIGITS, "--overwrite") == 2
+    assert f"to = '{target}': {complaint}" in capsys.readouterr().err
+    assert public.read_bytes() == before
+    assert {path.name for path in Path().rglob("*")} == {"public.pth.tar", "folder", "file", "link.ckpt"}
+
+
+def test_the_machine_of_the_configuration_does_not_matter(tmp_path):
+    cluster = "trainer: {accelerator: gpu, devices: 8, num_nodes: 4, strategy: ddp, precision: 16-mixed}\n"
+    (tmp_path / "cluster.yaml").write_text(cluster)
+    assert convert(CHECKPOINT, "--to", "t.ckpt", "--config", DIGITS, "--config", "cluster.yaml") == 0
+
+
+def test_what_is_not_in_a_file_is_named(tmp_path, capsys):
+    weights = {name: t for name, t in weights_of(CHECKPOINT).items() if not name.endswith("num_batches_tracked")}
+    torch.save(weights, "w.pth")
+    assert convert("w.pth", "--to", "t.ckpt", "--config", DIGITS) == 0
+    printed = capsys.readouterr().out
+    assert "put in mdeq_head.bottlenecks.0.body.1.num_batches_tracked, " in printed
+    assert "more: zero: a counter of batches, of use in training only" in printed
+
+
+def test_weights_that_are_not_finite_do_not_become_safetensors(tmp_path, capsys):
+    content = torch.load(CHECKPOINT, weights_only=True)
+    content["state_dict"]["network.mdeq_head.classifier.bias"][0] = torch.nan
+    torch.save(content, "nan.ckpt")
+    assert convert("nan.ckpt", "--to", "w.safetensors") == 2
+    assert "nan.ckpt: weights must be finite" in capsys.readouterr().err
+    assert not Path("w.safetensors").exists()

@@ -40,7 +40,7 @@ def test_a_public_mdeq_answers_the_same(shape):
     channels, head_channels, downsample_times = shape
     net, weights = network(channels, head_channels, downsample_times), public(channels, head_channels, downsample_times)
     conversion = converted(weights, net)
-    assert (conversion.form, conversion.ignored) == ("public MDEQ", {})
+    assert (conversion.form, conversion.ignored, conversion.supplied) == ("public MDEQ", {}, {})
     x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     expected = logits(weights, x, channels, downsample_times, iterations=3, mean=MEAN, std=STD)
     given = net(x)
@@ -68,13 +68,75 @@ def test_a_single_branch_has_no_use_for_its_fusion():
 def test_weights_without_weight_normalisation_are_split():
     weights = public()
     plain = dict(weights)
-    for name in [name for name in weights if name.endswith(".weight_v")]:
-        stem = name.removesuffix("_v")
-        direction = plain.pop(name)
-        plain[stem] = plain.pop(f"{stem}_g") * direction / direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    lengths = [name for name in weights if name.endswith(".weight_g")]
+    for length in lengths:
+        stem = length.removesuffix("_g")
+        direction = plain.pop(f"{stem}_v")
+        plain[stem] = plain.pop(length) * direction / direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     net, x = network(), torch.rand(2, 3, 32, 32)
-    converted(plain, net)
+    supplied = converted(plain, net).supplied
+    assert supplied == dict.fromkeys(lengths, "the length of a weight that was saved without weight normalisation")
     torch.testing.assert_close(net(x), logits(weights, x, (8, 16), 0, 3, MEAN, STD), rtol=1e-4, atol=1e-3)
+
+
+def test_a_filter_of_zeros_stays_one():
+    weights = public()
+    conv = "fullstage.branches.1.blocks.0.conv2.weight"
+    weights[conv] = weights.pop(f"{conv}_v")
+    del weights[f"{conv}_g"]
+    weights[conv][3] = 0
+    net = network()
+    converted(weights, net)
+    given = net.mdeq_cell.blocks[1].conv2.weight
+    torch.testing.assert_close(given, weights[conv])
+    assert net(torch.rand(1, 3, 32, 32)).isfinite().all()
+
+
+def renamed(weights, *names):
+    """Later versions of torch name weight normalisation differently."""
+    originals = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+    chosen = {name for name in weights if name.endswith(names or tuple(originals))}
+    return {
+        name[: -len("weight_g")] + originals[name[-len("weight_g") :]] if name in chosen else name: tensor
+        for name, tensor in weights.items()
+    }
+
+
+@pytest.mark.parametrize("names", [(), ("weight_g",)], ids=["all", "half of them"])
+def test_both_ways_to_save_weight_normalisation_are_read(names):
+    older, newer = (converted(weights, network()).weights for weights in (public(), renamed(public(), *names)))
+    assert renamed(public(), *names).keys() != public().keys()
+    assert all(torch.equal(older[name], newer[name]) for name in older)
+
+
+def of_the_first_mdeq():
+    """It saves its cell four times: as fullstage, as a copy without weight normalisation, and both inside of deq."""
+    weights = public()
+    cell = {name.removeprefix("fullstage."): t for name, t in weights.items() if name.startswith("fullstage.")}
+    stale = {
+        name.removesuffix("_v"): torch.zeros_like(tensor) for name, tensor in cell.items() if not name.endswith("_g")
+    }
+    for place, part in (("deq.func", cell), ("fullstage_copy", stale), ("deq.func_copy", stale)):
+        weights |= {f"{place}.{name}": tensor.clone() for name, tensor in part.items()}
+    return weights
+
+
+def test_what_the_first_mdeq_saves_again_is_left_out():
+    weights = of_the_first_mdeq()
+    conversion, plain = converted(weights, network()), converted(public(), network())
+    assert all(torch.equal(conversion.weights[name], tensor) for name, tensor in plain.weights.items())
+    assert conversion.ignored.keys() == weights.keys() - public().keys()
+    conv = "branches.0.blocks.0.conv1.weight"
+    assert conversion.ignored[f"deq.func.{conv}_g"] == "a weight of fullstage again"
+    assert conversion.ignored[f"fullstage_copy.{conv}"] == "a copy for the backward pass of training"
+    assert conversion.ignored[f"deq.func_copy.{conv}"] == "a copy for the backward pass of training"
+
+
+def test_two_different_cells_are_refused():
+    weights = of_the_first_mdeq()
+    weights["deq.func.branches.0.blocks.0.gn1.bias"] += 1
+    with pytest.raises(CheckpointError, match=r"unexpected deq\.func\.branches\.0\.blocks\.0\.gn1\.bias$"):
+        convert_weights(weights, network(), "file")
 
 
 @pytest.mark.parametrize("prefix", ["module.", "network.", "module.network."])
@@ -91,28 +153,29 @@ def test_what_is_redundant_is_named_with_the_reason():
     weights = public()
     conv = "fullstage.branches.0.blocks.0.conv1"
     weights[f"{conv}.weight"] = torch.zeros(40, 8, 3, 3)
-    weights["fullstage_copy.branches.0.blocks.0.conv1.weight_g"] = weights[f"{conv}.weight_g"].clone()
     weights["iodrop.num_batches_tracked"] = torch.tensor(1)
     assert converted(weights, network()).ignored == {
         f"{conv}.weight": "computed from weight_g and weight_v",
-        "fullstage_copy.branches.0.blocks.0.conv1.weight_g": f"an equal copy of {conv}.weight_g",
         "iodrop.num_batches_tracked": "a counter of batches that the network does not have",
     }
 
 
 def test_counters_of_batches_may_be_missing():
     weights = {name: tensor for name, tensor in public().items() if not name.endswith("num_batches_tracked")}
-    assert converted(weights, network()).weights["stem.1.num_batches_tracked"] == 0
+    conversion = converted(weights, network())
+    assert conversion.weights["stem.1.num_batches_tracked"] == 0
+    counters = public().keys() - weights.keys()
+    assert conversion.supplied == dict.fromkeys(counters, "zero: a counter of batches, of use in training only")
 
 
-def changed(**changes):
-    return {**public(), **changes}
+def without(*names):
+    return {name: tensor for name, tensor in public().items() if name not in names}
 
 
 @pytest.mark.parametrize(
     ("weights", "complaint"),
     [
-        (lambda: {k: v for k, v in public().items() if k != "classifier.weight"}, "missing classifier.weight"),
+        (lambda: without("classifier.weight"), "missing classifier.weight"),
         (lambda: {**public(), "classifier2.weight": torch.ones(1)}, "unexpected classifier2.weight"),
         (
             lambda: {**public(), "classifier.bias": torch.ones(6)},
@@ -121,15 +184,49 @@ def changed(**changes):
         (lambda: {**public(), "classifier.bias": torch.full((5,), torch.nan)}, "classifier.bias"),
         (lambda: {**public(), "classifier.bias": torch.ones(5, dtype=torch.int64)}, "classifier.bias is torch.int64"),
         (lambda: public((8, 16, 32), (7, 14, 28)), "unexpected downsamp_modules.1.0.bias"),
+        (lambda: public(affine=True), "unexpected fullstage.post_fuse_layers.0.gnorm.bias"),
         (
-            lambda: {**public(), "fullstage_copy.branches.0.blocks.0.gn3.bias": torch.zeros(8)},
-            "unexpected fullstage_copy",
+            lambda: without("fullstage.branches.0.blocks.0.conv1.weight_v"),
+            "missing fullstage.branches.0.blocks.0.conv1.weight_v",
+        ),
+        # Half of a normalised weight beside a plain one must not be completed from it.
+        (
+            lambda: {
+                **without("fullstage.branches.0.blocks.0.conv1.weight_v"),
+                "fullstage.branches.0.blocks.0.conv1.weight": torch.ones(40, 8, 3, 3),
+            },
+            r"missing fullstage.branches.0.blocks.0.conv1.weight_v; unexpected fullstage.branches.0.blocks.0.conv1.w",
+        ),
+        (
+            lambda: {
+                **without(
+                    "fullstage.branches.0.blocks.0.conv1.weight_v", "fullstage.branches.0.blocks.0.conv1.weight_g"
+                ),
+                "fullstage.branches.0.blocks.0.conv1.weight": torch.ones(40, 8, 3, 3, dtype=torch.int64),
+            },
+            "missing .*conv1.weight_g; missing .*conv1.weight_v; unexpected .*conv1.weight$",
         ),
     ],
 )
 def test_what_does_not_fit_is_refused_by_its_name_in_the_file(weights, complaint):
     with pytest.raises(CheckpointError, match=f"^file: .*{complaint}"):
         convert_weights(weights(), network(), "file")
+
+
+def test_all_that_does_not_fit_is_reported_together():
+    weights = without("classifier.weight") | {"classifier.bias": torch.ones(6), "more\x1b[31m": torch.ones(1)}
+    weights["stage9.weight"] = torch.ones(1)
+    weights["final_layer.0.bias"] = torch.full((20,), torch.inf)
+    weights["final_layer.1.bias"] = torch.ones(20, dtype=torch.bool)
+    with pytest.raises(CheckpointError) as refused:
+        convert_weights(weights, network(), "file")
+    assert str(refused.value) == (
+        "file: the checkpoint is of another architecture than the model: missing classifier.weight; "
+        "classifier.bias has shape (6,), the model needs (5,); "
+        "final_layer.1.bias is torch.bool, the model needs torch.float32; "
+        "unexpected more\\x1b[31m; unexpected stage9.weight. "
+        "weights must be finite; NaN or infinite are some of final_layer.0.bias"
+    )
 
 
 def test_the_wrong_kind_of_network_is_refused():
@@ -169,6 +266,14 @@ def test_two_names_for_one_weight_are_refused():
     weights["1.module.fc.bias"] = weights["1.fc.bias"]
     with pytest.raises(CheckpointError, match=r"fc\.bias comes twice"):
         convert_weights(weights, net, "file")
+
+
+def test_two_names_for_one_weight_of_an_mdeq_are_refused():
+    weights = public()
+    conv = "fullstage.branches.0.blocks.0.conv1"
+    weights[f"{conv}.parametrizations.weight.original0"] = weights[f"{conv}.weight_g"]
+    with pytest.raises(CheckpointError, match=rf"file: {conv}\.weight_g comes twice"):
+        convert_weights(weights, network(), "file")
 
 
 def test_our_own_names_are_known():

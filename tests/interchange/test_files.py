@@ -1,9 +1,13 @@
 import argparse
 import os
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from deqcert.errors import CheckpointError
@@ -40,7 +44,10 @@ def test_what_is_written_is_a_checkpoint_of_ours_and_can_be_read(tmp_path):
 @pytest.mark.parametrize("sigma", [0.1, None])
 def test_safetensors_come_back_bit_for_bit(tmp_path, sigma):
     weights = {**WEIGHTS, "odd": torch.arange(6.0).view(2, 3).T, "count": torch.tensor(7), "shared": WEIGHTS["fc.bias"]}
-    write_safetensors(tmp_path / "w.safetensors", weights, sigma)
+    write_safetensors(tmp_path / "w.safetensors", weights, sigma, "0f" * 32)
+    with safe_open(tmp_path / "w.safetensors", framework="pt") as file:
+        stated = {} if sigma is None else {"sigma": "0.1"}
+        assert file.metadata() == {"format": "pt", "source_sha256": "0f" * 32} | stated
     found = read_weights(tmp_path / "w.safetensors")
     assert same(found.tensors, weights)
     assert found.sigma == sigma
@@ -67,10 +74,61 @@ def test_code_is_refused_and_not_run(tmp_path, zipped):
     assert not (tmp_path / "harm").exists()
 
 
-def test_objects_beside_the_weights_are_refused_by_name(tmp_path):
-    torch.save({"state_dict": WEIGHTS, "args": argparse.Namespace(lr=1)}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match=r"\(refused: argparse\.Namespace\)"):
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [(argparse.Namespace(lr=1), r"argparse\.Namespace"), (np.float64(0.9), r"numpy\._?core\.multiarray\.scalar")],
+    ids=["namespace", "numpy"],
+)
+def test_objects_beside_the_weights_are_refused_by_name(tmp_path, value, name, zipped):
+    torch.save({"state_dict": WEIGHTS, "x": value}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=rf"\(refused: {name}\); save its state_dict alone$"):
         read_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_truncated_files_are_refused(tmp_path, share, zipped):
+    path = tmp_path / "w.pth"
+    torch.save({"state_dict": nn.Linear(30, 30).state_dict()}, path, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match=r"w\.pth: damaged"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_a_plain_pickle_is_refused_without_advice_to_trust_it(tmp_path, protocol):
+    path = tmp_path / "w.pth"
+    path.write_bytes(pickle.dumps({"state_dict": {"w": [1.0]}}, protocol=protocol))
+    with pytest.raises(CheckpointError, match=r"w\.pth: damaged, or holds more than tensors") as refused:
+        read_weights(path)
+    assert "weights_only" not in str(refused.value)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_tensor_larger_than_its_file_is_refused(tmp_path, zipped):
+    content = {"w\x1b[2J": torch.zeros(1).expand(10**13)}
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"w\\x1b\[2J has shape \(10000000000000,\), larger than the file"):
+        read_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("sigma", [float("nan"), float("inf"), -1.0, True, "0.5", 10**400])
+def test_a_sigma_that_is_none_is_refused(tmp_path, sigma):
+    torch.save({"state_dict": WEIGHTS, "hyper_parameters": {"sigma": sigma}}, tmp_path / "w.ckpt")
+    with pytest.raises(CheckpointError, match=r"w\.ckpt: sigma = .* must be finite and >= 0"):
+        read_weights(tmp_path / "w.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("sigma", "complaint"),
+    [("nan", "sigma = nan, must be finite"), ("half", "cannot be read as safetensors: could not")],
+)
+def test_a_sigma_of_safetensors_that_is_none_is_refused(tmp_path, sigma, complaint):
+    save_file(WEIGHTS, tmp_path / "w.safetensors", {"sigma": sigma})
+    with pytest.raises(CheckpointError, match=rf"w\.safetensors: {complaint}"):
+        read_weights(tmp_path / "w.safetensors")
 
 
 def write(path: Path, content: object) -> Path:
@@ -110,7 +168,7 @@ def test_missing_files_are_refused(tmp_path, name):
 @pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:20], lambda b: b[:-3], lambda b: b"\xff" * 50])
 def test_damaged_safetensors_are_refused(tmp_path, damage):
     path = tmp_path / "w.safetensors"
-    write_safetensors(path, WEIGHTS, 0.5)
+    write_safetensors(path, WEIGHTS, 0.5, "")
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(CheckpointError, match=r"w\.safetensors: cannot be read as safetensors"):
         read_weights(path)
