@@ -13,7 +13,7 @@ from deqcert.termination import TERMINATED
 _USER_ERROR = 2
 _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
-_OWN_VERBS = ("verify", "report", "convert", "attack")
+_OWN_VERBS = ("verify", "report", "convert", "attack", "anchor")
 """Verbs that are not Lightning's: ``run_VERB(args)`` in the module of that name, imported when it is called for."""
 
 _RESUME = "what was saved before is safe, run the same command again to resume"

@@ -43,6 +43,20 @@ class DEQ(nn.Module, ABC):
     def initial_state(self, injection: Any) -> Tensor:
         """Return the cold start, shape (B, ...)."""
 
+    def anchor(self, injection: Any) -> Tensor:
+        """Return the anchored start, shape (B, ...): a function of the injection, row by row; here the cold start."""
+        return self.initial_state(injection)
+
+    @property
+    def start_kind(self) -> str:
+        """What :meth:`anchor` starts from, e.g. ``mean``."""
+        return "zero"
+
+    @property
+    def start_sigma(self) -> float | None:
+        """Noise that the anchored start was computed under; None if it does not depend on any, 0 if it was not yet."""
+        return None
+
     @abstractmethod
     def cell(self, z: Tensor, injection: Any) -> Tensor:
         """Return one evaluation of the cell, shape of ``z``."""
@@ -52,15 +66,21 @@ class DEQ(nn.Module, ABC):
         """Return the logits of the states ``z``, shape (B, classes)."""
 
     def solve(
-        self, x: Tensor, solver: Solver, start: Tensor | None = None, workspace: Workspace | None = None
+        self,
+        x: Tensor,
+        solver: Solver,
+        start: Tensor | None = None,
+        workspace: Workspace | None = None,
+        anchored: bool = False,
     ) -> tuple[Tensor, Solution]:
         """Inject, solve without a graph, and classify.
 
         Args:
             x: Images, shape (B, C, H, W).
             solver: Solver of the fixed point.
-            start: Start of the solve, shape of the state; None is the cold start.
+            start: Start of the solve, shape of the state; None is the cold or the anchored start.
             workspace: Buffers of the solver to use again, of one solve at a time; None allocates.
+            anchored: Whether to start from :meth:`anchor` where no start is given.
 
         Returns:
             Logits, shape (B, classes), and the solution.
@@ -68,7 +88,7 @@ class DEQ(nn.Module, ABC):
         with torch.no_grad():
             injection = self.inject(x)
             if start is None:
-                start = self.initial_state(injection)
+                start = self.anchor(injection) if anchored else self.initial_state(injection)
 
             def restrict(rows: Tensor) -> Function:
                 return self._function(map_tensors(lambda tensor: tensor[rows], injection))

@@ -36,6 +36,10 @@ class CompiledDEQ(DEQ):
         """As in the network."""
         return self.network.initial_state(injection)
 
+    def anchor(self, injection: Any) -> Tensor:
+        """As in the network."""
+        return self.network.anchor(injection)
+
     def cell(self, z: Tensor, injection: Any) -> Tensor:
         """As in the network."""
         image: Tensor = self._cell(z, injection)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from deqcert.models.base import DEQ
 from deqcert.models.mdeq_cell import MDEQCell
 from deqcert.models.mdeq_head import MDEQHead
 from deqcert.models.mdeq_inference import InferenceMDEQ
+from deqcert.models.starts import StartKind, build_start
 from deqcert.solvers import Broyden, Solver
 
 
@@ -49,6 +50,8 @@ class MDEQ(DEQ):
         post_fusion_affine: Whether the group norm after the fusion has affine parameters.
         dropout: Probability of the variational dropout, in [0, 1).
         solver: Solver of ``forward``.
+        start: Anchored start: zero, the mean fixed point, or learned from the injection; the last two are computed by
+            ``deqcert anchor``.
 
     Attributes:
         shapes: Shape (C_i, H_i, W_i) of each branch.
@@ -77,6 +80,7 @@ class MDEQ(DEQ):
         post_fusion_affine: bool = False,
         dropout: float = 0.2,
         solver: Solver = Broyden(max_steps=8, tolerance=1e-3),
+        start: StartKind = "zero",
     ) -> None:
         super().__init__(solver)
         branches = len(channels)
@@ -107,6 +111,7 @@ class MDEQ(DEQ):
             f"must be even and divide every entry of channels = {tuple(channels)}",
         )
         require(0 <= dropout < 1, "dropout", dropout, "must be in [0, 1)")
+        require(start in get_args(StartKind), "start", start, f"must be one of {', '.join(get_args(StartKind))}")
         smallest = 2 ** (downsample_times + branches - 1)
         require(
             image_size >= smallest and image_size % smallest == 0,
@@ -127,6 +132,8 @@ class MDEQ(DEQ):
         self.mdeq_cell = MDEQCell(channels, expansion, num_groups, post_fusion_affine)
         self.mdeq_head = MDEQHead(channels, head_channels, final_channels, num_classes)
         self._initialise()
+        self.start = build_start(start, self.shapes)
+        self._start_kind = start
 
     def _initialise(self) -> None:
         """Draw convolutions from N(0, 0.01²).
@@ -155,22 +162,40 @@ class MDEQ(DEQ):
         # The dtype of the parameters, not of the features: under autocast those are too coarse for a solver.
         return injection.features.new_zeros(len(injection.features), size, dtype=self.mean.dtype)
 
+    def anchor(self, injection: MDEQInjection) -> Tensor:
+        """Return the anchored start, shape (B, Σ_i C_i·H_i·W_i)."""
+        if self.start is None:
+            return self.initial_state(injection)
+        branches = self.start(injection.features)
+        return torch.cat([branch.flatten(1) for branch in branches], dim=1).to(self.mean.dtype)
+
+    @property
+    def start_kind(self) -> str:
+        """``zero``, ``mean`` or ``learned``."""
+        return self._start_kind
+
+    @property
+    def start_sigma(self) -> float | None:
+        """Noise that the anchored start was computed under; None for zero, 0 if it was not yet."""
+        return None if self.start is None else float(self.start.sigma)
+
     def cell(self, z: Tensor, injection: MDEQInjection) -> Tensor:
         """Evaluate residual blocks and fusion on the flattened state."""
-        branches = self.mdeq_cell(self._unflatten(z), injection.features, injection.masks)
+        branches = self.mdeq_cell(self.branches_of(z), injection.features, injection.masks)
         return torch.cat([branch.flatten(1) for branch in branches], dim=1).to(z.dtype)
 
     def head(self, z: Tensor) -> Tensor:
         """Classify the flattened state."""
-        logits: Tensor = self.mdeq_head(self._unflatten(z))
+        logits: Tensor = self.mdeq_head(self.branches_of(z))
         return logits
 
     def for_inference(self) -> InferenceMDEQ:
         """Return the same network with weight and batch normalisation folded into the convolutions."""
         parts = self.stem, self.mdeq_cell, self.mdeq_head
-        return InferenceMDEQ(parts, self.shapes, self.mean, self.std, self.solver)
+        return InferenceMDEQ(parts, self.shapes, self.mean, self.std, self.solver, self.start)
 
-    def _unflatten(self, z: Tensor) -> list[Tensor]:
+    def branches_of(self, z: Tensor) -> list[Tensor]:
+        """Return the branches of a flattened state, shape (B, C_i, H_i, W_i) each."""
         parts = torch.split(z, [c * h * w for c, h, w in self.shapes], dim=1)
         return [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from deqcert.models.base import DEQ
 from deqcert.models.folding import folded
+from deqcert.models.starts import MeanStart
 from deqcert.solvers import Solver
 
 
@@ -23,6 +24,7 @@ class InferenceMDEQ(DEQ):
         mean: Per-channel mean of the images, shape (C, 1, 1).
         std: Per-channel standard deviation of the images, shape (C, 1, 1).
         solver: Solver of ``forward``.
+        start: Anchored start of the network; None is the cold one.
     """
 
     mean: Tensor
@@ -35,12 +37,14 @@ class InferenceMDEQ(DEQ):
         mean: Tensor,
         std: Tensor,
         solver: Solver,
+        start: MeanStart | None = None,
     ) -> None:
         super().__init__(solver)
         self.shapes = tuple(shapes)
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
         self.stem, self.mdeq_cell, self.mdeq_head = (folded(part, mean) for part in parts)
+        self.start = None if start is None else folded(start, mean)
         self.eval()
 
     def inject(self, x: Tensor) -> Tensor:
@@ -54,15 +58,24 @@ class InferenceMDEQ(DEQ):
         size = sum(c * h * w for c, h, w in self.shapes)
         return injection.new_zeros(len(injection), size, dtype=self.mean.dtype)
 
+    def anchor(self, injection: Tensor) -> Tensor:
+        """Return the anchored start, shape (B, Σ_i H_i·W_i·C_i)."""
+        if self.start is None:
+            return self.initial_state(injection)
+        return self._flatten(self.start(injection)).to(self.mean.dtype)
+
     def cell(self, z: Tensor, injection: Tensor) -> Tensor:
         """Evaluate residual blocks and fusion on the flattened state."""
         branches = self.mdeq_cell(self._unflatten(z), injection, None)
-        return torch.cat([branch.permute(0, 2, 3, 1).flatten(1) for branch in branches], dim=1).to(z.dtype)
+        return self._flatten(branches).to(z.dtype)
 
     def head(self, z: Tensor) -> Tensor:
         """Classify the flattened state."""
         logits: Tensor = self.mdeq_head(self._unflatten(z))
         return logits
+
+    def _flatten(self, branches: Sequence[Tensor]) -> Tensor:
+        return torch.cat([branch.permute(0, 2, 3, 1).flatten(1) for branch in branches], dim=1)
 
     def _unflatten(self, z: Tensor) -> list[Tensor]:
         parts = torch.split(z, [c * h * w for c, h, w in self.shapes], dim=1)

@@ -20,8 +20,8 @@ from deqcert.training.attacks import Classifier, WarmStarted, frozen
 class SmoothedClassifier:
     """g(x) = argmax_c P(f(x + ε) = c), with the base classifier f and the noise of a smoothing strategy.
 
-    f is what the certificates are about: a DEQ is solved from a cold start by ``smoothing.base_solver``, whatever cheap
-    labels the strategy took its votes from. Under ``quantised`` noise f rounds its input to multiples of 1/255. There
+    f is what the certificates are about (``smoothing.base_labels``), whatever cheap labels the strategy took its votes
+    from. Under ``quantised`` noise f rounds its input to multiples of 1/255. There
     the certificate holds for every point, 8-bit or not, so a point is not rounded itself: x + ε is, with a Gaussian
     float ε. That is g to within the rounding of ε, which tests of some thousand copies cannot see; the exact sampler of
     certificates is for 8-bit images only.
@@ -61,8 +61,7 @@ class SmoothedClassifier:
 
     def _counts(self, point: Tensor, index: int, n: int, seed: int) -> tuple[int, ...]:
         labels = [
-            self._engine.label(copies, self._smoothing.base_solver).labels
-            for copies in self._copies(point, index, n, seed)
+            self._smoothing.base_labels(self._engine, copies).labels for copies in self._copies(point, index, n, seed)
         ]
         return count_labels(torch.cat(labels).cpu().numpy(), self._engine.num_classes)
 

@@ -1,5 +1,6 @@
 """Randomized smoothing: from one image to votes. Knows classifiers, noise and solvers; neither alpha nor Lightning."""
 
+from deqcert.smoothing.anchored import Anchored
 from deqcert.smoothing.base import Smoothing
 from deqcert.smoothing.convergence import (
     ConvergenceReport,
@@ -13,6 +14,7 @@ from deqcert.smoothing.serialized import Serialized
 from deqcert.smoothing.standard import Standard
 
 __all__ = [
+    "Anchored",
     "ConvergenceReport",
     "ConvergenceSettings",
     "Engine",

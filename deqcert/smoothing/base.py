@@ -100,7 +100,16 @@ class Smoothing(ABC):
     @property
     @abstractmethod
     def base_solver(self) -> Solver:
-        """Cold-start solver that makes a DEQ the base classifier f that certificates are about."""
+        """Solver that makes a DEQ the base classifier f that certificates are about."""
+
+    @property
+    def anchored(self) -> bool:
+        """Whether that solver starts from the network's anchor; from a cold start otherwise."""
+        return False
+
+    def base_labels(self, engine: Engine, x: Tensor) -> Labels:
+        """Label copies ``x``, shape (B, C, H, W), by the base classifier f."""
+        return engine.label(x, self.base_solver, anchored=self.anchored)
 
     def engine(self, classifier: nn.Module, image: Tensor) -> Engine:
         """Prepare ``classifier`` for :meth:`vote_group`, for images like ``image``, shape (C, H, W).

@@ -120,14 +120,22 @@ class Engine:
         return self.state.new_zeros(width, images, *self.state.shape[1:])
 
     @torch.no_grad()
-    def label(self, x: Tensor, solver: Solver, start: Tensor | None = None, keep: Tensor | None = None) -> Labels:
+    def label(
+        self,
+        x: Tensor,
+        solver: Solver,
+        start: Tensor | None = None,
+        keep: Tensor | None = None,
+        anchored: bool = False,
+    ) -> Labels:
         """Label a batch.
 
         Args:
             x: Noisy copies, shape (B, C, H, W), B >= 1.
             solver: Solver of a DEQ.
-            start: States to start from, shape (B, ...); None is the cold start.
+            start: States to start from, shape (B, ...); None is the cold or the anchored start.
             keep: Receives the fixed points, shape (B, ...); zeros in rows that diverged. May be ``start`` itself.
+            anchored: Whether to start from the network's anchor where no start is given.
 
         Returns:
             The labels, on the device of ``x``. Nothing waits for a GPU.
@@ -136,19 +144,23 @@ class Engine:
         def launch(first: int) -> Labels:
             rows = slice(first, first + self.rows)
             return self._launch(
-                x[rows], solver, None if start is None else start[rows], None if keep is None else keep[rows]
+                x[rows],
+                solver,
+                None if start is None else start[rows],
+                None if keep is None else keep[rows],
+                anchored,
             )
 
         places = range(0, len(x), self.rows)
         launches = [launch(first) for first in places] if self._workers is None else self._workers.map(launch, places)
         return Labels.joined(launches, len(x))
 
-    def _launch(self, x: Tensor, solver: Solver, start: Tensor | None, keep: Tensor | None) -> Labels:
+    def _launch(self, x: Tensor, solver: Solver, start: Tensor | None, keep: Tensor | None, anchored: bool) -> Labels:
         size = len(x)
         if self._padded and size < self.rows:
             x, start = _padded(x, self.rows), None if start is None else _padded(start, self.rows)
         if isinstance(self._network, DEQ):
-            logits, solution = self._network.solve(x, solver, start, self._workspace())
+            logits, solution = self._network.solve(x, solver, start, self._workspace(), anchored)
             steps, residual = solution.steps, solution.residual
             if keep is not None:
                 keep.copy_(solution.value[:size])
@@ -184,7 +196,12 @@ def _for_inference(network: DEQ, image: Tensor) -> DEQ:
     generator = torch.Generator(image.device).manual_seed(0)
     noise = torch.randn(4, *image.shape, generator=generator, device=image.device, dtype=image.dtype)
     with torch.autocast(image.device.type, enabled=False):
-        expected, given = (each.solve(image + noise, Anderson(max_steps=5))[0] for each in (network, twin))
+        expected, given = (
+            torch.stack(
+                [each.solve(image + noise, Anderson(max_steps=5), anchored=anchored)[0] for anchored in (False, True)]
+            )
+            for each in (network, twin)
+        )
     difference = float((given - expected).abs().max() / expected.abs().max())
     if not difference <= max(_ROUNDING, _ROUNDING_UNITS * torch.finfo(expected.dtype).eps):
         warnings.warn(

@@ -124,7 +124,7 @@ class Serialized(Smoothing):
         steps = torch.zeros_like(mismatches)
         side_by_side = len({task.index for task in tasks})
         for noisy, owners in _regrouped(self._members(tasks), side_by_side * self.batch_size):
-            true = engine.label(noisy, self.reference)
+            true = self.base_labels(engine, noisy)
             mismatches.index_add_(0, owners, (true.labels != classes[owners]).long())
             steps.index_add_(0, owners, true.steps)
         outcomes = zip(tasks, mismatches.tolist(), steps.tolist(), strict=True)

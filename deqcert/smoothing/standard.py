@@ -46,4 +46,4 @@ class Standard(Smoothing):
     @torch.no_grad()
     def label_chain(self, engine: Engine, images: Tensor, indices: Sequence[int], chain: int) -> list[ChainLabels]:
         """Label independent noisy copies; see :meth:`Smoothing.label_chain`."""
-        return self._label_copies(lambda x: engine.label(x, self.solver), engine, images, indices, chain)
+        return self._label_copies(lambda x: self.base_labels(engine, x), engine, images, indices, chain)

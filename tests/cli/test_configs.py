@@ -33,6 +33,7 @@ TESTED = {
     "certify/srs_1n.yaml",
     "certify/srs_1a.yaml",
     "certify/srs_3a.yaml",
+    "certify/anchored_3a.yaml",
     "train/gaussian.yaml",
     "train/smoothadv.yaml",
     "train/catrs.yaml",
@@ -126,7 +127,7 @@ def test_certify_resnets(config: str, split: str, tmp_path: Path) -> None:
     assert len(read_tsv(tmp_path / "run" / "certificates.tsv")) == 1
 
 
-@pytest.mark.parametrize("name", ["standard", "srs_1n", "srs_1a", "srs_3a"])
+@pytest.mark.parametrize("name", ["standard", "srs_1n", "srs_1a", "srs_3a", "anchored_3a"])
 def test_certify(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "--smoothing.n=60",
@@ -140,7 +141,7 @@ def test_certify(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     report = json.loads((tmp_path / "certificates.json").read_text())
     assert len(report["settings"]["classifier"]["digest"]) == 64
     assert all(example["sound"] for example in report["examples"])
-    assert any(example["audited"] for example in report["examples"]) == (name != "standard")
+    assert any(example["audited"] for example in report["examples"]) == name.startswith("srs")
     assert (tmp_path / "certify.yaml").exists()
     assert "ACR" in capsys.readouterr().out
 

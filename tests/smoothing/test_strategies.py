@@ -339,8 +339,8 @@ def test_a_nan_reference_is_a_mismatch(threshold_deq):
     class NanAfterWarmStart(threshold_deq):
         """The reference, alone in taking 60 steps, ends in NaN."""
 
-        def solve(self, x, solver, start=None, workspace=None):
-            logits, solution = super().solve(x, solver, start, workspace)
+        def solve(self, x, solver, start=None, workspace=None, anchored=False):
+            logits, solution = super().solve(x, solver, start, workspace, anchored)
             return (torch.full_like(logits, torch.nan) if solver.max_steps == 60 else logits), solution
 
     votes = serialized(solver=Picard(max_steps=20)).vote(NanAfterWarmStart(), IMAGE, 0, 0)

@@ -15,12 +15,13 @@ from deqcert.models import MDEQ
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "digits_mdeq_tiny" / "model.ckpt"
 
 
-def shipped_network():
+def shipped_network(start="zero"):
     """The shipped digits MDEQ: near its decision boundaries a label says something."""
     settings = {"channels": (8, 16), "head_channels": (4, 8), "final_channels": 64, "expansion": 3}
-    network = MDEQ(**settings, image_channels=1, image_size=8, mean=(0.305,), std=(0.376,))
+    network = MDEQ(**settings, image_channels=1, image_size=8, mean=(0.305,), std=(0.376,), start=start)
     weights = torch.load(CHECKPOINT, map_location="cpu", weights_only=True)["state_dict"]
-    network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()})
+    weights = {name.removeprefix("network."): value for name, value in weights.items()}
+    network.load_state_dict(weights, strict=start == "zero")
     return network.eval()
 
 

@@ -1,0 +1,95 @@
+"""``deqcert anchor``: the start from which few solver steps are a classifier of their own."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deqcert.cli.trainer_verbs import instantiate
+from deqcert.data import ImageDataModule
+from deqcert.data.images import to_unit_interval
+from deqcert.errors import SettingError, require
+from deqcert.interchange import write_checkpoint
+from deqcert.models import MDEQ
+from deqcert.solvers import Anderson
+from deqcert.training.checkpoints import demand_usable_weights, read_checkpoint
+from deqcert.training.starts import compute_start
+
+_START = "start."
+_DEFAULT_STEPS = {"mean": 50, "learned": 1000}
+
+
+def run_anchor(args: Sequence[str]) -> int:
+    """Compute a start and write the checkpoint that has it.
+
+    Args:
+        args: Arguments after the verb; those that it does not know go to the configuration of model and data.
+
+    Returns:
+        0.
+    """
+    parsed, config_args = _parser().parse_known_args(list(args))
+    target = Path(parsed.to)
+    require(parsed.overwrite or not target.exists(), "to", parsed.to, "exists; --overwrite replaces it")
+    given = read_checkpoint(parsed.source, "source")["state_dict"]
+    built = instantiate(
+        ["certify", *config_args, "--trainer.logger=false", f"--model.network.init_args.start={parsed.start}"]
+    )
+    network, sigma = built.model.network, built.model.sigma
+    if not isinstance(network, MDEQ):
+        raise SettingError("model.network", type(network).__name__, "must be an MDEQ")
+    weights = {
+        name.removeprefix("network."): tensor
+        for name, tensor in given.items()
+        if not name.startswith(f"network.{_START}")
+    }
+    own = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(_START)}
+    demand_usable_weights(own, weights, "source")
+    network.load_state_dict(weights, strict=False)
+    solver = Anderson(max_steps=parsed.max_steps, tolerance=parsed.tolerance)
+    steps = _DEFAULT_STEPS[parsed.start] if parsed.steps is None else parsed.steps
+    torch.manual_seed(parsed.seed)
+    report = compute_start(network, _Images(built.datamodule), sigma, solver, steps)
+    write_checkpoint(target, network.state_dict(), sigma)
+    print(
+        f"{parsed.start} start at sigma = {sigma}: from {report.images} noisy images, relative distance to the fixed "
+        f"points {report.error:.3f}; written to {target}"
+    )
+    print(f"use it with --model.network.init_args.start={parsed.start} and --smoothing.start={parsed.start}")
+    return 0
+
+
+class _Images:
+    """The training images of a data module, batch by batch, in [0, 1]."""
+
+    def __init__(self, data: ImageDataModule) -> None:
+        data.prepare_data()
+        data.setup("fit")
+        self._loader = data.train_dataloader()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for images, _, _ in self._loader:
+            yield to_unit_interval(images) if images.dtype == torch.uint8 else images
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="deqcert anchor",
+        description="Compute the start from which few solver steps are certified without an audit (Anchored "
+        "smoothing): the mean fixed point of noisy training images, or that and a small network that corrects it. "
+        "Weights stay as they are. Model and data are those of --config, the noise is model.sigma.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("source", metavar="CHECKPOINT", help="checkpoint of a trained MDEQ")
+    parser.add_argument("--to", metavar="TARGET", required=True, help="checkpoint to write")
+    parser.add_argument("--start", choices=sorted(_DEFAULT_STEPS), required=True, help="what to compute")
+    parser.add_argument("--steps", type=int, help=f"batches to take ({_DEFAULT_STEPS})")
+    parser.add_argument("--max_steps", type=int, default=30, help="Anderson steps of the fixed points (%(default)s)")
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="their relative residual (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (%(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
+    return parser
