@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-import torch
 from torch import Tensor, nn
 
 from deqcert.errors import SettingError, require
 from deqcert.models import DEQ
 from deqcert.models.starts import StartKind
-from deqcert.smoothing.base import Smoothing, solver_label
+from deqcert.smoothing.base import solver_label
 from deqcert.smoothing.engine import Engine
+from deqcert.smoothing.standard import Standard
 from deqcert.solvers import Anderson, Solver
-from deqcert.statistics import ChainLabels
 
 
 @dataclass(frozen=True)
-class Anchored(Smoothing):
+class Anchored(Standard):
     """Standard smoothing of f_k: k solver steps from a start that depends on the one noisy copy and the checkpoint.
 
     f_k is a fixed function of one image, so the labels of noisy copies are independent and the theorem of Cohen,
@@ -58,11 +56,6 @@ class Anchored(Smoothing):
         return f"anchored-{solver_label(self.solver)}-{self.start}"
 
     @property
-    def base_solver(self) -> Solver:
-        """That of every copy."""
-        return self.solver
-
-    @property
     def anchored(self) -> bool:
         """True."""
         return True
@@ -94,8 +87,3 @@ class Anchored(Smoothing):
                 stacklevel=2,
             )
         return super().engine(classifier, image)
-
-    @torch.no_grad()
-    def label_chain(self, engine: Engine, images: Tensor, indices: Sequence[int], chain: int) -> list[ChainLabels]:
-        """Label independent noisy copies; see :meth:`Smoothing.label_chain`."""
-        return self._label_copies(lambda x: self.base_labels(engine, x), engine, images, indices, chain)
