@@ -4,7 +4,7 @@ from deqcert.training.attacks import DDN, PGD
 from deqcert.training.checkpoint_io import SafeCheckpointIO
 from deqcert.training.checkpoints import read_checkpoint
 from deqcert.training.classifier import DEQClassifier
-from deqcert.training.objectives import CATRS, Consistency, Gaussian, Objective, SmoothAdv
+from deqcert.training.objectives import CATRS, Consistency, FewStep, Gaussian, Objective, SmoothAdv
 from deqcert.training.regularization import JacobianRegularization
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "PGD",
     "Consistency",
     "DEQClassifier",
+    "FewStep",
     "Gaussian",
     "JacobianRegularization",
     "Objective",

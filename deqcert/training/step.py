@@ -51,6 +51,14 @@ class TrainingStep:
         self.fixed_points.append(fixed_point)
         return self.network.head(fixed_point.value)
 
+    def few_step_logits(self, x: Tensor, steps: int) -> Tensor:
+        """Return the logits after ``steps`` plain steps from the anchor, with the exact gradient through them."""
+        injection = self.network.inject(x)
+        z = self.network.anchor(injection)
+        for _ in range(steps):
+            z = self.cell(z, injection)
+        return self.network.head(z)
+
     @contextmanager
     def attacked(self, gradient: GradientEstimator) -> Iterator[Classifier]:
         """Yield the network in evaluation mode with frozen parameters, differentiable in its images.

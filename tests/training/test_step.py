@@ -115,3 +115,25 @@ def test_a_compiled_cell_trains_alike(gradient):
 def test_channels_last_trains_alike():
     losses = [fit(model(channels_last=choice, gradient=OneStep()), 3)[1].losses for choice in (False, True)]
     assert list(losses[0].values()) == pytest.approx(list(losses[1].values()), rel=1e-3)
+
+
+def test_few_step_logits_are_plain_steps_from_the_anchor_with_the_exact_gradient(network):
+    network.anchor = lambda injection: 0.5 * injection
+    x = torch.rand(3, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def by_hand():
+        injection = network.inject(x)
+        z = 0.5 * injection
+        for _ in range(2):
+            z = torch.tanh(network.weight(z) + injection)
+        return network.classifier(z)
+
+    logits = step(network).few_step_logits(x, 2)
+    torch.testing.assert_close(logits, by_hand())
+    parameters = list(network.parameters())
+    for given, expected in zip(
+        torch.autograd.grad(logits.square().sum(), parameters),
+        torch.autograd.grad(by_hand().square().sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(given, expected)

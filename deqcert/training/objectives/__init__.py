@@ -3,7 +3,8 @@
 from deqcert.training.objectives.base import Loss, Objective, TrainingContext
 from deqcert.training.objectives.catrs import CATRS
 from deqcert.training.objectives.consistency import Consistency
+from deqcert.training.objectives.few_step import FewStep
 from deqcert.training.objectives.gaussian import Gaussian
 from deqcert.training.objectives.smoothadv import SmoothAdv
 
-__all__ = ["CATRS", "Consistency", "Gaussian", "Loss", "Objective", "SmoothAdv", "TrainingContext"]
+__all__ = ["CATRS", "Consistency", "FewStep", "Gaussian", "Loss", "Objective", "SmoothAdv", "TrainingContext"]

@@ -26,6 +26,9 @@ class TrainingContext(Protocol):
     def logits(self, x: Tensor) -> Tensor:
         """Return logits in training mode with a graph to the parameters, shape (B, C, H, W) to (B, classes)."""
 
+    def few_step_logits(self, x: Tensor, steps: int) -> Tensor:
+        """Return the logits after ``steps`` plain steps from the anchor, otherwise as :meth:`logits`."""
+
     def attacked(self, gradient: GradientEstimator) -> AbstractContextManager[Classifier]:
         """Yield the network in evaluation mode with frozen parameters, differentiable in its images.
 
