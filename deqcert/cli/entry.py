@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from deqcert.errors import DeqcertError
 from deqcert.termination import TERMINATED
 
 _USER_ERROR = 2
+_READER_GONE = 141  # as a shell reports SIGPIPE
 _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 _OWN_VERBS = ("verify", "report", "convert", "attack", "anchor")
@@ -26,16 +28,22 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments; None takes those of the process.
 
     Returns:
-        Exit code: 0; 1 if ``verify`` or ``attack`` has found something; 2 for an error that the user can mend; 143 if
-        SIGTERM has ended a run that the same command resumes.
+        Exit code: 0; 1 if ``verify`` or ``attack`` has found something; 2 for an error that the user can mend; 141 if
+        nobody reads the output any more; 143 if SIGTERM has ended a run that the same command resumes.
     """
     try:
-        return _run(args)
+        code = _run(args)
+        sys.stdout.flush()
+        return code
     except SystemExit as ending:
         # Lightning raises it without a code in fit, and a scheduler would take that run for a finished one.
         if type(ending).__name__ == "SIGTERMException":
             return TERMINATED
         raise
+    except BrokenPipeError:
+        # The reader of the output, e.g. head, has had enough. Python would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _READER_GONE
     except Exception as error:
         message = _message(error)
         if message is None:

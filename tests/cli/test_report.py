@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from deqcert.cli import main
@@ -89,3 +92,11 @@ def test_a_bad_setting_is_named(write, capsys, options, complaint):
 def test_a_missing_run_is_named(tmp_path, capsys):
     assert main(["report", str(tmp_path / "missing")]) == 2
     assert "missing: cannot be read" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_had_enough_is_no_error(write):
+    command = [sys.executable, "-m", "deqcert.cli", "report", write(HEADER + ROWS)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 141
