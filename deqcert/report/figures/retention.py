@@ -19,7 +19,8 @@ def plot_retention(reference: Run, others: Sequence[Run]) -> Figure:
     """Draw the radius of each image over its radius in a reference run.
 
     Points on the diagonal keep all of it. An image without a certificate has the radius 0; images that neither run
-    certifies are left out. A class other than the reference's counts as no certificate.
+    certifies are left out. A class other than the reference's counts as no certificate. The legend says how much of the
+    sum of the reference's radii is kept on the images that it certifies.
 
     Args:
         reference: The run to compare with, e.g. standard smoothing.
@@ -46,7 +47,8 @@ def plot_retention(reference: Run, others: Sequence[Run]) -> Figure:
             ]
         ).reshape(-1, 2)
         certified = pairs[pairs[:, 0] > 0]
-        kept = f": {100 * np.mean(certified[:, 1] / certified[:, 0]):.0f} % kept" if len(certified) else ""
+        # Of the sum: a mean of quotients would be that of the smallest radii.
+        kept = f": {100 * certified[:, 1].sum() / certified[:, 0].sum():.0f} % kept" if len(certified) else ""
         axes.plot(
             pairs[:, 0],
             pairs[:, 1],

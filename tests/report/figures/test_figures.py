@@ -38,6 +38,15 @@ def test_retention_pairs_the_radii_of_each_image(run, make_certificate):
     assert labels(figure) == ["half: 50 % kept"]
 
 
+def test_what_is_kept_is_a_share_of_the_sum_of_radii(run):
+    radii = {0: 1.0, 10: 0.01}
+    reference = run.restricted(radii)
+    examples = tuple(e._replace(radius=radii[e.index]) for e in reference.examples)
+    other = tuple(e._replace(radius=0.5) for e in reference.examples)
+    figure = plot_retention(reference._replace(examples=examples), [reference._replace(name="o", examples=other)])
+    assert labels(figure) == ["o: 99 % kept"]
+
+
 def test_retention_counts_another_class_as_nothing_and_marks_the_unsound(run):
     examples = tuple(e._replace(prediction=2 if e.radius else -1, sound=False) for e in run.examples)
     figure = plot_retention(run, [run._replace(name="other", examples=examples)])
