@@ -25,7 +25,7 @@ from deqcert.report.figures import (
 from deqcert.report.formats import format_latex, format_markdown, format_text
 from deqcert.report.runs import Run, common_images
 from deqcert.report.summary import Summary
-from deqcert.report.table import Table, class_table, lower_bound_table, summary_table
+from deqcert.report.table import Table, class_table, lower_bound_table, lower_bounds, summary_table
 from deqcert.report.tsv import write_tsv
 
 if TYPE_CHECKING:
@@ -82,9 +82,10 @@ class Report:
         if not runs:
             raise DataError("there is no run to report on")
         require(0 < rho < 1, "rho", rho, "must be in (0, 1)")
-        names = [run.name for run in runs]
-        for position, name in enumerate(names):
-            require(name not in names[:position], "run", name, "must have a name of its own, as in NAME=PATH")
+        files = [_slug(run.name) for run in runs]
+        for position, run in enumerate(runs):
+            mine = files[position] not in files[:position]
+            require(mine, "run", run.name, "must have a name of its own, as in NAME=PATH, which its files can have too")
         self.runs = list(runs)
         self.radii = tuple(radii)
         self.residuals = dict(residuals or {})
@@ -143,8 +144,9 @@ class Report:
             run = measured[0]
             assert run.votes is not None, "measured"
             assert run.alpha is not None, "of a run with votes"
-            counts = self._projected or [factor * run.votes[0].n for factor in _PROJECTED]
-            figures["projections"] = plot_projections(run, [(n, run.alpha) for n in counts])
+            n = max(vote.n for vote in run.votes)
+            counts = self._projected or [factor * n for factor in _PROJECTED]
+            figures["projections"] = plot_projections(run, [(count, run.alpha) for count in counts])
         if self.residuals:
             figures["residuals"] = plot_residuals(self.residuals)
         return figures
@@ -192,6 +194,7 @@ class Report:
             [
                 *("run", "sound", "images", "alpha", "acr", "clean_accuracy", "abstention_rate"),
                 *(f"certified_accuracy_at_{radius:g}" for radius in self.radii),
+                *(f"lower_bound_at_{radius:g}" for radius in self.radii),
                 *costs,
             ]
         )
@@ -201,6 +204,7 @@ class Report:
                     *(name, int(summary.sound), summary.examples, self.alphas[name]),
                     *(summary.average_certified_radius, summary.clean_accuracy, summary.abstention_rate),
                     *summary.certified_accuracy,
+                    *lower_bounds(summary, self.alphas[name], self._rho),
                     *(getattr(summary, cost) for cost in costs),
                 ]
             )

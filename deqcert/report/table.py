@@ -116,16 +116,32 @@ def lower_bound_table(summaries: Mapping[str, Summary], alphas: Mapping[str, flo
     radii = sorted(_ranked_radii(summaries))
     every = list(summaries.values())
 
-    def bound(name: str, radius: float) -> float | None:
-        summary, alpha = summaries[name], alphas[name]
-        accuracy = dict(zip(summary.radii, summary.certified_accuracy, strict=True)).get(radius)
-        if accuracy is None or alpha is None or not summary.sound:
-            return None
-        return max(0.0, accuracy - false_certificates_upper(summary.examples, alpha, rho))
-
-    grouped = [_percent(f"{r:g}", [bound(name, r) for name in summaries], best=max) for r in radii]
+    bounds = [
+        dict(zip(each.radii, lower_bounds(each, alphas[name], rho), strict=True)) for name, each in summaries.items()
+    ]
+    grouped = [_percent(f"{r:g}", [each.get(r) for each in bounds], best=max) for r in radii]
     group = f"truly robust % at least, with probability {1 - rho:g}, at l2 radius"
     return _table("run", group, grouped, [], list(summaries), [each.sound for each in every])
+
+
+def lower_bounds(summary: Summary, alpha: float | None, rho: float) -> list[float | None]:
+    """Bound each certified accuracy from below: at least that many images are truly robust, but for probability rho.
+
+    Args:
+        summary: A run.
+        alpha: Error probability of its certificates; None where it is not known.
+        rho: Probability with which a bound may fail, in (0, 1).
+
+    Returns:
+        Fractions in the order of the radii; None where alpha is not known or the run is not sound.
+
+    Raises:
+        SettingError: ``alpha`` or ``rho`` is out of range.
+    """
+    if alpha is None or not summary.sound:
+        return [None] * len(summary.radii)
+    false = false_certificates_upper(summary.examples, alpha, rho)
+    return [max(0.0, accuracy - false) for accuracy in summary.certified_accuracy]
 
 
 def class_table(examples: Sequence[CertifiedExample], radii: Sequence[float]) -> Table:

@@ -5,6 +5,7 @@ import pytest
 
 from deqcert.errors import DataError, SettingError
 from deqcert.report import Report, ResidualCurves, read_runs, read_tsv
+from deqcert.statistics import false_certificates_upper
 
 TABLE = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t3\t3\t0.5\t1\t2.0\n10\t3\t3\t0.25\t1\t2.0\n"
 
@@ -65,7 +66,9 @@ def test_the_numbers_for_programs_are_whole(runs, tmp_path):
     assert float(exact["acr"]) == summary.average_certified_radius
     assert float(exact["certified_accuracy_at_0.25"]) == summary.certified_accuracy[1]
     assert float(exact["nfe_total"]) == summary.nfe_total
-    assert (theirs["alpha"], theirs["nfe_total"]) == ("", "")
+    assert (theirs["alpha"], theirs["nfe_total"], theirs["lower_bound_at_0"]) == ("", "", "")
+    false = false_certificates_upper(5, 0.001, 0.001)
+    assert float(exact["lower_bound_at_0"]) == max(0.0, summary.certified_accuracy[0] - false)
 
 
 def test_the_page_shows_the_figures_beside_it(runs, tmp_path):
@@ -95,5 +98,7 @@ def test_projections_can_be_chosen(runs):
 def test_a_report_needs_runs_with_names_of_their_own(runs):
     with pytest.raises(SettingError, match=r"NAME=PATH"):
         Report([runs[0], runs[0]], [0.0])
+    with pytest.raises(SettingError, match=r"run = 'ours_exact'"):
+        Report([runs[0], runs[1]._replace(name="ours_exact")], [0.0])
     with pytest.raises(DataError, match="no run"):
         Report([], [0.0])
