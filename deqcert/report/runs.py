@@ -160,7 +160,7 @@ def report_radii(runs: Sequence[Run]) -> tuple[float, ...]:
 
 def _radii(run: Run) -> tuple[float, ...]:
     if run.votes is not None and run.sigma is not None and run.alpha is not None:
-        return automatic_radii(run.sigma, run.alpha, run.votes[0].n)
+        return automatic_radii(run.sigma, run.alpha, max(vote.n for vote in run.votes))
     largest, step = max(example.radius for example in run.examples), 0.25
     while largest >= _MOST_RADII * step:
         step *= 2

@@ -24,12 +24,15 @@ from deqcert.statistics import (
     CertificationRule,
     ChainAudit,
     FixedAudit,
+    RelativePrecision,
+    TargetRadius,
     Votes,
     join_chains,
     noise_error,
 )
 
 _AUDITS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (AdaptiveAudit, FixedAudit)}
+_STOPPINGS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (RelativePrecision, TargetRadius)}
 
 # Of scipy's quantiles in different versions.
 _ROUNDING = 1e-9
@@ -156,9 +159,10 @@ def _vote_findings(votes: Votes, smoothing: Mapping[str, Any]) -> list[str]:
     """Check the votes of an image against the settings they were taken with."""
     found = [
         f"image {votes.index}: {field} = {getattr(votes, field)}, but the run has {smoothing[field]}"
-        for field in ("n0", "n")
+        for field in (("n0",) if votes.anytime else ("n0", "n"))
         if getattr(votes, field) != smoothing[field]
     ]
+    found += [f"image {votes.index}: {text}" for text in _stopping_findings(votes, smoothing)]
     audit = smoothing.get("audit")
     if (audit is None) != (votes.audited is None):
         found.append(f"image {votes.index}: audited = {votes.audited}, but the run has audit = {audit}")
@@ -168,6 +172,28 @@ def _vote_findings(votes: Votes, smoothing: Mapping[str, Any]) -> list[str]:
         if votes.audited != size:
             found.append(f"image {votes.index}: audited = {votes.audited}, but its votes ask for {size}")
     return found
+
+
+def _stopping_findings(votes: Votes, smoothing: Mapping[str, Any]) -> list[str]:
+    """Check where sampling stopped, as far as the last counts tell: those of earlier looks are known within a batch."""
+    stopping, n_max, batch = smoothing.get("stopping"), smoothing["n"], smoothing["batch_size"]
+    if votes.anytime != (stopping is not None):
+        return [f"anytime = {votes.anytime}, but the run has stopping = {stopping}"]
+    if stopping is None:
+        return []
+    if votes.n > n_max or (votes.n < n_max and votes.n % batch):
+        return [f"n = {votes.n}, but the run looks at its votes every {batch} copies, up to {n_max}"]
+    if stopping["class"] not in _STOPPINGS:
+        return []
+    rule = _STOPPINGS[stopping["class"]](**{key: value for key, value in stopping.items() if key != "class"})
+    if votes.n < n_max and not rule.settled(votes.n_a, votes.n, n_max):
+        return [f"n = {votes.n}, but its votes ask for more"]
+    look = (votes.n - 1) // batch * batch
+    possible = range(max(0, votes.n_a - (votes.n - look)), min(votes.n_a, look) + 1)
+    likely_first = sorted(possible, key=lambda count: abs(count - votes.n_a * look / votes.n))
+    if look and all(rule.settled(count, look, n_max) for count in likely_first):
+        return [f"n = {votes.n}, but whatever its first {look} votes were, they were enough"]
+    return []
 
 
 def _chain_findings(votes: Votes, ledger: Ledger, chains: int) -> list[str]:

@@ -37,6 +37,8 @@ class Anchored(Standard):
         noise: "float32" noise is added as published, which rounds; "quantised" noise, for 8-bit images, is off by a
             bound that certificates subtract (docs/floating_point.md).
         solver: The k steps.
+        stopping: When an image has votes enough, looked at after each batch: n then is the most that it takes, and
+            certificates use a bound that holds wherever sampling stops. null takes n copies. Needs chains = 1.
         start: Start that the network must have: "zero", "mean" or "learned".
 
     Raises:

@@ -19,8 +19,9 @@ from deqcert.errors import is_real, require, require_count
 from deqcert.smoothing.engine import Engine, Execution, Labels
 from deqcert.smoothing.labels import count_labels
 from deqcert.smoothing.noise import Purpose, noisy_batches
+from deqcert.smoothing.tally import Tally
 from deqcert.solvers import Anderson, Broyden, Solver
-from deqcert.statistics import ChainAudit, ChainLabels, Noise, Votes, join_chains, noise_error
+from deqcert.statistics import ChainAudit, ChainLabels, Noise, Stopping, Votes, join_chains, noise_error
 from deqcert.statistics.noise_error import LARGEST_SIGMA
 
 _MOST = 10**9
@@ -91,6 +92,8 @@ class Smoothing(ABC):
         noise_error(self.noise, pixels=1)  # refuses other names
         if self.noise == "quantised":
             require(self.sigma <= LARGEST_SIGMA, "sigma", self.sigma, f"must be <= {LARGEST_SIGMA} for quantised noise")
+        if self.stopping is not None:
+            require(self.chains == 1, "chains", self.chains, "must be 1 with stopping: an image stops by all its votes")
 
     @property
     @abstractmethod
@@ -106,6 +109,15 @@ class Smoothing(ABC):
     def anchored(self) -> bool:
         """Whether that solver starts from the network's anchor; from a cold start otherwise."""
         return False
+
+    @property
+    def stopping(self) -> Stopping | None:
+        """When an image has votes enough, looked at after each batch; None if it always takes n copies.
+
+        A strategy whose labels are independent labels of the base classifier may make this a setting. n then is a
+        budget, and the copies are the first ones of those that n fixed would have.
+        """
+        return None
 
     def base_labels(self, engine: Engine, x: Tensor) -> Labels:
         """Label copies ``x``, shape (B, C, H, W), by the base classifier f."""
@@ -157,7 +169,8 @@ class Smoothing(ABC):
         audited = iter(self.audit_chains(engine, [task for each in tasks for task in each or ()]))
         audits = [None if each is None else list(islice(audited, len(each))) for each in tasks]
         return [
-            join_chains(label, self.n0, given, audit) for label, given, audit in zip(labels, parts, audits, strict=True)
+            join_chains(label, self.n0, given, audit, anytime=self.stopping is not None)
+            for label, given, audit in zip(labels, parts, audits, strict=True)
         ]
 
     @abstractmethod
@@ -210,16 +223,6 @@ class Smoothing(ABC):
             noise=self.noise,
         )
 
-    def _noisy_groups(
-        self, images: Tensor, indices: Sequence[int], purpose: Purpose, chain: int = 0
-    ) -> Iterator[Tensor]:
-        """Yield the noisy batches of E images together, copy by copy: row i·E + e is copy i of image e."""
-        streams = [
-            self._noisy_batches(image, index, purpose, chain) for image, index in zip(images, indices, strict=True)
-        ]
-        for batches in zip(*streams, strict=True):
-            yield torch.stack(batches, dim=1).flatten(0, 1)
-
     def _label_copies(
         self,
         label: Callable[[Tensor], Labels],
@@ -230,25 +233,43 @@ class Smoothing(ABC):
     ) -> list[ChainLabels]:
         """Label selection and estimation copies of one chain of each image by ``label``, batch by batch."""
         started = time.perf_counter()
-        purposes = Purpose.SELECTION, Purpose.ESTIMATION
-        batches = (label(x) for purpose in purposes for x in self._noisy_groups(images, indices, purpose, chain))
-        joined = Labels.joined(batches, -1, len(images))
+        given = self._labels_of_images(label, images, indices, chain)
+        seconds = (time.perf_counter() - started) / sum(len(each.labels) for each in given)
         selecting = self.copies(Purpose.SELECTION, chain)
-        given = joined.labels.cpu().numpy()
-        nfe, residuals = joined.steps.sum(dim=0).tolist(), joined.residual[selecting:].mean(dim=0).tolist()
-        seconds = (time.perf_counter() - started) / len(images)
         return [
             ChainLabels(
                 index=index,
                 chain=chain,
-                selection=count_labels(given[:selecting, e], engine.num_classes),
-                labels=given[selecting:, e].astype(np.int16),
-                nfe=nfe[e],
-                residual=residuals[e],
-                seconds=seconds,
+                selection=count_labels(each.labels[:selecting].numpy(), engine.num_classes),
+                labels=each.labels[selecting:].numpy().astype(np.int16),
+                nfe=int(each.steps.sum()),
+                residual=float(each.residual[selecting:].mean()),
+                seconds=seconds * len(each.labels),
             )
-            for e, index in enumerate(indices)
+            for each, index in zip(given, indices, strict=True)
         ]
+
+    def _labels_of_images(
+        self, label: Callable[[Tensor], Labels], images: Tensor, indices: Sequence[int], chain: int
+    ) -> list[Labels]:
+        """Return the labels of each of E images, selection first; an image that is settled leaves the launches."""
+        tallies = [Tally(self.stopping, self.n) for _ in indices]
+        going = tallies
+        for purpose in Purpose.SELECTION, Purpose.ESTIMATION:
+            streams = {
+                tally: self._noisy_batches(image, index, purpose, chain)
+                for tally, image, index in zip(tallies, images, indices, strict=True)
+            }
+            for _ in range(0, self.copies(purpose, chain), self.batch_size):
+                # Copy by copy: row i·E + e is copy i of image e.
+                noisy = torch.stack([next(streams[tally]) for tally in going], dim=1).flatten(0, 1)
+                labels = label(noisy)
+                for position, tally in enumerate(going):
+                    tally.add(Labels(*(tensor[position :: len(going)] for tensor in labels)), purpose)
+                going = [tally for tally in going if not tally.settled]
+                if not going:
+                    break
+        return [tally.joined() for tally in tallies]
 
 
 def solver_label(solver: Solver) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from deqcert.smoothing.base import Smoothing, solver_label
 from deqcert.smoothing.engine import Engine
 from deqcert.solvers import Anderson, Solver
-from deqcert.statistics import ChainLabels
+from deqcert.statistics import ChainLabels, Stopping
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,15 @@ class Standard(Smoothing):
         noise: "float32" noise is added as published, which rounds; "quantised" noise, for 8-bit images, is off by a
             bound that certificates subtract (docs/floating_point.md).
         solver: Solver that defines the base classifier of a DEQ; other networks ignore it.
+        stopping: When an image has votes enough, looked at after each batch: n then is the most that it takes, and
+            certificates use a bound that holds wherever sampling stops. null takes n copies. Needs chains = 1.
+
+    Raises:
+        SettingError: If a setting is out of range.
     """
 
     solver: Solver = Anderson(max_steps=30, tolerance=1e-3)
+    stopping: Stopping | None = None
 
     @property
     def label(self) -> str:

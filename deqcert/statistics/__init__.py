@@ -1,7 +1,8 @@
 """The statistics of certification: counts in, bounds and certificates out.
 
 numpy and scipy only; nothing here knows a model, a device or a training framework. Read :mod:`bounds` (the
-exact confidence bounds), :mod:`votes` (the measurement of one image), :mod:`chains` (the same in parts),
+exact confidence bounds), :mod:`sequential` (those that hold wherever sampling stops), :mod:`stopping` (when it does),
+:mod:`votes` (the measurement of one image), :mod:`chains` (the same in parts),
 :mod:`audit` (what cheap, dependent labels are worth), :mod:`certificate` (votes and alpha to class and radius),
 :mod:`refutation` (what fresh votes say of a certificate) and :mod:`predict`, in this order.
 """
@@ -29,6 +30,8 @@ from deqcert.statistics.chains import ChainAudit, ChainLabels, join_chains, sele
 from deqcert.statistics.noise_error import Noise, noise_error
 from deqcert.statistics.predict import predict
 from deqcert.statistics.refutation import claimed_probability
+from deqcert.statistics.sequential import anytime_lower, anytime_upper
+from deqcert.statistics.stopping import RelativePrecision, Stopping, TargetRadius
 from deqcert.statistics.votes import Votes
 
 __all__ = [
@@ -42,7 +45,12 @@ __all__ = [
     "ChainLabels",
     "FixedAudit",
     "Noise",
+    "RelativePrecision",
+    "Stopping",
+    "TargetRadius",
     "Votes",
+    "anytime_lower",
+    "anytime_upper",
     "binomial_effective_count",
     "certified_radius",
     "claimed_probability",

@@ -36,3 +36,11 @@ def checked_level(field: str, value: ArrayLike) -> FloatArray:
     level = np.asarray(value, dtype=np.float64)
     demand((level > 0) & (level < 1), field, level, "must be in (0, 1)")
     return level
+
+
+def binomial_arguments(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> tuple[IntArray, IntArray, FloatArray]:
+    """Return successes and trials, 0 <= k <= n and n >= 1, and an error probability."""
+    k, n = checked_counts("k", k), checked_counts("n", n)
+    demand(n >= 1, "n", n, "must be >= 1")
+    demand(k <= n, "k", k, "must be <= n")
+    return k, n, checked_level("alpha", alpha)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtri
 from scipy.stats import beta, hypergeom
 
-from deqcert.statistics.arguments import FloatArray, IntArray, checked_counts, checked_level, demand
+from deqcert.statistics.arguments import FloatArray, IntArray, binomial_arguments, checked_counts, checked_level, demand
 
 
 def clopper_pearson_lower(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> FloatArray:
@@ -35,7 +35,7 @@ def clopper_pearson_lower(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Float
         >>> round(float(clopper_pearson_lower(99, 100, 0.001)), 4)
         0.9114
     """
-    k, n, alpha = _binomial_arguments(k, n, alpha)
+    k, n, alpha = binomial_arguments(k, n, alpha)
     positive = np.maximum(k, 1)  # at k = 0 the beta distribution does not exist and the bound is 0
     return np.where(k == 0, 0.0, beta.ppf(alpha, positive, n - positive + 1))
 
@@ -56,7 +56,7 @@ def clopper_pearson_upper(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Float
     Raises:
         SettingError: A count is no integer or out of range, or ``alpha`` is outside of (0, 1).
     """
-    k, n, alpha = _binomial_arguments(k, n, alpha)
+    k, n, alpha = binomial_arguments(k, n, alpha)
     below_n = np.minimum(k, n - 1)  # at k = n the beta distribution does not exist and the bound is 1
     return np.where(k == n, 1.0, beta.isf(alpha, below_n + 1, n - below_n))
 
@@ -123,10 +123,3 @@ def certified_radius(p_a_lower: ArrayLike, sigma: ArrayLike) -> FloatArray:
     demand((p_a_lower >= 0) & (p_a_lower <= 1), "p_a_lower", p_a_lower, "must be in [0, 1]")
     demand((sigma > 0) & np.isfinite(sigma), "sigma", sigma, "must be > 0 and finite")
     return np.where(p_a_lower > 0.5, sigma * ndtri(p_a_lower), 0.0)
-
-
-def _binomial_arguments(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> tuple[IntArray, IntArray, FloatArray]:
-    k, n = checked_counts("k", k), checked_counts("n", n)
-    demand(n >= 1, "n", n, "must be >= 1")
-    demand(k <= n, "k", k, "must be <= n")
-    return k, n, checked_level("alpha", alpha)

@@ -19,6 +19,8 @@ from deqcert.statistics.audit import (
     split_alpha,
 )
 from deqcert.statistics.bounds import certified_radius, clopper_pearson_lower
+from deqcert.statistics.records import expect
+from deqcert.statistics.sequential import anytime_lower
 from deqcert.statistics.votes import Votes
 
 ABSTAIN = -1
@@ -79,7 +81,8 @@ class CertificationRule:
         """Bound the probability p_A of the selected class from below.
 
         Without audit the labels are independent and N_A is Binomial(n, p), with p the probability of the class
-        under the noise that was drawn. With one, T = #{Y = A} is, and the effective count exceeds T with
+        under the noise that was drawn, provided that n was fixed; else the bound is the one that holds wherever
+        sampling stops. With an audit, T = #{Y = A} is Binomial, and the effective count exceeds T with
         probability at most alpha_audit; the union bound gives alpha in all. p_A, under exact Gaussian noise, is
         at least p - ``noise_error``, with certainty, which is why it costs no alpha.
 
@@ -90,6 +93,7 @@ class CertificationRule:
 
         Raises:
             SettingError: ``noise_error`` is out of range, or the votes' counts are inconsistent.
+            DataError: Votes with an audit were stopped: no rule bounds those.
         """
         require(0 <= noise_error < 1, "noise_error", noise_error, "must be in [0, 1)")
         return max(0.0, self._drawn_lower(votes) - noise_error)
@@ -97,7 +101,9 @@ class CertificationRule:
     def _drawn_lower(self, votes: Votes) -> float:
         """Bound the probability of the selected class under the noise that was drawn."""
         if votes.audited is None:
-            return float(clopper_pearson_lower(votes.n_a, votes.n, self.alpha))
+            lower = anytime_lower if votes.anytime else clopper_pearson_lower
+            return float(lower(votes.n_a, votes.n, self.alpha))
+        expect(votes, "anytime", not votes.anytime, "false with an audit")
         outcome = votes.audited, votes.mismatches
         if self.audit == "published":
             return float(published_p_a_lower(votes.n_a, votes.n, *outcome, self.alpha))
@@ -120,6 +126,7 @@ class CertificationRule:
         Raises:
             SettingError: ``sigma`` is not positive and finite, ``noise_error`` is not in [0, 1), or the votes'
                 counts are inconsistent.
+            DataError: Votes with an audit were stopped.
         """
         p_a_lower = self.p_a_lower(votes, noise_error)
         return Certificate(

@@ -121,7 +121,13 @@ def selected_class(labels: Sequence[ChainLabels]) -> int:
     return counts.index(max(counts))
 
 
-def join_chains(label: int, n0: int, labels: Sequence[ChainLabels], audits: Sequence[ChainAudit] | None) -> Votes:
+def join_chains(
+    label: int,
+    n0: int,
+    labels: Sequence[ChainLabels],
+    audits: Sequence[ChainAudit] | None,
+    anytime: bool = False,
+) -> Votes:
     """Add up all chains of one image.
 
     Args:
@@ -129,6 +135,7 @@ def join_chains(label: int, n0: int, labels: Sequence[ChainLabels], audits: Sequ
         n0: Selection copies.
         labels: The labels of every chain, in the order of their numbers.
         audits: Their shares of the audit, in the same order; None if the labels need no audit.
+        anytime: Whether the labels themselves decided how many there are; only of a single chain.
 
     Returns:
         The votes.
@@ -148,4 +155,5 @@ def join_chains(label: int, n0: int, labels: Sequence[ChainLabels], audits: Sequ
         nfe_audit=sum(each.nfe for each in audits or ()),
         residual=sum(each.residual * len(each.labels) for each in labels) / len(given),
         seconds=sum(each.seconds for each in labels) + sum(each.seconds for each in audits or ()),
+        anytime=anytime,
     )

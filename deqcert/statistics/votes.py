@@ -23,7 +23,7 @@ class Votes(NamedTuple):
         index: Position of the image in its data set.
         label: True class, in [0, C).
         n0: Noisy copies used to select the class A.
-        n: Fresh noisy copies used to estimate how often A occurs.
+        n: Fresh noisy copies used to estimate how often A occurs; with ``anytime`` as many as were drawn.
         selection: C counts of the selection copies.
         estimation: C counts of the estimation copies.
         audited: Size of the uniformly random audit subset of the copies classified A; None if the labels are
@@ -34,6 +34,8 @@ class Votes(NamedTuple):
         nfe_audit: The same for the audit.
         residual: Mean relative residual of the estimation solves; nan if the classifier is no DEQ.
         seconds: Wall-clock time.
+        anytime: Whether sampling could stop because of the votes, so that only bounds hold that are valid wherever it
+            stops. False if n was fixed before.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
@@ -48,6 +50,7 @@ class Votes(NamedTuple):
     nfe_audit: int
     residual: float
     seconds: float
+    anytime: bool = False
 
     @property
     def selected(self) -> int:
@@ -84,6 +87,8 @@ class Votes(NamedTuple):
             expect(self, "audited", is_count(self.audited), "an integer >= 0, or None")
             expect(self, "audited", self.audited <= self.n_a, f"at most the {self.n_a} copies classified A")
             expect(self, "mismatches", self.mismatches <= self.audited, f"at most {self.audited} audited copies")
+        expect(self, "anytime", isinstance(self.anytime, bool), "true or false")
+        expect(self, "anytime", not self.anytime or self.audited is None, "false with an audit")
 
         expect(self, "residual", is_number(self.residual) and not self.residual < 0, "a number >= 0, or nan")
         expect(self, "seconds", is_number(self.seconds) and 0 <= self.seconds < math.inf, "a finite number >= 0")

@@ -17,9 +17,9 @@ from deqcert.ledger import Ledger, stored_identity, votes_digest
 from deqcert.ledger.lines import START, seal, unseal
 from deqcert.report import verify_run
 from deqcert.report.json_report import _seal
-from deqcert.smoothing import Serialized
+from deqcert.smoothing import Serialized, Standard
 from deqcert.solvers import Picard
-from deqcert.statistics import AdaptiveAudit, CertificationRule
+from deqcert.statistics import AdaptiveAudit, CertificationRule, RelativePrecision
 
 STRATEGY = Serialized(
     n0=10,
@@ -177,6 +177,55 @@ def test_quantised_noise_costs_its_bound(tmp_path):
     bounds = [CertificationRule(alpha=0.05).p_a_lower(vote) for vote in votes]
     assert [example["p_a_lower"] for example in examples] == [max(0.0, bound - 64 * 2.0**-48) for bound in bounds]
     assert max(bounds) > 0.5
+
+
+@pytest.fixture(scope="module")
+def finished_by_stopping(tmp_path_factory):
+    """Looks at its votes every 20 copies, up to 190."""
+    directory = tmp_path_factory.mktemp("stopped")
+    rule = RelativePrecision(precision=0.2, alpha=0.05)
+    strategy = Standard(n0=10, n=190, batch_size=20, solver=Picard(max_steps=3), stopping=rule)
+    certify(ShippedModule(), directory, strategy, images=6, callbacks=[CertifiedRadius(alpha=0.05)])
+    return directory
+
+
+def test_a_run_that_stops_by_its_votes_follows_from_them(finished_by_stopping):
+    assert verify_run(finished_by_stopping).findings == []
+    votes = Ledger(finished_by_stopping, stored_identity(finished_by_stopping)).refresh()
+    assert len({vote.n for vote in votes}) >= 2
+    assert all(vote.anytime for vote in votes)
+    examples = json.loads((finished_by_stopping / "certificates.json").read_text())["examples"]
+    assert any(example["radius"] > 0 for example in examples)
+
+
+def with_votes(record, n, n_a):
+    estimation = [0] * len(record["estimation"])
+    estimation[record["selection"].index(max(record["selection"]))] = n_a
+    record.update(n=n, estimation=estimation)
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        (lambda r: r.update(anytime=False), "anytime = False, but the run has stopping = {"),
+        (lambda r: r.update(anytime=False), "n = .*, but the run has 190"),
+        (lambda r: with_votes(r, 70, 50), "n = 70, but the run looks at its votes every 20 copies, up to 190"),
+        (lambda r: with_votes(r, 200, 150), "n = 200, but the run looks at its votes every 20 copies, up to 190"),
+        (lambda r: with_votes(r, 20, 15), "n = 20, but its votes ask for more"),
+        (lambda r: with_votes(r, 190, 0), "n = 190, but whatever its first 180 votes were, they were enough"),
+        (lambda r: with_votes(r, 60, 3), "n = 60, but whatever its first 40 votes were, they were enough"),
+    ],
+)
+def test_votes_that_were_not_stopped_by_the_rule_are_found(finished_by_stopping, tmp_path, change, finding):
+    run = shutil.copytree(finished_by_stopping, tmp_path / "run")
+    reseal_ledger(run, lambda record: change(record) if "index" in record else None)
+    assert re.search(finding, "\n".join(found(run)))
+
+
+def test_votes_of_a_run_without_a_rule_are_not_stopped(finished_by_stopping, tmp_path):
+    run = shutil.copytree(finished_by_stopping, tmp_path / "run")
+    reseal_ledger(run, lambda r: r["identity"]["smoothing"].update(stopping=None) if "identity" in r else None)
+    assert "anytime = True, but the run has stopping = None" in "\n".join(found(run))
 
 
 def test_the_command_line(run, tmp_path, capsys):

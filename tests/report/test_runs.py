@@ -172,6 +172,12 @@ def test_a_run_restricted_to_nothing_is_refused(make_run):
         read_runs(make_run(), "run")[0].restricted([])
 
 
+def test_radii_are_those_of_the_image_that_took_most_copies(make_run, make_votes):
+    stopped = {"audited": None, "mismatches": 0, "nfe_audit": 0, "anytime": True}
+    votes = [make_votes(0, n=10, estimation=(0, 0, 0, 9), **stopped), make_votes(1, **stopped)]
+    assert report_radii(read_runs(make_run(votes=votes), "name")) == report_radii(read_runs(make_run("other"), "name"))
+
+
 def test_radii_are_those_of_the_run_that_reaches_farthest(make_run, make_table):
     ours = read_runs(make_run(), "ours")
     assert report_radii(ours) == (0.0, 0.25, 0.5, 0.75)

@@ -9,6 +9,7 @@ from deqcert.models import MDEQ, AnchoredClassifier
 from deqcert.smoothing import Anchored, Standard
 from deqcert.smoothing.noise import Purpose, noisy_batches
 from deqcert.solvers import Anderson, Picard
+from deqcert.statistics import CertificationRule, TargetRadius
 
 IMAGE = torch.full((1, 4, 4), 0.5)
 
@@ -74,6 +75,16 @@ def test_votes_do_not_depend_on_batches_or_neighbours(make_anchored):
     for one, other in zip(alone, together, strict=True):
         assert one.estimation == other.estimation
         assert one.selection == other.selection
+
+
+def test_sampling_may_stop_once_the_question_is_settled(make_anchored):
+    classifier = make_anchored(factor=0.9, threshold=0.0)  # every copy has class 0
+    fixed, stopped = (
+        anchored(n=2000, stopping=stopping).vote(classifier, IMAGE, 0, 0) for stopping in (None, TargetRadius(0.5))
+    )
+    assert (fixed.n, fixed.anytime) == (2000, False)
+    assert (stopped.n, stopped.anytime) == (64, True)
+    assert CertificationRule().certify(stopped, 0.5).radius > 0.25
 
 
 def test_the_identity_names_steps_and_start():

@@ -14,7 +14,7 @@ from deqcert.smoothing import Execution, Serialized, Standard
 from deqcert.smoothing.labels import count_labels, labels_of
 from deqcert.smoothing.noise import Purpose
 from deqcert.solvers import Anderson, Broyden, Picard
-from deqcert.statistics import AdaptiveAudit, FixedAudit
+from deqcert.statistics import AdaptiveAudit, FixedAudit, RelativePrecision
 
 IMAGE = torch.full((1, 4, 4), 0.5)
 SMALL = {"n0": 10, "n": 50, "batch_size": 8}
@@ -165,7 +165,7 @@ def test_settings_of_serialized_smoothing_are_refused_by_name(settings, field):
 CHANGES = {
     "sigma": 0.25, "n0": 11, "n": 51, "batch_size": 9, "seed": 1, "solver": Anderson(max_steps=2), "start": "clean",
     "warmup_steps": 9, "reference": Anderson(max_steps=29), "audit": AdaptiveAudit(), "precision": "bfloat16",
-    "execution": Execution(rows=7), "chains": 2, "noise": "quantised",
+    "execution": Execution(rows=7), "chains": 2, "noise": "quantised", "stopping": RelativePrecision(),
 }  # fmt: skip
 
 

@@ -5,10 +5,11 @@ import dataclasses
 import pytest
 from scipy.stats import beta, norm
 
-from deqcert.errors import SettingError
+from deqcert.errors import DataError, SettingError
 from deqcert.statistics import (
     Certificate,
     CertificationRule,
+    anytime_lower,
     binomial_effective_count,
     clopper_pearson_lower,
     exact_effective_count,
@@ -33,6 +34,17 @@ def test_audited_votes_share_alpha(make_votes, audit, effective_count, alpha_aud
     n_eff = effective_count(950, 400, 2, share)
     assert rule.p_a_lower(make_votes()) == float(clopper_pearson_lower(n_eff, 1000, 0.01 - share))
     assert rule.certify(make_votes(), 0.5).sound
+
+
+def test_votes_that_were_stopped_use_the_bound_that_holds_wherever_sampling_stops(make_votes, standard_votes):
+    rule = CertificationRule(alpha=0.01)
+    votes = standard_votes._replace(anytime=True)
+    assert rule.p_a_lower(votes) == float(anytime_lower(950, 1000, 0.01)) < rule.p_a_lower(standard_votes)
+    assert rule.p_a_lower(votes, 0.125) == rule.p_a_lower(votes) - 0.125
+    assert rule.certify(votes, 0.5).sound
+    for audit in ("exact", "binomial", "published"):
+        with pytest.raises(DataError, match="anytime = True: expected false with an audit"):
+            CertificationRule(audit=audit).certify(make_votes(anytime=True), 0.5)
 
 
 def test_published_rule_is_marked_unsound(make_votes):

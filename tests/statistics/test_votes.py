@@ -26,6 +26,7 @@ def test_n_a_counts_the_selected_class_not_the_most_frequent_estimate(make_votes
 def test_consistent_votes_pass(make_votes, standard_votes):
     make_votes().validate()
     standard_votes.validate()
+    standard_votes._replace(anytime=True).validate()
     make_votes(selection=(0, 79, 0), estimation=(0, 950, 0)).validate()  # non-finite samples vote for nobody
     make_votes(audited=0, mismatches=0).validate()
     make_votes(residual=math.inf).validate()  # a diverged solve is a fact, not an error
@@ -63,6 +64,8 @@ def test_consistent_votes_pass(make_votes, standard_votes):
         ("seconds", {"seconds": -1.0}),
         ("seconds", {"seconds": math.nan}),
         ("seconds", {"seconds": math.inf}),
+        ("anytime", {"anytime": 1}),
+        ("anytime", {"anytime": True}),  # audited
     ],
 )
 def test_validate_names_the_inconsistent_field(make_votes, field, changes):
@@ -94,6 +97,7 @@ def arbitrary_votes(draw: st.DrawFn) -> Votes:
         nfe_audit=draw(st.integers(0, 10**9)) if audited else 0,
         residual=draw(st.floats(0, 1e6)),
         seconds=draw(st.floats(0, 1e6)),
+        anytime=audited is None and draw(st.booleans()),
     )
 
 
@@ -115,6 +119,8 @@ def test_from_json_refuses_missing_and_unknown_fields(make_votes):
     record = make_votes().to_json()
     with pytest.raises(DataError, match="votes lack audited, seconds"):
         Votes.from_json({k: v for k, v in record.items() if k not in ("audited", "seconds")})
+    with pytest.raises(DataError, match="votes lack anytime"):  # nothing is assumed of how n came about
+        Votes.from_json({k: v for k, v in record.items() if k != "anytime"})
     with pytest.raises(DataError, match="votes have no field alpha"):
         Votes.from_json({**record, "alpha": 0.001})
 
@@ -136,6 +142,8 @@ def test_from_json_refuses_missing_and_unknown_fields(make_votes):
         ("residual", "nan"),
         ("seconds", None),
         ("seconds", True),
+        ("anytime", None),
+        ("anytime", 0),
     ],
 )
 def test_from_json_refuses_wrong_types(make_votes, field, value):
