@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning import __version__ as lightning_version
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
@@ -76,7 +76,7 @@ def write_checkpoint(path: str | Path, network_weights: Mapping[str, Tensor], si
     checkpoint: dict[str, Any] = {
         "epoch": 0,
         "global_step": 0,
-        "pytorch-lightning_version": lightning_version,
+        "pytorch-lightning_version": version("lightning"),
         "state_dict": {f"network.{name}": tensor for name, tensor in network_weights.items()},
         "hyper_parameters": {"sigma": sigma},
     }
