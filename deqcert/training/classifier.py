@@ -43,7 +43,7 @@ class DEQClassifier(LightningModule):
         network: The deep equilibrium network; or any other classifier of images in [0, 1], which can be validated,
             tested and certified, but not trained.
         sigma: Standard deviation of the training noise, in pixels of [0, 1], >= 0.
-        objective: What is minimised: Gaussian, SmoothAdv, CATRS or Consistency.
+        objective: What is minimised: Gaussian, SmoothAdv, CATRS, Consistency or FewStep.
         gradient: Gradient through the fixed point in implicit training.
         pretraining_steps: Optimiser steps of pre-training before implicit training, >= 0.
         pretraining_gradient: Forward pass and gradient of pre-training.
