@@ -36,9 +36,7 @@ def run_anchor(args: Sequence[str]) -> int:
     target = Path(parsed.to)
     require(parsed.overwrite or not target.exists(), "to", parsed.to, "exists; --overwrite replaces it")
     given = read_checkpoint(parsed.source, "source")["state_dict"]
-    built = instantiate(
-        ["certify", *config_args, "--trainer.logger=false", f"--model.network.init_args.start={parsed.start}"]
-    )
+    built = instantiate(["certify", *config_args, f"--model.network.init_args.start={parsed.start}"])
     network, sigma = built.model.network, built.model.sigma
     if not isinstance(network, MDEQ):
         raise SettingError("model.network", type(network).__name__, "must be an MDEQ")
@@ -53,8 +51,9 @@ def run_anchor(args: Sequence[str]) -> int:
     solver = Anderson(max_steps=parsed.max_steps, tolerance=parsed.tolerance)
     steps = _DEFAULT_STEPS[parsed.start] if parsed.steps is None else parsed.steps
     torch.manual_seed(parsed.seed)
-    report = compute_start(network, _Images(built.datamodule), sigma, solver, steps)
-    write_checkpoint(target, network.state_dict(), sigma)
+    device = built.trainer.strategy.root_device
+    report = compute_start(network.to(device), _Images(built.datamodule, device), sigma, solver, steps)
+    write_checkpoint(target, network.cpu().state_dict(), sigma)
     print(
         f"{parsed.start} start at sigma = {sigma}: from {report.images} noisy images, relative distance to the fixed "
         f"points {report.error:.3f}; written to {target}"
@@ -64,16 +63,18 @@ def run_anchor(args: Sequence[str]) -> int:
 
 
 class _Images:
-    """The training images of a data module, batch by batch, in [0, 1]."""
+    """The training images of a data module, batch by batch, in [0, 1] on a device."""
 
-    def __init__(self, data: ImageDataModule) -> None:
+    def __init__(self, data: ImageDataModule, device: torch.device) -> None:
+        self._device = device
         data.prepare_data()
         data.setup("fit")
         self._loader = data.train_dataloader()
 
     def __iter__(self) -> Iterator[Tensor]:
         for images, _, _ in self._loader:
-            yield to_unit_interval(images) if images.dtype == torch.uint8 else images
+            there = images.to(self._device)
+            yield to_unit_interval(there) if there.dtype == torch.uint8 else there
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -74,9 +74,7 @@ def certified_model(directory: str | Path, device: str | None = None, overrides:
     config = directory / "certify.yaml"
     if not config.is_file():
         raise DataError(f"{config}: must be a file; deqcert certify writes it beside the ledger")
-    cli = instantiate(
-        ["certify", "--config", str(config), *_ALONE, f"--trainer.accelerator={_ACCELERATORS[kind]}", *overrides]
-    )
+    cli = instantiate(["certify", "--config", str(config), f"--trainer.accelerator={_ACCELERATORS[kind]}", *overrides])
     chosen = cli.config_init["certify"]
     if chosen["ckpt_path"] is not None:
         weights = read_checkpoint(chosen["ckpt_path"])["state_dict"]
@@ -111,18 +109,6 @@ def certified_model(directory: str | Path, device: str | None = None, overrides:
         root,
         cli.trainer.precision_plugin.predict_step_context(),
     )
-
-
-_ALONE = (
-    "--trainer.devices=1",
-    "--trainer.num_nodes=1",
-    "--trainer.strategy=auto",
-    "--trainer.logger=false",
-    "--trainer.callbacks=null",
-    "--trainer.enable_checkpointing=false",
-    "--trainer.enable_progress_bar=false",
-    "--trainer.enable_model_summary=false",
-)
 
 
 def _certificates(directory: Path, identity: dict[str, Any], rule: CertificationRule) -> list[Certificate]:

@@ -17,16 +17,7 @@ from deqcert.training.checkpoints import demand_usable_weights, printable
 _OWN_PREFIX = "network."
 _SHOWN = 5
 
-_ON_THIS_MACHINE = (
-    "--trainer.accelerator=cpu",
-    "--trainer.devices=1",
-    "--trainer.num_nodes=1",
-    "--trainer.strategy=auto",
-    "--trainer.precision=32-true",
-    "--trainer.logger=false",
-    "--trainer.callbacks=null",
-    "--trainer.plugins=null",
-)
+_ANYWHERE = "--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.plugins=null"
 """A configuration for other machines names a model all the same."""
 
 
@@ -85,7 +76,7 @@ def _import(source: Path, target: Path, model_args: Sequence[str]) -> list[str]:
             "config", None, "must name the configuration of the model, e.g. configs/cifar10/mdeq_large.yaml"
         )
     found = read_weights(source)
-    module = instantiate(["certify", *model_args, *_ON_THIS_MACHINE]).model
+    module = instantiate(["certify", *model_args, *_ANYWHERE]).model
     conversion = convert_weights(found.tensors, module.network, str(source))
     sigma = module.sigma
     write_checkpoint(target, conversion.weights, sigma)

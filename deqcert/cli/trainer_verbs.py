@@ -21,6 +21,18 @@ from deqcert.training import DEQClassifier, SafeCheckpointIO, read_checkpoint
 
 _DATA = {"model", "dataloaders", "datamodule"}
 
+_ALONE = (
+    "--trainer.devices=1",
+    "--trainer.num_nodes=1",
+    "--trainer.strategy=auto",
+    "--trainer.logger=false",
+    "--trainer.callbacks=null",
+    "--trainer.enable_checkpointing=false",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+)
+"""A configuration made for other machines names model and data all the same."""
+
 
 class SaveVerbConfig(SaveConfigCallback, CertificationCallback):
     """Saves the configuration as ``fit.yaml``, … in the log directory, ``certify.yaml`` beside the ledger.
@@ -106,7 +118,8 @@ def instantiate(args: Sequence[str]) -> DeqCertCLI:
     """Build what a command line describes, for verbs of ours that need a model but no run of the trainer.
 
     Args:
-        args: Arguments of a verb of the trainer, the verb first.
+        args: Arguments of a verb of the trainer, the verb first. That they ask for many devices, loggers or callbacks
+            does not matter.
 
     Returns:
         The command line with its ``model``, ``datamodule`` and ``trainer``, and the other arguments of the verb as
@@ -117,7 +130,8 @@ def instantiate(args: Sequence[str]) -> DeqCertCLI:
         CheckpointError: The checkpoint of the command line cannot be used.
     """
     demand_sound_configs(args)
-    return _command_line(_Instantiation, args)
+    verb, *rest = args
+    return _command_line(_Instantiation, [verb, *rest, *_ALONE])
 
 
 def _command_line(kind: type[DeqCertCLI], args: Sequence[str] | None) -> DeqCertCLI:
