@@ -115,18 +115,16 @@ def read_runs(
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as problem:
         raise DataError(f"{path}: its settings cannot be used to certify anything ({problem!r})") from problem
 
-    alpha_audit = own.alpha_audit if alpha is None else None
+    level, alpha_audit = (own.alpha, own.alpha_audit) if alpha is None else (alpha, None)
     audited = any(vote.audited is not None for vote in votes)
     rules = [(name, own.audit)] if not (audited and audits) else [(f"{name} {audit}", audit) for audit in audits]
     return [
         Run(
             name=named,
-            examples=tuple(
-                CertificationRule(alpha or own.alpha, alpha_audit, audit).certify(vote, sigma, error) for vote in votes
-            ),
+            examples=tuple(CertificationRule(level, alpha_audit, audit).certify(vote, sigma, error) for vote in votes),
             votes=tuple(votes),
             seconds={vote.index: vote.seconds for vote in votes},
-            alpha=alpha or own.alpha,
+            alpha=level,
             sigma=sigma,
         )
         for named, audit in rules

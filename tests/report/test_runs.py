@@ -35,6 +35,12 @@ def test_another_alpha_certifies_again(make_run):
     assert run.examples == tuple(CertificationRule(alpha=0.1).certify(vote, 0.5) for vote in run.votes)
 
 
+@pytest.mark.parametrize("alpha", [0, 0.0, 1.0, -0.1])
+def test_an_alpha_that_is_no_probability_is_refused(make_run, alpha):
+    with pytest.raises(SettingError, match="alpha = "):
+        read_runs(make_run(), "name", alpha=alpha)
+
+
 def test_rules_of_audit_make_runs_of_their_own(make_run):
     exact, published = read_runs(make_run(), "name", audits=["exact", "published"])
     assert (exact.name, published.name) == ("name exact", "name published")
