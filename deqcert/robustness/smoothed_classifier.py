@@ -15,6 +15,7 @@ from deqcert.smoothing.labels import count_labels
 from deqcert.smoothing.noise import Purpose, noisy_batches
 from deqcert.smoothing.workers import Workers
 from deqcert.training.attacks import Classifier, WarmStarted, frozen
+from deqcert.training.step import few_step_logits
 
 
 class SmoothedClassifier:
@@ -84,12 +85,15 @@ class SmoothedClassifier:
         """Yield f with frozen parameters, differentiable in its input; without the rounding of quantised noise.
 
         Args:
-            gradient: Gradient through the fixed point of a DEQ; other networks are differentiated as they are.
+            gradient: Gradient through the fixed point of a DEQ; other networks are differentiated as they are, and so
+                are few steps from an anchor, taken plainly: f itself if its solver is Picard, near it otherwise.
         """
-        classifier = self._classifier
+        classifier, solver = self._classifier, self._smoothing.base_solver
         with frozen(classifier):
-            if isinstance(classifier, DEQ):
-                yield WarmStarted(classifier, classifier.cell, self._smoothing.base_solver, gradient)
+            if isinstance(classifier, DEQ) and self._smoothing.anchored:
+                yield lambda x: few_step_logits(classifier, classifier.cell, x, solver.max_steps)
+            elif isinstance(classifier, DEQ):
+                yield WarmStarted(classifier, classifier.cell, solver, gradient)
             else:
                 yield classifier
 

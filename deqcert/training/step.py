@@ -53,11 +53,7 @@ class TrainingStep:
 
     def few_step_logits(self, x: Tensor, steps: int) -> Tensor:
         """Return the logits after ``steps`` plain steps from the anchor, with the exact gradient through them."""
-        injection = self.network.inject(x)
-        z = self.network.anchor(injection)
-        for _ in range(steps):
-            z = self.cell(z, injection)
-        return self.network.head(z)
+        return few_step_logits(self.network, self.cell, x, steps)
 
     @contextmanager
     def attacked(self, gradient: GradientEstimator) -> Iterator[Classifier]:
@@ -69,3 +65,22 @@ class TrainingStep:
         """
         with frozen(self.network):
             yield WarmStarted(self.network, self.cell, self.network.solver, self.attack_gradient or gradient)
+
+
+def few_step_logits(network: DEQ, cell: Cell, x: Tensor, steps: int) -> Tensor:
+    """Return the logits after ``steps`` plain steps from the anchor, with a graph to images and parameters.
+
+    Args:
+        network: The network.
+        cell: Its cell; compiled where that is asked for.
+        x: Images, shape (B, C, H, W).
+        steps: Evaluations of the cell, >= 1.
+
+    Returns:
+        Logits, shape (B, classes).
+    """
+    injection = network.inject(x)
+    z = network.anchor(injection)
+    for _ in range(steps):
+        z = cell(z, injection)
+    return network.head(z)

@@ -11,8 +11,8 @@ from torch import nn
 from deqcert.errors import SettingError
 from deqcert.implicit import ImplicitAdjoint, OneStep
 from deqcert.robustness import SmoothedAttack, SmoothedClassifier, distances
-from deqcert.smoothing import Serialized, Standard
-from deqcert.smoothing.noise import Purpose
+from deqcert.smoothing import Anchored, Serialized, Standard
+from deqcert.smoothing.noise import Purpose, noisy_batches
 from deqcert.solvers import Picard
 from deqcert.training.attacks import frozen
 
@@ -170,3 +170,24 @@ def test_the_network_is_left_as_it_was(image, strategy):
 def test_bad_settings_are_named(field):
     with pytest.raises(SettingError, match=field):
         SmoothedAttack(**{field: 0})
+
+
+def test_an_anchored_classifier_is_attacked_and_judged_as_few_steps_from_its_anchor(threshold_deq, image):
+    class AnchoredDEQ(threshold_deq):
+        def anchor(self, injection):
+            return 1.6 * injection  # z* is 2 times the injection; one step leads to 1.8 times
+
+    network = AnchoredDEQ()
+    strategy = Anchored(sigma=0.5, n0=10, n=50, batch_size=25, solver=Picard(max_steps=1))
+    target = SmoothedClassifier(network, strategy, image)
+    x = torch.rand(5, 1, 4, 4).requires_grad_()
+    with target.attacked(OneStep()) as classifier:
+        logits = classifier(x)
+        (gradient,) = torch.autograd.grad(logits[:, 0].sum(), x)
+    torch.testing.assert_close(logits[:, :1], 1.8 * x.flatten(1).mean(dim=1, keepdim=True))
+    torch.testing.assert_close(gradient, torch.full_like(x, 1.8 / 16))
+    (counts,) = target.counts(image[None], index=0, n=200, seed=0)
+    copies = torch.cat(list(noisy_batches(image, 0, Purpose.ATTACK_CHECK, sigma=0.5, count=200, batch_size=25, seed=0)))
+    expected = int((1.8 * copies.flatten(1).mean(dim=1) > 1.0).sum())
+    assert counts == (expected, 200 - expected)
+    assert 0 < expected < 200
