@@ -1,4 +1,4 @@
-"""The command line: ``deqcert fit | validate | test | certify | verify | report | convert | attack``."""
+"""The command line: ``deqcert fit | validate | test | certify | verify | report | convert | attack | anchor``."""
 
 from deqcert.cli.entry import main
 

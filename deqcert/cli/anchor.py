@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deqcert.cli.targets import demand_free
 from deqcert.cli.trainer_verbs import instantiate
 from deqcert.data import ImageDataModule
 from deqcert.data.images import to_unit_interval
-from deqcert.errors import SettingError, require
+from deqcert.errors import SettingError
 from deqcert.interchange import write_checkpoint
 from deqcert.models import MDEQ
 from deqcert.solvers import Anderson
@@ -34,7 +35,7 @@ def run_anchor(args: Sequence[str]) -> int:
     """
     parsed, config_args = _parser().parse_known_args(list(args))
     target = Path(parsed.to)
-    require(parsed.overwrite or not target.exists(), "to", parsed.to, "exists; --overwrite replaces it")
+    demand_free(target, Path(parsed.source), parsed.overwrite)
     given = read_checkpoint(parsed.source, "source")["state_dict"]
     built = instantiate(["certify", *config_args, f"--model.network.init_args.start={parsed.start}"])
     network, sigma = built.model.network, built.model.sigma

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from deqcert.cli.targets import demand_free
 from deqcert.cli.trainer_verbs import instantiate
 from deqcert.errors import CheckpointError, SettingError, require
 from deqcert.files import file_digest
@@ -32,26 +33,16 @@ def run_convert(args: Sequence[str]) -> int:
     """
     parsed, model_args = _parser().parse_known_args(list(args))
     source, target = Path(parsed.source), Path(parsed.to)
-    _demand_free(target, source, parsed.overwrite)
-    try:
-        if target.suffix == SAFETENSORS:
-            require(not model_args, "arguments", " ".join(model_args), "are not needed to write safetensors")
-            lines = _export(source, target)
-        else:
-            lines = _import(source, target, model_args)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise SettingError("to", parsed.to, f"cannot be written: {error.filename} is no directory") from error
+    demand_free(target, source, parsed.overwrite)
+    if target.suffix == SAFETENSORS:
+        require(not model_args, "arguments", " ".join(model_args), "are not needed to write safetensors")
+        lines = _export(source, target)
+    else:
+        lines = _import(source, target, model_args)
     print("\n".join(lines))
     for name, path in (("source", source), ("target", target)):
         print(f"sha256 of {name} {file_digest(path)}")
     return 0
-
-
-def _demand_free(target: Path, source: Path, overwrite: bool) -> None:
-    require(not target.is_dir(), "to", str(target), "is a directory")
-    if target.exists():
-        require(overwrite, "to", str(target), "exists; --overwrite replaces it")
-        require(not source.exists() or not target.samefile(source), "to", str(target), "is SOURCE itself")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -152,6 +152,8 @@ def _command_line(kind: type[DeqCertCLI], args: Sequence[str] | None) -> DeqCert
         seed_everything_default=0,
         save_config_callback=SaveVerbConfig,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"epilog": "Further verbs, each with its own --help: deqcert report, verify, attack, convert."},
+        parser_kwargs={
+            "epilog": "Further verbs, each with its own --help: deqcert report, verify, attack, convert, anchor."
+        },
         args=args,  # type: ignore[arg-type]  # lightning says list where any sequence does
     )

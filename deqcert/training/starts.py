@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deqcert.errors import SettingError, TrainingError, require_count
+from deqcert.errors import SettingError, TrainingError, require, require_count
 from deqcert.models import MDEQ
 from deqcert.models.starts import LearnedStart, MeanStart
 from deqcert.solvers import Solver
@@ -55,6 +55,7 @@ def compute_start(
         TrainingError: A fixed point, or the start, is not finite.
     """
     require_count("steps", steps, minimum=1)
+    require(sigma > 0, "sigma", sigma, "must be > 0: a start without noise is none for noisy copies")
     start = network.start
     if start is None:
         raise SettingError("model.network.start", network.start_kind, "must be mean or learned to be computed")

@@ -41,6 +41,7 @@ def test_a_start_is_computed_and_certified_from(start, capsys):
     [
         (["--steps", "0"], "steps = 0"),
         (["--max_steps", "0"], "max_steps"),
+        (["--model.sigma=0"], "sigma = 0"),
         (["--model.network.init_args.final_channels=32"], "is of another architecture"),
     ],
 )
@@ -54,3 +55,10 @@ def test_an_existing_target_is_kept(tmp_path, capsys):
     (tmp_path / "old.ckpt").write_text("precious")
     assert anchor(target="old.ckpt") == 2
     assert (tmp_path / "old.ckpt").read_text() == "precious"
+
+
+def test_a_directory_and_the_source_itself_are_no_targets(tmp_path, capsys):
+    assert anchor(target=str(tmp_path)) == 2
+    assert "is a directory" in capsys.readouterr().err
+    assert anchor("--overwrite", target=str(CHECKPOINT)) == 2
+    assert "is SOURCE itself" in capsys.readouterr().err
