@@ -13,6 +13,7 @@ from torchmetrics import MetricCollection
 
 from deqcert.callbacks.board import CertificationBoard
 from deqcert.certification.hooks import CertificationCallback, CertificationRun
+from deqcert.errors import require
 from deqcert.files import file_digest
 from deqcert.ledger import votes_digest
 from deqcert.metrics import AbstentionRate, AverageCertifiedRadius, CertifiedAccuracy
@@ -26,7 +27,7 @@ from deqcert.report import (
     write_json,
     write_tsv,
 )
-from deqcert.statistics import Certificate, CertificationRule, Votes, noise_error
+from deqcert.statistics import AuditSize, Certificate, CertificationRule, Votes, noise_error
 from deqcert.statistics.certificate import AuditRule
 
 _FILES = ("certificates.tsv", "certify.yaml", "curve.png")
@@ -43,7 +44,8 @@ class CertifiedRadius(CertificationCallback):
     Args:
         alpha: Probability with which a certificate may be false, in (0, 1).
         alpha_audit: Share of alpha that the audit may use, in (0, alpha); null = one half.
-        audit: Rule for audited votes: exact, binomial, or published (not sound, for comparison only).
+        audit: Rule for audited votes: exact, binomial, or published (not sound, for comparison only); exact with a
+            sequential audit.
         radii: Radii of the certified accuracies, in l2 pixel units; null = chosen from sigma, alpha and n.
 
     Raises:
@@ -63,9 +65,21 @@ class CertifiedRadius(CertificationCallback):
             CertifiedAccuracy(radii)  # reports bad radii before any work
 
     def on_certify_start(self, trainer: Trainer, module: LightningModule, run: CertificationRun) -> None:
-        """Begin with the votes that the ledger already holds."""
+        """Begin with the votes that the ledger already holds.
+
+        Raises:
+            SettingError: If the rule does not hold for a sequential audit.
+        """
         self._run = run
         smoothing = run.smoothing
+        audit = getattr(smoothing, "audit", None)
+        fixed = not (isinstance(audit, AuditSize) and audit.sequential)
+        require(
+            fixed or self.rule.audit == "exact",
+            "certificate.audit",
+            self.rule.audit,
+            "must be exact with a sequential audit",
+        )
         self._noise_error = noise_error(smoothing.noise, math.prod(run.identity["image"]))
         self._radii = self.radii or list(automatic_radii(smoothing.sigma, self.rule.alpha, smoothing.n))
         # Rank 0 hears of every image, so nothing is left to reduce; a collective would wait for busy ranks.

@@ -20,8 +20,8 @@ def probability_of_label(votes: Votes) -> float:
     """Estimate the probability of the true class under noise.
 
     Without an audit this is the fraction of copies with that label. Cheap labels of the selected class are counted
-    only as far as the audit found them true: N_A / n · (1 − m / K). An estimate, no bound; slightly biased if the votes
-    decided where sampling stopped.
+    only as far as the audit found them true: N_A / n · (1 − m / K). An estimate, no bound; slightly biased if votes or
+    mismatches decided where sampling stopped.
     """
     fraction = votes.estimation[votes.label] / votes.n
     if votes.audited and votes.label == votes.selected:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from deqcert.errors import DataError, DeqcertError, SettingError
+from deqcert.errors import DataError, DeqcertError, SettingError, require
 from deqcert.ledger import Ledger, stored_identity
 from deqcert.report.examples import CertifiedExample
 from deqcert.report.json_report import read_json
@@ -98,7 +98,7 @@ def read_runs(
     Raises:
         DataError: Naming file and line: something cannot be read, or a certificate does not follow from its votes.
         LedgerError: The ledger of an unfinished run is damaged.
-        SettingError: ``alpha`` or one of ``audits`` is out of range.
+        SettingError: ``alpha`` or one of ``audits`` is out of range, or is not exact although the audit was sequential.
     """
     path = Path(path)
     if not path.is_dir():
@@ -117,6 +117,9 @@ def read_runs(
 
     level, alpha_audit = (own.alpha, own.alpha_audit) if alpha is None else (alpha, None)
     audited = any(vote.audited is not None for vote in votes)
+    for audit in audits:
+        sequential = any(vote.audited is not None and vote.anytime for vote in votes)
+        require(audit == "exact" or not sequential, "audit", audit, f"must be exact for the sequential audit of {path}")
     rules = [(name, own.audit)] if not (audited and audits) else [(f"{name} {audit}", audit) for audit in audits]
     return [
         Run(

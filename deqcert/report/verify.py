@@ -20,18 +20,20 @@ from deqcert.report.summary import summarize
 from deqcert.report.tsv import format_tsv
 from deqcert.statistics import (
     AdaptiveAudit,
+    AuditSize,
     Certificate,
     CertificationRule,
     ChainAudit,
     FixedAudit,
     RelativePrecision,
+    SequentialAudit,
     TargetRadius,
     Votes,
     join_chains,
     noise_error,
 )
 
-_AUDITS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (AdaptiveAudit, FixedAudit)}
+_AUDITS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (AdaptiveAudit, FixedAudit, SequentialAudit)}
 _STOPPINGS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (RelativePrecision, TargetRadius)}
 
 # Of scipy's quantiles in different versions.
@@ -159,19 +161,45 @@ def _vote_findings(votes: Votes, smoothing: Mapping[str, Any]) -> list[str]:
     """Check the votes of an image against the settings they were taken with."""
     found = [
         f"image {votes.index}: {field} = {getattr(votes, field)}, but the run has {smoothing[field]}"
-        for field in (("n0",) if votes.anytime else ("n0", "n"))
+        for field in (("n0",) if votes.anytime and votes.audited is None else ("n0", "n"))
         if getattr(votes, field) != smoothing[field]
     ]
-    found += [f"image {votes.index}: {text}" for text in _stopping_findings(votes, smoothing)]
     audit = smoothing.get("audit")
     if (audit is None) != (votes.audited is None):
         found.append(f"image {votes.index}: audited = {votes.audited}, but the run has audit = {audit}")
-    elif audit is not None and audit["class"] in _AUDITS:
-        fields = {key: value for key, value in audit.items() if key != "class"}
-        size = _AUDITS[audit["class"]](**fields).size(votes.n_a, votes.n)
-        if votes.audited != size:
-            found.append(f"image {votes.index}: audited = {votes.audited}, but its votes ask for {size}")
-    return found
+        return found
+    findings = _stopping_findings(votes, smoothing) if audit is None else _audit_findings(votes, audit)
+    return found + [f"image {votes.index}: {text}" for text in findings]
+
+
+def _audit_findings(votes: Votes, settings: Mapping[str, Any]) -> list[str]:
+    """Check where the audit ended, as far as the last counts tell: earlier ones are known only without mismatches."""
+    if settings["class"] not in _AUDITS:
+        return []
+    audit = _AUDITS[settings["class"]](**{key: value for key, value in settings.items() if key != "class"})
+    if votes.anytime != audit.sequential:
+        return [f"anytime = {votes.anytime}, but the run has audit = {settings}"]
+    audited = votes.audited or 0
+    size = audit.next_size(votes.n_a, votes.n, audited, votes.mismatches)
+    if audited != size:
+        return [f"audited = {audited}, but its votes ask for {size}"]
+    if not audit.sequential:
+        return []
+    first = audit.next_size(votes.n_a, votes.n, 0, 0)
+    if audited < first or (audited > first == 0):
+        return [f"audited = {audited}, but the first look at an audit of {votes.n_a} copies is at {first}"]
+    last = _size_without_mismatches(audit, votes)
+    if votes.mismatches == 0 and audited != last:
+        return [f"audited = {audited}, but without a mismatch the audit ends at {last}"]
+    return []
+
+
+def _size_without_mismatches(audit: AuditSize, votes: Votes) -> int:
+    """Follow a sequential audit, look by look, that never meets a mismatch."""
+    audited = 0
+    while (size := audit.next_size(votes.n_a, votes.n, audited, 0)) > audited:
+        audited = size
+    return audited
 
 
 def _stopping_findings(votes: Votes, smoothing: Mapping[str, Any]) -> list[str]:

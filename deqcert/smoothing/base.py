@@ -36,7 +36,9 @@ class AuditTask(NamedTuple):
         index: Its original index.
         chain: Number of the chain.
         selected: The class A of the image.
-        members: Positions within the chain's estimation copies, sorted.
+        members: Positions within the chain's estimation copies, sorted; of a sequential audit in the order in which
+            they are audited.
+        agreeing: Copies with cheap label A, N_A, of all chains of the image.
     """
 
     image: Tensor
@@ -44,6 +46,7 @@ class AuditTask(NamedTuple):
     chain: int
     selected: int
     members: NDArray[np.int64]
+    agreeing: int
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,11 @@ class Smoothing(ABC):
         """
         return None
 
+    @property
+    def anytime(self) -> bool:
+        """Whether sampling of an image may stop because of its outcome; see :class:`~deqcert.statistics.Votes`."""
+        return self.stopping is not None
+
     def base_labels(self, engine: Engine, x: Tensor) -> Labels:
         """Label copies ``x``, shape (B, C, H, W), by the base classifier f."""
         return engine.label(x, self.base_solver, anchored=self.anchored)
@@ -169,7 +177,7 @@ class Smoothing(ABC):
         audited = iter(self.audit_chains(engine, [task for each in tasks for task in each or ()]))
         audits = [None if each is None else list(islice(audited, len(each))) for each in tasks]
         return [
-            join_chains(label, self.n0, given, audit, anytime=self.stopping is not None)
+            join_chains(label, self.n0, given, audit, self.anytime)
             for label, given, audit in zip(labels, parts, audits, strict=True)
         ]
 

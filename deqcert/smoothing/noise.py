@@ -74,5 +74,10 @@ def noisy_batches(
 
 def audit_subset(positions: np.ndarray, size: int, index: int, seed: int) -> np.ndarray:
     """Draw ``size`` of ``positions`` uniformly without replacement, sorted; independent of all noise."""
+    return np.sort(audit_order(positions, size, index, seed))
+
+
+def audit_order(positions: np.ndarray, size: int, index: int, seed: int) -> np.ndarray:
+    """Draw the same as :func:`audit_subset`, in uniformly random order."""
     generator = np.random.default_rng(mixed_seed(seed, index, Purpose.AUDIT_SUBSET))
-    return np.sort(generator.choice(positions, size=size, replace=False))
+    return generator.choice(positions, size=size, replace=False, shuffle=True)

@@ -2,9 +2,9 @@
 
 numpy and scipy only; nothing here knows a model, a device or a training framework. Read :mod:`bounds` (the
 exact confidence bounds), :mod:`sequential` (those that hold wherever sampling stops), :mod:`stopping` (when it does),
-:mod:`votes` (the measurement of one image), :mod:`chains` (the same in parts),
-:mod:`audit` (what cheap, dependent labels are worth), :mod:`certificate` (votes and alpha to class and radius),
-:mod:`refutation` (what fresh votes say of a certificate) and :mod:`predict`, in this order.
+:mod:`votes` (the measurement of one image), :mod:`chains` (the same in parts), :mod:`audit` (what cheap, dependent
+labels are worth), :mod:`sequential_audit` (how many of them to audit, by the outcome), :mod:`certificate` (votes and
+alpha to class and radius), :mod:`refutation` (what fresh votes say of a certificate) and :mod:`predict`, in this order.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from deqcert.statistics.audit import (
     AdaptiveAudit,
     AuditSize,
     FixedAudit,
+    anytime_effective_count,
     binomial_effective_count,
     exact_effective_count,
     published_p_a_lower,
@@ -30,7 +31,8 @@ from deqcert.statistics.chains import ChainAudit, ChainLabels, join_chains, sele
 from deqcert.statistics.noise_error import Noise, noise_error
 from deqcert.statistics.predict import predict
 from deqcert.statistics.refutation import claimed_probability
-from deqcert.statistics.sequential import anytime_lower, anytime_upper
+from deqcert.statistics.sequential import anytime_hypergeometric_upper, anytime_lower, anytime_upper
+from deqcert.statistics.sequential_audit import SequentialAudit
 from deqcert.statistics.stopping import RelativePrecision, Stopping, TargetRadius
 from deqcert.statistics.votes import Votes
 
@@ -46,9 +48,12 @@ __all__ = [
     "FixedAudit",
     "Noise",
     "RelativePrecision",
+    "SequentialAudit",
     "Stopping",
     "TargetRadius",
     "Votes",
+    "anytime_effective_count",
+    "anytime_hypergeometric_upper",
     "anytime_lower",
     "anytime_upper",
     "binomial_effective_count",

@@ -44,3 +44,14 @@ def binomial_arguments(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> tuple[In
     demand(n >= 1, "n", n, "must be >= 1")
     demand(k <= n, "k", k, "must be <= n")
     return k, n, checked_level("alpha", alpha)
+
+
+def sampling_arguments(
+    m: ArrayLike, population: ArrayLike, sample: ArrayLike, alpha: ArrayLike
+) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
+    """Return marked, all and drawn items, m <= sample <= population, and an error probability."""
+    m, sample = checked_counts("m", m), checked_counts("sample", sample)
+    population, alpha = checked_counts("population", population), checked_level("alpha", alpha)
+    demand(sample <= population, "sample", sample, "must be <= population")
+    demand(m <= sample, "m", m, "must be <= sample")
+    return m, population, sample, alpha

@@ -19,6 +19,7 @@ from scipy.stats import hypergeom
 from deqcert.errors import is_real, require, require_count
 from deqcert.statistics.arguments import FloatArray, IntArray, checked_counts, checked_level, demand
 from deqcert.statistics.bounds import certified_radius, clopper_pearson_lower, hypergeometric_upper
+from deqcert.statistics.sequential import LARGEST_POPULATION, anytime_hypergeometric_upper
 
 
 def split_alpha(alpha: float, alpha_audit: float | None) -> tuple[float, float]:
@@ -64,6 +65,27 @@ def exact_effective_count(
     """
     n_a, audited, mismatches = _audit_counts(n_a, audited, mismatches)
     return np.asarray(n_a - hypergeometric_upper(mismatches, n_a, audited, alpha_audit))
+
+
+def anytime_effective_count(
+    n_a: ArrayLike, audited: ArrayLike, mismatches: ArrayLike, alpha_audit: ArrayLike
+) -> IntArray:
+    """Copies whose true label is A, bounded from below at whatever size the audit stops.
+
+    N_eff = N_A - anytime_hypergeometric_upper(m, N_A, K, alpha_audit): the exact rule for an audit whose size K may
+    depend on its own outcome. Looser than :func:`exact_effective_count`, same arguments; needs the copies to be
+    audited in uniformly random order.
+
+    Returns:
+        Lower bound on the number of copies with cheap and true label A, of the broadcast shape.
+
+    Raises:
+        SettingError: Not 0 <= mismatches <= audited <= n_a <= ``LARGEST_POPULATION``, or ``alpha_audit`` is outside of
+            (0, 1).
+    """
+    n_a, audited, mismatches = _audit_counts(n_a, audited, mismatches)
+    demand(n_a <= LARGEST_POPULATION, "n_a", n_a, f"must be <= {LARGEST_POPULATION} for a sequential audit")
+    return np.asarray(n_a - anytime_hypergeometric_upper(mismatches, n_a, audited, alpha_audit))
 
 
 def binomial_effective_count(
@@ -122,12 +144,33 @@ def published_p_a_lower(
 class AuditSize(ABC):
     """How many of the copies with cheap label A to audit.
 
-    The size may depend on what is known before any true label is looked at, never on the audit's outcome.
+    A fixed size depends on what is known before any true label is looked at, never on the audit's outcome. A sequential
+    one may: it audits in uniformly random order and looks at the outcome in between, and certificates use
+    :func:`anytime_effective_count`.
     """
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the size depends on the audit's outcome."""
+        return False
 
     @abstractmethod
     def size(self, n_a: int, n: int) -> int:
-        """Return the audit's size, at most ``n_a``, given that ``n_a`` of ``n`` copies have cheap label A."""
+        """Return the audit's size, at most ``n_a``, given that ``n_a`` of ``n`` copies have cheap label A.
+
+        Of a sequential audit, the largest size that it may take.
+        """
+
+    def next_size(self, n_a: int, n: int, audited: int, mismatches: int) -> int:
+        """Return the size at which to look at the outcome again; ``audited`` itself if that is enough.
+
+        Args:
+            n_a: Copies with cheap label A.
+            n: All estimation copies.
+            audited: Copies audited so far, at most :meth:`size`; 0 before the first look.
+            mismatches: Those of them whose true label is not A.
+        """
+        return self.size(n_a, n)
 
 
 @dataclass(frozen=True)
@@ -168,9 +211,7 @@ class AdaptiveAudit(AuditSize):
     alpha_audit: float | None = None
 
     def __post_init__(self) -> None:
-        require(
-            is_real(self.radius_loss) and 0 < self.radius_loss < 1, "radius_loss", self.radius_loss, "must be in (0, 1)"
-        )
+        demand_loss(self.radius_loss)
         split_alpha(self.alpha, self.alpha_audit)
 
     def size(self, n_a: int, n: int) -> int:
@@ -180,10 +221,10 @@ class AdaptiveAudit(AuditSize):
         shared.
         """
         alpha_audit, alpha_count = split_alpha(self.alpha, self.alpha_audit)
-        target = (1 - self.radius_loss) * _unit_radius(n_a, n, self.alpha)
+        target = (1 - self.radius_loss) * unit_radius(n_a, n, self.alpha)
         if target == 0:
             return 0
-        needed = bisect_left(range(n_a + 1), target, key=lambda count: _unit_radius(count, n, alpha_count))
+        needed = bisect_left(range(n_a + 1), target, key=lambda count: unit_radius(count, n, alpha_count))
         # The effective count reaches ``needed`` once the audit refutes one mismatch more than that leaves.
         refuted = n_a - needed + 1
         if refuted == 0:
@@ -191,7 +232,14 @@ class AdaptiveAudit(AuditSize):
         return bisect_left(range(n_a), True, key=lambda size: bool(hypergeom.cdf(0, n_a, refuted, size) <= alpha_audit))
 
 
-def _unit_radius(count: int, n: int, alpha: float) -> float:
+def demand_loss(radius_loss: float) -> None:
+    """Raise :class:`SettingError` unless a share of the radius is in (0, 1)."""
+    allowed = is_real(radius_loss) and 0 < radius_loss < 1
+    require(allowed, "radius_loss", radius_loss, "must be in (0, 1)")
+
+
+def unit_radius(count: int, n: int, alpha: float) -> float:
+    """Radius in units of sigma that ``count`` of ``n`` independent labels A certify at level ``alpha``."""
     return float(certified_radius(clopper_pearson_lower(count, n, alpha), 1.0))
 
 

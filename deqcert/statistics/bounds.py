@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtri
 from scipy.stats import beta, hypergeom
 
-from deqcert.statistics.arguments import FloatArray, IntArray, binomial_arguments, checked_counts, checked_level, demand
+from deqcert.statistics.arguments import FloatArray, IntArray, binomial_arguments, demand, sampling_arguments
 
 
 def clopper_pearson_lower(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> FloatArray:
@@ -85,10 +85,7 @@ def hypergeometric_upper(m: ArrayLike, population: ArrayLike, sample: ArrayLike,
         >>> int(hypergeometric_upper(m=0, population=1000, sample=400, alpha=0.001))
         13
     """
-    m, sample = checked_counts("m", m), checked_counts("sample", sample)
-    population, alpha = checked_counts("population", population), checked_level("alpha", alpha)
-    demand(sample <= population, "sample", sample, "must be <= population")
-    demand(m <= sample, "m", m, "must be <= sample")
+    m, population, sample, alpha = sampling_arguments(m, population, sample, alpha)
     shape = np.broadcast_shapes(m.shape, population.shape, sample.shape, alpha.shape)
     low: IntArray = np.broadcast_to(m, shape).copy()
     high: IntArray = population - (sample - m)

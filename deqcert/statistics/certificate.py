@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, get_args
 
 from deqcert.errors import require
 from deqcert.statistics.audit import (
+    anytime_effective_count,
     binomial_effective_count,
     exact_effective_count,
     published_p_a_lower,
@@ -62,7 +63,7 @@ class CertificationRule:
         alpha_audit: Share of ``alpha`` that the audit may use up, in (0, alpha); None for one half. Votes
             without audit use all of ``alpha`` for the bound on p_A; the ``published`` rule always halves it.
         audit: Rule for audited votes: ``exact`` (hypergeometric), ``binomial`` (looser), or ``published``,
-            which is not sound and serves comparison with published tables only.
+            which is not sound and serves comparison with published tables only. A sequential audit needs ``exact``.
 
     Raises:
         SettingError: A setting is out of range.
@@ -83,7 +84,8 @@ class CertificationRule:
         Without audit the labels are independent and N_A is Binomial(n, p), with p the probability of the class
         under the noise that was drawn, provided that n was fixed; else the bound is the one that holds wherever
         sampling stops. With an audit, T = #{Y = A} is Binomial, and the effective count exceeds T with
-        probability at most alpha_audit; the union bound gives alpha in all. p_A, under exact Gaussian noise, is
+        probability at most alpha_audit, by the bound that holds wherever the audit stops if its outcome could stop
+        it; the union bound gives alpha in all. p_A, under exact Gaussian noise, is
         at least p - ``noise_error``, with certainty, which is why it costs no alpha.
 
         Args:
@@ -93,7 +95,7 @@ class CertificationRule:
 
         Raises:
             SettingError: ``noise_error`` is out of range, or the votes' counts are inconsistent.
-            DataError: Votes with an audit were stopped: no rule bounds those.
+            DataError: The votes are of a sequential audit, and the rule is not ``exact``.
         """
         require(0 <= noise_error < 1, "noise_error", noise_error, "must be in [0, 1)")
         return max(0.0, self._drawn_lower(votes) - noise_error)
@@ -103,12 +105,14 @@ class CertificationRule:
         if votes.audited is None:
             lower = anytime_lower if votes.anytime else clopper_pearson_lower
             return float(lower(votes.n_a, votes.n, self.alpha))
-        expect(votes, "anytime", not votes.anytime, "false with an audit")
+        expect(votes, "anytime", not votes.anytime or self.audit == "exact", f"false for the {self.audit} rule")
         outcome = votes.audited, votes.mismatches
         if self.audit == "published":
             return float(published_p_a_lower(votes.n_a, votes.n, *outcome, self.alpha))
         alpha_audit, alpha_count = split_alpha(self.alpha, self.alpha_audit)
-        effective_count = exact_effective_count if self.audit == "exact" else binomial_effective_count
+        effective_count = binomial_effective_count
+        if self.audit == "exact":
+            effective_count = anytime_effective_count if votes.anytime else exact_effective_count
         n_eff = effective_count(votes.n_a, *outcome, alpha_audit)
         return float(clopper_pearson_lower(n_eff, votes.n, alpha_count))
 
@@ -126,7 +130,7 @@ class CertificationRule:
         Raises:
             SettingError: ``sigma`` is not positive and finite, ``noise_error`` is not in [0, 1), or the votes'
                 counts are inconsistent.
-            DataError: Votes with an audit were stopped.
+            DataError: The votes are of a sequential audit, and the rule is not ``exact``.
         """
         p_a_lower = self.p_a_lower(votes, noise_error)
         return Certificate(

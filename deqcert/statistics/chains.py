@@ -78,7 +78,7 @@ class ChainLabels(NamedTuple):
 
 
 class ChainAudit(NamedTuple):
-    """A chain's share of the audit.
+    """A chain's share of the audit, or of its first copies.
 
     Attributes:
         index: Position of the image in its data set.
@@ -99,6 +99,15 @@ class ChainAudit(NamedTuple):
     def to_json(self) -> dict[str, object]:
         """Return a dict that strict JSON can hold."""
         return self._asdict()
+
+    def extended(self, more: ChainAudit) -> ChainAudit:
+        """Add what was found in further copies of the same chain."""
+        return self._replace(
+            audited=self.audited + more.audited,
+            mismatches=self.mismatches + more.mismatches,
+            nfe=self.nfe + more.nfe,
+            seconds=self.seconds + more.seconds,
+        )
 
     @classmethod
     def from_json(cls, record: Mapping[str, object]) -> ChainAudit:
@@ -135,7 +144,7 @@ def join_chains(
         n0: Selection copies.
         labels: The labels of every chain, in the order of their numbers.
         audits: Their shares of the audit, in the same order; None if the labels need no audit.
-        anytime: Whether the labels themselves decided how many there are; only of a single chain.
+        anytime: Whether the labels, or those of the audit, decided how many there are; only of a single chain.
 
     Returns:
         The votes.

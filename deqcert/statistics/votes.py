@@ -23,7 +23,7 @@ class Votes(NamedTuple):
         index: Position of the image in its data set.
         label: True class, in [0, C).
         n0: Noisy copies used to select the class A.
-        n: Fresh noisy copies used to estimate how often A occurs; with ``anytime`` as many as were drawn.
+        n: Fresh noisy copies used to estimate how often A occurs.
         selection: C counts of the selection copies.
         estimation: C counts of the estimation copies.
         audited: Size of the uniformly random audit subset of the copies classified A; None if the labels are
@@ -34,8 +34,9 @@ class Votes(NamedTuple):
         nfe_audit: The same for the audit.
         residual: Mean relative residual of the estimation solves; nan if the classifier is no DEQ.
         seconds: Wall-clock time.
-        anytime: Whether sampling could stop because of the votes, so that only bounds hold that are valid wherever it
-            stops. False if n was fixed before.
+        anytime: Whether sampling could stop because of its outcome, so that only bounds hold that are valid wherever it
+            stops: the drawing of copies because of the votes or, with an audit, the audit because of its mismatches. n
+            is fixed then, but ``audited`` is not. False if both sizes were fixed before.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
@@ -88,7 +89,6 @@ class Votes(NamedTuple):
             expect(self, "audited", self.audited <= self.n_a, f"at most the {self.n_a} copies classified A")
             expect(self, "mismatches", self.mismatches <= self.audited, f"at most {self.audited} audited copies")
         expect(self, "anytime", isinstance(self.anytime, bool), "true or false")
-        expect(self, "anytime", not self.anytime or self.audited is None, "false with an audit")
 
         expect(self, "residual", is_number(self.residual) and not self.residual < 0, "a number >= 0, or nan")
         expect(self, "seconds", is_number(self.seconds) and 0 <= self.seconds < math.inf, "a finite number >= 0")

@@ -12,14 +12,14 @@ from certification_runs import CHECKPOINT, ShippedModule, certify
 
 from deqcert.callbacks import CertifiedRadius
 from deqcert.cli import main
-from deqcert.errors import DataError, LedgerError
+from deqcert.errors import DataError, LedgerError, SettingError
 from deqcert.ledger import Ledger, stored_identity, votes_digest
 from deqcert.ledger.lines import START, seal, unseal
 from deqcert.report import verify_run
 from deqcert.report.json_report import _seal
 from deqcert.smoothing import Serialized, Standard
 from deqcert.solvers import Picard
-from deqcert.statistics import AdaptiveAudit, CertificationRule, RelativePrecision
+from deqcert.statistics import AdaptiveAudit, CertificationRule, RelativePrecision, SequentialAudit
 
 STRATEGY = Serialized(
     n0=10,
@@ -226,6 +226,69 @@ def test_votes_of_a_run_without_a_rule_are_not_stopped(finished_by_stopping, tmp
     run = shutil.copytree(finished_by_stopping, tmp_path / "run")
     reseal_ledger(run, lambda r: r["identity"]["smoothing"].update(stopping=None) if "identity" in r else None)
     assert "anytime = True, but the run has stopping = None" in "\n".join(found(run))
+
+
+@pytest.fixture(scope="module")
+def finished_by_audit(tmp_path_factory):
+    """Audits that stopped by their outcome."""
+    directory = tmp_path_factory.mktemp("audited")
+    strategy = dataclasses.replace(STRATEGY, n=200, audit=SequentialAudit(radius_loss=0.3, alpha=0.05))
+    certify(ShippedModule(), directory, strategy, images=6, callbacks=[CertifiedRadius(alpha=0.05)])
+    return directory
+
+
+def test_a_run_whose_audits_stop_by_their_outcome_follows_from_its_votes(finished_by_audit):
+    assert verify_run(finished_by_audit).findings == []
+    votes = Ledger(finished_by_audit, stored_identity(finished_by_audit)).refresh()
+    assert all(vote.anytime and vote.n == 200 for vote in votes)
+    assert any(vote.mismatches for vote in votes)
+    assert any(0 < vote.audited < vote.n_a for vote in votes)
+    examples = json.loads((finished_by_audit / "certificates.json").read_text())["examples"]
+    assert any(example["radius"] > 0 for example in examples)
+
+
+def with_audit(record, n_a, audited, mismatches):
+    with_votes(record, 200, n_a)
+    record.update(audited=audited, mismatches=mismatches)
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        (lambda r: r.update(anytime=False), "anytime = False, but the run has audit = {"),
+        (lambda r: with_votes(r, 199, 190), "n = 199, but the run has 200"),
+        (lambda r: r.update(audited=None, mismatches=0, nfe_audit=0), "audited = None, but the run has audit = {"),
+        (lambda r: with_audit(r, 180, 10, 0), "audited = 10, but its votes ask for [1-9]"),
+        (lambda r: with_audit(r, 180, 60, 15), "audited = 60, but its votes ask for [1-9]"),
+        (lambda r: with_audit(r, 180, 150, 0), "audited = 150, but without a mismatch the audit ends at"),
+        (lambda r: with_audit(r, 180, 5, 5), "audited = 5, but the first look at an audit of 180 copies is at"),
+        (lambda r: with_audit(r, 90, 5, 5), "audited = 5, but the first look at an audit of 90 copies is at 0"),
+    ],
+)
+def test_audits_that_the_rule_did_not_end_are_found(finished_by_audit, tmp_path, change, finding):
+    run = shutil.copytree(finished_by_audit, tmp_path / "run")
+    reseal_ledger(run, lambda record: change(record) if "index" in record else None)
+    assert re.search(finding, "\n".join(found(run)))
+
+
+def test_votes_of_an_audit_of_fixed_size_are_not_stopped(finished_by_audit, tmp_path):
+    run = shutil.copytree(finished_by_audit, tmp_path / "run")
+    fixed = {"class": "deqcert.statistics.audit.FixedAudit", "samples": 20}
+    reseal_ledger(run, lambda r: r["identity"]["smoothing"].update(audit=fixed) if "identity" in r else None)
+    assert "anytime = True, but the run has audit = {" in "\n".join(found(run))
+    standard = {"audit": None, "stopping": None}
+    reseal_ledger(run, lambda r: r["identity"]["smoothing"].update(standard) if "identity" in r else None)
+    assert re.search("audited = .*, but the run has audit = None", "\n".join(found(run)))
+
+
+@pytest.mark.parametrize("rule", ["binomial", "published"])
+def test_rules_without_a_proof_for_sequential_audits_are_refused(finished_by_audit, tmp_path, rule, capsys):
+    strategy = dataclasses.replace(STRATEGY, n=200, audit=SequentialAudit(radius_loss=0.3, alpha=0.05))
+    with pytest.raises(SettingError, match=f"certificate.audit = '{rule}': must be exact with a sequential audit"):
+        certify(ShippedModule(), tmp_path, strategy, images=1, callbacks=[CertifiedRadius(alpha=0.05, audit=rule)])
+    assert main(["report", str(finished_by_audit), "--audit", "exact", rule]) == 2
+    assert f"audit = '{rule}': must be exact for the sequential audit of {finished_by_audit}" in capsys.readouterr().err
+    assert main(["report", str(finished_by_audit), "--audit", "exact", "--alpha", "0.01"]) == 0
 
 
 def test_the_command_line(run, tmp_path, capsys):

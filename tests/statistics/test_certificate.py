@@ -9,6 +9,7 @@ from deqcert.errors import DataError, SettingError
 from deqcert.statistics import (
     Certificate,
     CertificationRule,
+    anytime_effective_count,
     anytime_lower,
     binomial_effective_count,
     clopper_pearson_lower,
@@ -36,15 +37,22 @@ def test_audited_votes_share_alpha(make_votes, audit, effective_count, alpha_aud
     assert rule.certify(make_votes(), 0.5).sound
 
 
-def test_votes_that_were_stopped_use_the_bound_that_holds_wherever_sampling_stops(make_votes, standard_votes):
+def test_votes_that_were_stopped_use_the_bound_that_holds_wherever_sampling_stops(standard_votes):
     rule = CertificationRule(alpha=0.01)
     votes = standard_votes._replace(anytime=True)
     assert rule.p_a_lower(votes) == float(anytime_lower(950, 1000, 0.01)) < rule.p_a_lower(standard_votes)
     assert rule.p_a_lower(votes, 0.125) == rule.p_a_lower(votes) - 0.125
     assert rule.certify(votes, 0.5).sound
-    for audit in ("exact", "binomial", "published"):
-        with pytest.raises(DataError, match="anytime = True: expected false with an audit"):
-            CertificationRule(audit=audit).certify(make_votes(anytime=True), 0.5)
+
+
+def test_votes_of_a_sequential_audit_use_the_bound_that_holds_wherever_it_stops(make_votes):
+    rule, votes = CertificationRule(alpha=0.01, alpha_audit=0.002), make_votes(anytime=True)
+    n_eff = anytime_effective_count(950, 400, 2, 0.002)
+    assert rule.p_a_lower(votes) == float(clopper_pearson_lower(n_eff, 1000, 0.008)) < rule.p_a_lower(make_votes())
+    assert rule.certify(votes, 0.5).sound
+    for audit in ("binomial", "published"):
+        with pytest.raises(DataError, match=f"anytime = True: expected false for the {audit} rule"):
+            CertificationRule(audit=audit).certify(votes, 0.5)
 
 
 def test_published_rule_is_marked_unsound(make_votes):
