@@ -25,8 +25,10 @@ from deqcert.statistics import (
     CertificationRule,
     ChainAudit,
     FixedAudit,
+    InputSpecific,
     RelativePrecision,
     SequentialAudit,
+    Stopping,
     TargetRadius,
     Votes,
     join_chains,
@@ -34,7 +36,9 @@ from deqcert.statistics import (
 )
 
 _AUDITS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (AdaptiveAudit, FixedAudit, SequentialAudit)}
-_STOPPINGS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (RelativePrecision, TargetRadius)}
+_STOPPINGS: dict[str, type[Stopping]] = {
+    f"{kind.__module__}.{kind.__qualname__}": kind for kind in (InputSpecific, RelativePrecision, TargetRadius)
+}
 
 # Of scipy's quantiles in different versions.
 _ROUNDING = 1e-9
@@ -161,7 +165,7 @@ def _vote_findings(votes: Votes, smoothing: Mapping[str, Any]) -> list[str]:
     """Check the votes of an image against the settings they were taken with."""
     found = [
         f"image {votes.index}: {field} = {getattr(votes, field)}, but the run has {smoothing[field]}"
-        for field in (("n0",) if votes.anytime and votes.audited is None else ("n0", "n"))
+        for field in (("n0",) if smoothing.get("stopping") is not None else ("n0", "n"))
         if getattr(votes, field) != smoothing[field]
     ]
     audit = smoothing.get("audit")
@@ -205,15 +209,19 @@ def _size_without_mismatches(audit: AuditSize, votes: Votes) -> int:
 def _stopping_findings(votes: Votes, smoothing: Mapping[str, Any]) -> list[str]:
     """Check where sampling stopped, as far as the last counts tell: those of earlier looks are known within a batch."""
     stopping, n_max, batch = smoothing.get("stopping"), smoothing["n"], smoothing["batch_size"]
-    if votes.anytime != (stopping is not None):
-        return [f"anytime = {votes.anytime}, but the run has stopping = {stopping}"]
     if stopping is None:
-        return []
+        return [f"anytime = {votes.anytime}, but the run has stopping = None"] if votes.anytime else []
     if votes.n > n_max or (votes.n < n_max and votes.n % batch):
         return [f"n = {votes.n}, but the run looks at its votes every {batch} copies, up to {n_max}"]
     if stopping["class"] not in _STOPPINGS:
         return []
     rule = _STOPPINGS[stopping["class"]](**{key: value for key, value in stopping.items() if key != "class"})
+    if votes.anytime != rule.anytime:
+        return [f"anytime = {votes.anytime}, but the run has stopping = {stopping}"]
+    if not rule.anytime:
+        budget = rule.budget(max(votes.selection), votes.n0, n_max)
+        size = min(n_max, -(-budget // batch) * batch)
+        return [] if votes.n == size else [f"n = {votes.n}, but its selection asks for {size}"]
     if votes.n < n_max and not rule.settled(votes.n_a, votes.n, n_max):
         return [f"n = {votes.n}, but its votes ask for more"]
     look = (votes.n - 1) // batch * batch

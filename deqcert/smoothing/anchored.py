@@ -38,7 +38,8 @@ class Anchored(Standard):
             bound that certificates subtract (docs/floating_point.md).
         solver: The k steps.
         stopping: When an image has votes enough, looked at after each batch: n then is the most that it takes, and
-            certificates use a bound that holds wherever sampling stops. null takes n copies. Needs chains = 1.
+            certificates use a bound that holds wherever sampling stops, if it looks at them. null takes n copies. Needs
+            chains = 1 and n >= n0.
         start: Start that the network must have: "zero", "mean" or "learned".
 
     Raises:

@@ -96,6 +96,7 @@ class Smoothing(ABC):
         if self.noise == "quantised":
             require(self.sigma <= LARGEST_SIGMA, "sigma", self.sigma, f"must be <= {LARGEST_SIGMA} for quantised noise")
         if self.stopping is not None:
+            require(self.n >= self.n0, "n", self.n, f"must be at least n0 = {self.n0} with stopping: it is a budget")
             require(self.chains == 1, "chains", self.chains, "must be 1 with stopping: an image stops by all its votes")
 
     @property
@@ -125,7 +126,7 @@ class Smoothing(ABC):
     @property
     def anytime(self) -> bool:
         """Whether sampling of an image may stop because of its outcome; see :class:`~deqcert.statistics.Votes`."""
-        return self.stopping is not None
+        return self.stopping is not None and self.stopping.anytime
 
     def base_labels(self, engine: Engine, x: Tensor) -> Labels:
         """Label copies ``x``, shape (B, C, H, W), by the base classifier f."""

@@ -30,7 +30,8 @@ class Standard(Smoothing):
             bound that certificates subtract (docs/floating_point.md).
         solver: Solver that defines the base classifier of a DEQ; other networks ignore it.
         stopping: When an image has votes enough, looked at after each batch: n then is the most that it takes, and
-            certificates use a bound that holds wherever sampling stops. null takes n copies. Needs chains = 1.
+            certificates use a bound that holds wherever sampling stops, if it looks at them. null takes n copies. Needs
+            chains = 1 and n >= n0.
 
     Raises:
         SettingError: If a setting is out of range.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,21 +31,36 @@ class Tally:
     def add(self, labels: Labels, purpose: Purpose) -> None:
         """Take a batch, shape (B,); all selection copies come before the first estimation copies."""
         if self._stopping is not None and purpose is Purpose.ESTIMATION:
-            self._n_a += int((labels.labels == self._selected).sum())
+            self._n_a += int((labels.labels == self._selection.selected).sum())
             self._n += len(labels.labels)
         self._parts.append(labels)
 
     @property
     def settled(self) -> bool:
         """Whether the image needs no further copies."""
-        return self._stopping is not None and self._n > 0 and self._stopping.settled(self._n_a, self._n, self._n_max)
+        if self._stopping is None or self._n == 0:
+            return False
+        return self._n >= self._budget or self._stopping.settled(self._n_a, self._n, self._n_max)
 
     def joined(self) -> Labels:
         """Return all labels in the order in which they came, on the CPU."""
         return Labels(*(tensor.cpu() for tensor in Labels.joined(self._parts, -1)))
 
     @cached_property
-    def _selected(self) -> int:
-        """The class that the selection copies chose: the lowest of the most frequent ones."""
+    def _budget(self) -> int:
+        if self._stopping is None:
+            return self._n_max
+        return self._stopping.budget(self._selection.k0, self._selection.n0, self._n_max)
+
+    @cached_property
+    def _selection(self) -> _Selection:
+        """What the selection copies chose: the lowest of the most frequent classes."""
         labels = self.joined().labels.numpy()
-        return int(np.bincount(labels[labels != INVALID], minlength=1).argmax())
+        counts = np.bincount(labels[labels != INVALID], minlength=1)
+        return _Selection(int(counts.argmax()), int(counts.max()), len(labels))
+
+
+class _Selection(NamedTuple):
+    selected: int
+    k0: int
+    n0: int

@@ -2,9 +2,9 @@
 
 numpy and scipy only; nothing here knows a model, a device or a training framework. Read :mod:`bounds` (the
 exact confidence bounds), :mod:`sequential` (those that hold wherever sampling stops), :mod:`stopping` (when it does),
-:mod:`votes` (the measurement of one image), :mod:`chains` (the same in parts), :mod:`audit` (what cheap, dependent
-labels are worth), :mod:`sequential_audit` (how many of them to audit, by the outcome), :mod:`certificate` (votes and
-alpha to class and radius), :mod:`refutation` (what fresh votes say of a certificate) and :mod:`predict`, in this order.
+:mod:`input_specific` (how many copies suit an image), :mod:`votes` (the measurement of one image), :mod:`chains` (the
+same in parts), :mod:`audit` (what cheap, dependent labels are worth), :mod:`certificate` (votes and alpha to class and
+radius), :mod:`refutation` (what fresh votes say of a certificate) and :mod:`predict`, in this order.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from deqcert.statistics.bounds import (
 )
 from deqcert.statistics.certificate import ABSTAIN, AuditRule, Certificate, CertificationRule
 from deqcert.statistics.chains import ChainAudit, ChainLabels, join_chains, selected_class
+from deqcert.statistics.input_specific import InputSpecific
 from deqcert.statistics.noise_error import Noise, noise_error
 from deqcert.statistics.predict import predict
 from deqcert.statistics.refutation import claimed_probability
@@ -46,6 +47,7 @@ __all__ = [
     "ChainAudit",
     "ChainLabels",
     "FixedAudit",
+    "InputSpecific",
     "Noise",
     "RelativePrecision",
     "SequentialAudit",

@@ -2,7 +2,8 @@
 
 A rule decides about cost, never about truth: certificates of votes that were stopped use
 :func:`~deqcert.statistics.sequential.anytime_lower`, which holds whatever the rule is. So the rules may estimate, as
-they do of the copies that nobody has drawn yet, and a wrong guess costs radius at most.
+they do of the copies that nobody has drawn yet, and a wrong guess costs radius at most. Where a rule looks at the
+selection copies only (:mod:`~deqcert.statistics.input_specific`), the bound for a fixed n holds.
 """
 
 from __future__ import annotations
@@ -21,6 +22,21 @@ _DOUBT = 0.05
 
 class Stopping(ABC):
     """When to stop drawing copies of an image."""
+
+    @property
+    def anytime(self) -> bool:
+        """Whether it looks at estimation copies, so that certificates need a bound that holds wherever it stops."""
+        return True
+
+    def budget(self, k0: int, n0: int, n_max: int) -> int:
+        """Return how many estimation copies to draw at most, from 1 to ``n_max``, rounded up to whole batches.
+
+        Args:
+            k0: Selection copies with the selected class.
+            n0: Selection copies.
+            n_max: The budget of the run.
+        """
+        return n_max
 
     @abstractmethod
     def settled(self, k: int, n: int, n_max: int) -> bool:

@@ -19,7 +19,7 @@ from deqcert.report import verify_run
 from deqcert.report.json_report import _seal
 from deqcert.smoothing import Serialized, Standard
 from deqcert.solvers import Picard
-from deqcert.statistics import AdaptiveAudit, CertificationRule, RelativePrecision, SequentialAudit
+from deqcert.statistics import AdaptiveAudit, CertificationRule, InputSpecific, RelativePrecision, SequentialAudit
 
 STRATEGY = Serialized(
     n0=10,
@@ -208,7 +208,6 @@ def with_votes(record, n, n_a):
     ("change", "finding"),
     [
         (lambda r: r.update(anytime=False), "anytime = False, but the run has stopping = {"),
-        (lambda r: r.update(anytime=False), "n = .*, but the run has 190"),
         (lambda r: with_votes(r, 70, 50), "n = 70, but the run looks at its votes every 20 copies, up to 190"),
         (lambda r: with_votes(r, 200, 150), "n = 200, but the run looks at its votes every 20 copies, up to 190"),
         (lambda r: with_votes(r, 20, 15), "n = 20, but its votes ask for more"),
@@ -226,6 +225,21 @@ def test_votes_of_a_run_without_a_rule_are_not_stopped(finished_by_stopping, tmp
     run = shutil.copytree(finished_by_stopping, tmp_path / "run")
     reseal_ledger(run, lambda r: r["identity"]["smoothing"].update(stopping=None) if "identity" in r else None)
     assert "anytime = True, but the run has stopping = None" in "\n".join(found(run))
+
+
+def test_sizes_that_the_selection_did_not_ask_for_are_found(tmp_path):
+    strategy = Standard(
+        n0=40, n=190, batch_size=20, solver=Picard(max_steps=3), stopping=InputSpecific(0.3, alpha=0.05)
+    )
+    certify(ShippedModule(), tmp_path, strategy, images=6, callbacks=[CertifiedRadius(alpha=0.05)])
+    votes = Ledger(tmp_path, stored_identity(tmp_path)).refresh()
+    assert found(tmp_path) == []
+    assert len({vote.n for vote in votes}) >= 2
+    assert not any(vote.anytime for vote in votes)
+    reseal_ledger(tmp_path, lambda r: with_votes(r, 180 if r["n"] < 180 else 20, 20) if "index" in r else None)
+    assert re.search("n = (20|180), but its selection asks for", "\n".join(found(tmp_path)))
+    reseal_ledger(tmp_path, lambda r: r.update(anytime=True) if "index" in r else None)
+    assert "anytime = True, but the run has stopping = {" in "\n".join(found(tmp_path))
 
 
 @pytest.fixture(scope="module")

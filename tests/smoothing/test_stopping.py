@@ -13,7 +13,7 @@ from deqcert.errors import SettingError
 from deqcert.smoothing import Execution, Serialized, Standard
 from deqcert.smoothing.noise import Purpose
 from deqcert.solvers import Picard
-from deqcert.statistics import CertificationRule, RelativePrecision, Stopping, TargetRadius, Votes
+from deqcert.statistics import CertificationRule, InputSpecific, RelativePrecision, Stopping, TargetRadius, Votes
 
 IMAGE = torch.full((1, 4, 4), 0.5)
 SETTINGS = {"sigma": 0.5, "n0": 20, "n": 1010, "batch_size": 50, "solver": Picard(max_steps=7)}
@@ -170,3 +170,22 @@ def test_identity_names_the_rule():
 def test_votes_survive_json(threshold_deq):
     votes = standard(RULES[0]).vote(threshold_deq(0.8), IMAGE, 0, 0)
     assert measurement(Votes.from_json(json.loads(json.dumps(votes.to_json())))) == measurement(votes)
+
+
+@pytest.mark.parametrize("threshold", [0.6, 0.9, 1.0, 1.1, 2.0])
+def test_input_specific_sampling_draws_what_the_selection_asks_for(threshold, threshold_deq):
+    rule = InputSpecific(0.2)
+    strategy = standard(rule, n0=200)
+    whole = labels_of(standard(n0=200), threshold_deq(threshold))
+    votes = strategy.vote(threshold_deq(threshold), IMAGE, 0, 0)
+    budget = rule.budget(max(votes.selection), 200, 1010)
+    assert votes.n == min(1010, math.ceil(budget / 50) * 50)
+    assert labels_of(strategy, threshold_deq(threshold)) == whole[: votes.n]
+    assert not votes.anytime
+    votes.validate()
+
+
+def test_a_budget_below_the_selection_is_refused():
+    with pytest.raises(SettingError, match=r"^n = 100: must be at least n0 = 200 with stopping"):
+        standard(InputSpecific(), n0=200, n=100)
+    standard(n0=200, n=100)
