@@ -228,9 +228,8 @@ def test_votes_of_a_run_without_a_rule_are_not_stopped(finished_by_stopping, tmp
 
 
 def test_sizes_that_the_selection_did_not_ask_for_are_found(tmp_path):
-    strategy = Standard(
-        n0=40, n=190, batch_size=20, solver=Picard(max_steps=3), stopping=InputSpecific(0.3, alpha=0.05)
-    )
+    rule = InputSpecific(0.1, alpha=0.05)
+    strategy = Standard(sigma=0.8, n0=40, n=190, batch_size=20, solver=Picard(max_steps=3), stopping=rule)
     certify(ShippedModule(), tmp_path, strategy, images=6, callbacks=[CertifiedRadius(alpha=0.05)])
     votes = Ledger(tmp_path, stored_identity(tmp_path)).refresh()
     assert found(tmp_path) == []
