@@ -183,8 +183,8 @@ def shares(strategy: Smoothing) -> str:
     vote(strategy, engine)
     network.seconds, network.evaluations = dict.fromkeys(network.seconds, 0.0), 0
     total, (votes,) = timed(lambda: vote(strategy, engine))
-    stack, purposes = _state["image"][None], (Purpose.SELECTION, Purpose.ESTIMATION)
-    noise = timed(lambda: [list(strategy._noisy_groups(stack, [0], purpose)) for purpose in purposes])[0]
+    purposes = Purpose.SELECTION, Purpose.ESTIMATION
+    noise = timed(lambda: [list(strategy._noisy_batches(_state["image"], 0, purpose)) for purpose in purposes])[0]
     rate = flops_per_evaluation() * network.evaluations / network.seconds["cell"]
     peak = matmul_rate(torch.float32)
     torch.set_num_threads(threads)

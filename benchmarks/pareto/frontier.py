@@ -1,0 +1,222 @@
+"""The frontier of certified accuracy over cost, from the labels of measure.py.
+
+    python benchmarks/pareto/frontier.py --data DATA --store LABELS --n 10000 --to docs/images/pareto [--time]
+
+Prints a Markdown table: certified accuracies, ACR, and its difference to standard-30A with a bootstrap interval over
+images, copies, evaluations of the cell and seconds per image; draws ACR over evaluations. Seconds are evaluations and
+copies of each configuration at the CPU time of one core that --time measures, and stores with the labels, for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from measure import BATCH, CHAINS, N0, SEED, SERIES, SIGMA, STEPS, engine
+from networks import NETWORKS
+from replay import SIZES, Configuration, Seconds, Store, configurations, vote
+
+from deqcert.data import CIFAR10
+from deqcert.data.images import to_unit_interval
+from deqcert.report.compare import Comparison, compare
+from deqcert.report.figures.style import COLOURS, MARKERS, new_axes, save_figure
+from deqcert.report.summary import Summary, summarize
+from deqcert.smoothing import Anchored, Serialized, Smoothing, Standard
+from deqcert.solvers import Anderson, Picard
+from deqcert.statistics import Certificate, CertificationRule, FixedAudit
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from clock import Clock
+
+RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+REFERENCE = "standard-30A"
+TIMES = "seconds.json"
+
+
+class Point(NamedTuple):
+    """A configuration and what came of it."""
+
+    configuration: Configuration
+    summary: Summary
+    comparison: Comparison
+    copies: float
+    evaluations: float
+
+
+def strategies() -> dict[str, tuple[Smoothing, str]]:
+    """Return a strategy for each kind of label, by series and column, and its network."""
+    base = {"sigma": SIGMA, "n0": N0, "n": 2 * BATCH, "batch_size": BATCH, "seed": SEED}
+    given: dict[str, tuple[Smoothing, str]] = {
+        f"standard-{depth}A label": (Standard(**base, solver=Anderson(depth, tolerance=1e-3)), "zero")
+        for depth in (30, 10, 5)
+    }
+    given["standard-30A-mean-tuned label"] = Standard(**base, solver=Anderson(30, tolerance=1e-3)), "mean-tuned"
+    for series, steps in CHAINS.items():
+        given[f"{series} label"] = Serialized(**base, solver=Anderson(steps), audit=FixedAudit(1)), "zero"
+    for network, (_, start) in NETWORKS.items():
+        for k in STEPS:
+            given[f"anchored-{network} label{k}"] = Anchored(**base, solver=Picard(k), start=start), network
+    return given
+
+
+def measure_seconds(data: CIFAR10, store: Path, repeats: int = 3) -> None:
+    """Store the CPU seconds per copy of each kind of label: medians over four images and repeats, in turn."""
+    torch.set_num_threads(1)
+    images = data.load_split("test")
+    indices = [int(path.stem) for path in sorted((store / REFERENCE).glob("?????.npz"))][::25]
+    laps: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        for name, (strategy, network) in strategies().items():
+            clock = Clock("cpu")
+            for index in indices:
+                image = to_unit_interval(images[index][0])
+                strategy.label_chain(engine(network), image[None], [index], 0)
+            laps.setdefault(name, []).append(clock.lap() / len(indices) / (strategy.n0 + strategy.n))
+    (store / TIMES).write_text(json.dumps({name: statistics.median(each) for name, each in laps.items()}, indent=1))
+
+
+def points(store: Store, labels: list[int], n: int) -> list[Point]:
+    """Return every configuration with n copies of nearly all images of the reference, on the images of all of them."""
+    labelled = {series: set(store.images(series, n)) for series in (*SERIES, *CHAINS)}
+    most = len(labelled[REFERENCE])
+    common = set.intersection(*(images for images in labelled.values() if len(images) >= 0.9 * most))
+    images = sorted(common)
+    seconds = json.loads((store.directory / TIMES).read_text())
+    found: dict[str, Point] = {}
+    certificates: dict[str, list[Certificate]] = {}
+    for each in configurations():
+        if not common <= labelled[each.series]:
+            continue
+        costs = Seconds(seconds[f"{each.series} {each.column}"], seconds[f"{REFERENCE} label"])
+        votes = [vote(each, store, index, labels[index], n, costs) for index in images]
+        rule = CertificationRule(alpha=0.001, audit=each.rule)
+        certificates[each.name] = [rule.certify(one, SIGMA) for one in votes]
+        evaluations = sum(one.nfe_fast + one.nfe_audit for one in votes) / len(votes)
+        found[each.name] = Point(
+            each,
+            summarize(certificates[each.name], votes, RADII),
+            compare(certificates[REFERENCE], certificates[each.name], RADII),
+            sum(one.n0 + one.n for one in votes) / len(votes),
+            evaluations,
+        )
+    return list(found.values())
+
+
+def table(found: list[Point], shown: set[str]) -> str:
+    heads = [f"% at {radius:g}" for radius in RADII]
+    heads += ["ACR", "difference", "95 % interval", "abstain %", "copies", "NFE/image", "s/image"]
+    lines = [f"| run | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
+    for point in found:
+        if shown and point.configuration.kind not in shown:
+            continue
+        summary, (low, high) = point.summary, point.comparison.interval
+        cells = [f"{100 * accuracy:.0f}" for accuracy in summary.certified_accuracy]
+        cells += [f"{summary.average_certified_radius:.3f}", f"{point.comparison.acr_difference:+.3f}"]
+        cells += [f"{low:+.3f} to {high:+.3f}", f"{100 * summary.abstention_rate:.0f}"]
+        cells += [f"{point.copies:.0f}", f"{point.evaluations:.0f}", f"{summary.seconds_per_image or 0:.1f}"]
+        name = point.configuration.name + ("" if summary.sound else " (UNSOUND)")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw_frontier(found: list[Point], path: Path) -> None:
+    """Draw ACR over evaluations per image, a line for each family; hollow: tuned or sequential, crosses: unsound."""
+    families: dict[str, list[tuple[float, float]]] = {}
+    for point in found:
+        if point.configuration.kind in ("fixed", "audit"):
+            place = point.evaluations, point.summary.average_certified_radius
+            families.setdefault(_family(point.configuration), []).append(place)
+    _, axes = new_axes("cell evaluations per image", "ACR")
+    for name, line in families.items():
+        colour, marker = next(look for kind, look in _LOOKS.items() if name.startswith(kind))
+        plain = not any(word in name for word in ("tuned", "sequential", "unsound"))
+        style = {"linestyle": "solid" if plain else "dashed", "fillstyle": "full" if plain else "none"}
+        axes.plot(*zip(*sorted(line), strict=True), color=colour, marker=marker, label=name, **style, **_THIN)
+    finish(axes, path, bottom=0.6)
+
+
+def draw_sizes(found: list[Point], path: Path) -> None:
+    """Draw ACR over evaluations per image: a colour for each classifier, a marker for each choice of n."""
+    _, axes = new_axes("cell evaluations per image", "ACR")
+    colours = dict(zip(("standard-30A", "anchored-2N-learned", "anchored-3N-learned"), COLOURS, strict=False))
+    rules = dict(zip(("fixed n", *SIZES), MARKERS, strict=False))
+    for name, colour in colours.items():
+        axes.plot([], [], color=colour, label=name)
+    for rule, marker in rules.items():
+        axes.plot([], [], marker, color="black", fillstyle="none", label=rule, **_THIN)
+    for point in found:
+        name, _, rule = point.configuration.name.partition(", ")
+        if name in colours and point.configuration.kind != "audit":
+            place = [point.evaluations], [point.summary.average_certified_radius]
+            axes.plot(*place, rules[rule or "fixed n"], color=colours[name], **_THIN)
+    finish(axes, path, bottom=0.85)
+
+
+def finish(axes: Any, path: Path, bottom: float) -> None:
+    """Scale the axes, y from a share of the largest ACR on, and write the figure."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(LogLocator(subs=()))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    largest = max(max(line.get_ydata(), default=0.0) for line in axes.get_lines())
+    axes.set_ylim(bottom * largest, 1.02 * largest)
+    handles, names = axes.get_legend_handles_labels()
+    axes.figure.set_size_inches(5.2, 3.9)
+    axes.figure.legend(handles, names, loc="outside upper left", ncols=3, frameon=False, fontsize=6.5)
+    save_figure(axes.figure, path)
+
+
+_THIN: dict[str, Any] = {"markersize": 4, "linewidth": 0.8}
+_LOOKS = {
+    "standard": ("#000000", "o"),
+    "SRS-1A published": ("#E69F00", "x"),
+    "SRS-3A published": ("#D55E00", "x"),
+    "SRS-1A": ("#E69F00", "<"),
+    "SRS-3A": ("#D55E00", ">"),
+    "anchored zero": ("#56B4E9", "s"),
+    "anchored mean": ("#009E73", "^"),
+    "anchored learned": ("#CC79A7", "D"),
+}
+
+
+def _family(configuration: Configuration) -> str:
+    name, _, rule = configuration.name.partition(", ")
+    if configuration.kind == "audit":
+        rule = rule.split(",")[0]
+        return f"{name} {rule}{' (unsound)' if rule == 'published' else ''}"
+    if name.startswith("anchored"):
+        return f"anchored {name.split('-', 2)[2]}"
+    return "standard mean-tuned" if "tuned" in name else "standard"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="root of CIFAR-10, as data.root")
+    parser.add_argument("--store", type=Path, required=True, help="directory of the labels")
+    parser.add_argument("--n", type=int, default=10_000, help="estimation copies (%(default)s)")
+    parser.add_argument("--kinds", nargs="+", default=["fixed", "audit"], help="rows to print")
+    parser.add_argument("--to", type=Path, help="directory of the figures; none without")
+    parser.add_argument("--time", action="store_true", help="measure the seconds per copy first")
+    options = parser.parse_args()
+    data = CIFAR10(root=options.data)
+    if options.time:
+        measure_seconds(data, options.store)
+    split = data.load_split("test")
+    labels = [int(split[i][1]) for i in range(len(split))]
+    found = points(Store(options.store), labels, options.n)
+    print(f"{found[0].summary.examples} images, n = {options.n}\n\n{table(found, set(options.kinds))}")
+    if options.to:
+        options.to.mkdir(parents=True, exist_ok=True)
+        draw_frontier(found, options.to / f"frontier_{options.n}.png")
+        draw_sizes(found, options.to / f"sizes_{options.n}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Labels of noisy copies for the frontier of certified accuracy over cost (frontier.py).
+
+    python benchmarks/pareto/measure.py --data DATA --store LABELS [--n 2000] [--series NAME ...] [--part 0/2]
+
+All configurations see the same noise, and those that share evaluations are labelled together: k plain steps from a
+start pass through all smaller k. Every label is what the strategy of that name would give, in the order of its copies,
+selection first. One file per series and image; a further call goes on where the files end, with a larger n as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from networks import NETWORKS, load
+from torch import Tensor
+
+from deqcert.data import CIFAR10
+from deqcert.data.images import to_unit_interval
+from deqcert.smoothing import Engine, Serialized, Standard
+from deqcert.smoothing.engine import Labels
+from deqcert.smoothing.noise import Purpose, noisy_batches
+from deqcert.solvers import Anderson, Picard
+from deqcert.statistics import FixedAudit
+
+SIGMA, N0, BATCH, SEED = 0.5, 100, 400, 0
+TOLERANCE = 1e-3
+STEPS = (1, 2, 3, 5)
+"""Plain steps k from each start."""
+
+Columns = dict[str, np.ndarray]
+"""Name to one value per copy: ``label…`` int8, ``steps…`` uint8."""
+
+
+@cache
+def engine(network: str) -> Engine:
+    """Return the engine of a network, ready for CIFAR-10 images."""
+    strategy = Standard(sigma=SIGMA, n0=N0, batch_size=BATCH)
+    return strategy.engine(load(network), torch.zeros(3, 32, 32))
+
+
+def columns(name: str, labels: Labels) -> Columns:
+    return {
+        f"label{name}": labels.labels.numpy().astype(np.int8),
+        f"steps{name}": labels.steps.numpy().astype(np.uint8),
+    }
+
+
+def standard(network: str, depth: int) -> Callable[[Tensor], Columns]:
+    """Label by the Anderson DEQ from a cold start, each copy to its own tolerance."""
+    return lambda x: columns("", engine(network).label(x, Anderson(max_steps=depth, tolerance=TOLERANCE)))
+
+
+def anchored(network: str) -> Callable[[Tensor], Columns]:
+    """Label by every k of STEPS, each going on from the state of the one before."""
+
+    def label(x: Tensor) -> Columns:
+        given: Columns = {}
+        states = engine(network).lanes(len(x), 1)[:, 0]
+        reached = 0
+        for k in STEPS:
+            solver = Picard(max_steps=k - reached)
+            start = states if reached else None
+            given |= columns(str(k), engine(network).label(x, solver, start=start, keep=states, anchored=True))
+            reached = k
+        return {name: column for name, column in given.items() if name.startswith("label")}
+
+    return label
+
+
+SERIES: dict[str, Callable[[Tensor], Columns]] = {
+    **{f"standard-{depth}A": standard("zero", depth) for depth in (30, 10, 5)},
+    **{f"anchored-{network}": anchored(network) for network in NETWORKS},
+    "standard-30A-mean-tuned": standard("mean-tuned", 30),
+}
+CHAINS = {f"SRS-{k}A": k for k in (1, 3)}
+
+
+def independent(label: Callable[[Tensor], Columns], image: Tensor, index: int, n: int, known: Columns) -> Columns:
+    """Label the copies that are not known yet."""
+    done = len(next(iter(known.values()))) if known else 0
+    parts: list[Columns] = []
+    position = 0
+    for noisy in copies(image, index, n):
+        if position >= done:
+            parts.append(label(noisy))
+        position += len(noisy)
+    new = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: np.concatenate([known[name], column]) if known else column for name, column in new.items()}
+
+
+def copies(image: Tensor, index: int, n: int) -> Iterator[Tensor]:
+    for purpose, count in (Purpose.SELECTION, N0), (Purpose.ESTIMATION, n):
+        yield from noisy_batches(image, index, purpose, sigma=SIGMA, count=count, batch_size=BATCH, seed=SEED)
+
+
+def chain(steps: int, image: Tensor, index: int, n: int) -> Columns:
+    """Label by a chain, which begins anew each time."""
+    strategy = Serialized(
+        sigma=SIGMA, n0=N0, n=n, batch_size=BATCH, seed=SEED, solver=Anderson(max_steps=steps), audit=FixedAudit(1)
+    )
+    (given,) = strategy.label_chain(engine("zero"), image[None], [index], 0)
+    selection = np.repeat(np.arange(len(given.selection), dtype=np.int8), given.selection)
+    selection = np.pad(selection, (0, N0 - len(selection)), constant_values=-1)  # only their counts matter
+    return {"label": np.concatenate([selection, given.labels.astype(np.int8)]), "nfe": np.array([given.nfe])}
+
+
+def read(path: Path) -> Columns:
+    if not path.exists():
+        return {}
+    with np.load(path) as file:
+        return dict(file)
+
+
+def write(path: Path, given: Columns) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp.npz")
+    np.savez_compressed(unfinished, **given)
+    unfinished.replace(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="root of CIFAR-10, as data.root")
+    parser.add_argument("--store", type=Path, required=True, help="directory of the labels")
+    parser.add_argument("--skip", type=int, default=100, help="every so many test images (%(default)s)")
+    parser.add_argument("--images", type=int, help="the first so many of them, of which even ones come first")
+    parser.add_argument("--n", type=int, default=2000, help="estimation copies, whole batches (%(default)s)")
+    parser.add_argument("--series", nargs="+", choices=(*SERIES, *CHAINS), default=[*SERIES, *CHAINS])
+    parser.add_argument("--part", default="0/1", help="i/m: every m-th image, from the i-th on")
+    options = parser.parse_args()
+    if options.n % BATCH:
+        parser.error(f"--n {options.n} is not a multiple of {BATCH}")
+    torch.set_num_threads(1)
+    part, parts = map(int, options.part.split("/"))
+    images = CIFAR10(root=options.data).load_split("test")
+    indices = list(range(0, len(images), options.skip))
+    indices = (indices[::2] + indices[1::2])[: options.images][part::parts]
+    for index in indices:
+        image = to_unit_interval(images[index][0])
+        for name in options.series:
+            path = options.store / name / f"{index:05d}.npz"
+            known = read(path)
+            if known and len(known["label" if "label" in known else "label1"]) >= N0 + options.n:
+                continue
+            if name in CHAINS:
+                write(path, chain(CHAINS[name], image, index, options.n))
+            else:
+                write(path, independent(SERIES[name], image, index, options.n, known))
+        print(index, flush=True)
+
+
+if __name__ == "__main__":
+    main()
