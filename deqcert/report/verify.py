@@ -19,6 +19,7 @@ from deqcert.report.json_report import read_json, report_examples
 from deqcert.report.summary import summarize
 from deqcert.report.tsv import format_tsv
 from deqcert.statistics import (
+    AbsolutePrecision,
     AdaptiveAudit,
     AuditSize,
     Certificate,
@@ -37,7 +38,8 @@ from deqcert.statistics import (
 
 _AUDITS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (AdaptiveAudit, FixedAudit, SequentialAudit)}
 _STOPPINGS: dict[str, type[Stopping]] = {
-    f"{kind.__module__}.{kind.__qualname__}": kind for kind in (InputSpecific, RelativePrecision, TargetRadius)
+    f"{kind.__module__}.{kind.__qualname__}": kind
+    for kind in (AbsolutePrecision, InputSpecific, RelativePrecision, TargetRadius)
 }
 
 # Of scipy's quantiles in different versions.

@@ -34,11 +34,12 @@ from deqcert.statistics.predict import predict
 from deqcert.statistics.refutation import claimed_probability
 from deqcert.statistics.sequential import anytime_hypergeometric_upper, anytime_lower, anytime_upper
 from deqcert.statistics.sequential_audit import SequentialAudit
-from deqcert.statistics.stopping import RelativePrecision, Stopping, TargetRadius
+from deqcert.statistics.stopping import AbsolutePrecision, RelativePrecision, Stopping, TargetRadius
 from deqcert.statistics.votes import Votes
 
 __all__ = [
     "ABSTAIN",
+    "AbsolutePrecision",
     "AdaptiveAudit",
     "AuditRule",
     "AuditSize",

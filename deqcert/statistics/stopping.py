@@ -74,6 +74,33 @@ class RelativePrecision(Stopping):
 
 
 @dataclass(frozen=True)
+class AbsolutePrecision(Stopping):
+    """Stop as soon as the rest of the budget would add at most a given radius, or leave no radius at all.
+
+    For averages over images (ACR): a share of every radius, as :class:`RelativePrecision` has it, spends most copies
+    where the radius is smallest.
+
+    Args:
+        precision_in_sigma: Radius at the end of the budget that may be lost, in units of sigma, > 0.
+        alpha: Error probability of the certificate aimed at, in (0, 1); certificates hold for any other as well.
+
+    Raises:
+        SettingError: A setting is out of range.
+    """
+
+    precision_in_sigma: float = 0.1
+    alpha: float = 0.001
+
+    def __post_init__(self) -> None:
+        _demand_radius("precision_in_sigma", self.precision_in_sigma)
+        _demand_level(self.alpha)
+
+    def settled(self, k: int, n: int, n_max: int) -> bool:
+        """Return whether at most the precision is missing to :func:`attainable_radius`; see :class:`Stopping`."""
+        return _radius(k, n, self.alpha) >= attainable_radius(k, n, n_max, self.alpha) - self.precision_in_sigma
+
+
+@dataclass(frozen=True)
 class TargetRadius(Stopping):
     """Stop as soon as a given radius is certified, or the rest of the budget would not certify it.
 
@@ -91,8 +118,7 @@ class TargetRadius(Stopping):
     alpha: float = 0.001
 
     def __post_init__(self) -> None:
-        radius = self.radius_in_sigma
-        require(is_real(radius) and 0 < radius < math.inf, "radius_in_sigma", radius, "must be a finite number > 0")
+        _demand_radius("radius_in_sigma", self.radius_in_sigma)
         _demand_level(self.alpha)
 
     def settled(self, k: int, n: int, n_max: int) -> bool:
@@ -128,6 +154,10 @@ def attainable_radius(k: int, n: int, n_max: int, alpha: float) -> float:
 
 def _radius(k: int, n: int, alpha: float) -> float:
     return float(certified_radius(anytime_lower(k, n, alpha), 1.0))
+
+
+def _demand_radius(field: str, radius: float) -> None:
+    require(is_real(radius) and 0 < radius < math.inf, field, radius, "must be a finite number > 0")
 
 
 def _demand_level(alpha: float) -> None:

@@ -13,11 +13,19 @@ from deqcert.errors import SettingError
 from deqcert.smoothing import Execution, Serialized, Standard
 from deqcert.smoothing.noise import Purpose
 from deqcert.solvers import Picard
-from deqcert.statistics import CertificationRule, InputSpecific, RelativePrecision, Stopping, TargetRadius, Votes
+from deqcert.statistics import (
+    AbsolutePrecision,
+    CertificationRule,
+    InputSpecific,
+    RelativePrecision,
+    Stopping,
+    TargetRadius,
+    Votes,
+)
 
 IMAGE = torch.full((1, 4, 4), 0.5)
 SETTINGS = {"sigma": 0.5, "n0": 20, "n": 1010, "batch_size": 50, "solver": Picard(max_steps=7)}
-RULES = [RelativePrecision(precision=0.1), TargetRadius(1.0)]
+RULES = [RelativePrecision(precision=0.1), TargetRadius(1.0), AbsolutePrecision(0.2)]
 
 
 class After(Stopping):

@@ -10,6 +10,7 @@ from scipy.special import ndtr
 
 from deqcert.errors import SettingError
 from deqcert.statistics import (
+    AbsolutePrecision,
     RelativePrecision,
     TargetRadius,
     anytime_lower,
@@ -43,7 +44,9 @@ def stopped(rule, p, simulations, seed=0):
 
 
 @pytest.mark.parametrize("p", [0.55, 0.8, 0.95])
-@pytest.mark.parametrize("rule", [RelativePrecision(0.2, ALPHA), TargetRadius(0.8, ALPHA)], ids=str)
+@pytest.mark.parametrize(
+    "rule", [RelativePrecision(0.2, ALPHA), AbsolutePrecision(0.3, ALPHA), TargetRadius(0.8, ALPHA)], ids=str
+)
 def test_certificates_of_what_a_rule_has_stopped_are_false_at_most_with_alpha(rule, p):
     simulations = 20_000
     k, n, _ = stopped(rule, p, simulations)
@@ -72,6 +75,26 @@ def test_relative_precision_saves_copies_and_keeps_the_radius(p):
     assert kept.mean() >= 0.9 * whole.mean()
 
 
+@pytest.mark.parametrize("p", [0.3, 0.7, 0.9, 0.99])
+def test_absolute_precision_saves_copies_and_keeps_the_radius(p):
+    rule = AbsolutePrecision(0.2)
+    k, n, last = stopped(rule, p, 300)
+    kept = certified_radius(anytime_lower(k, n, rule.alpha), 1.0)
+    whole = certified_radius(anytime_lower(last, N_MAX, rule.alpha), 1.0)
+    assert n.mean() <= 0.9 * N_MAX
+    assert (kept >= whole - 0.2 - 1e-12).mean() > 0.85
+
+
+def test_absolute_precision_spends_less_on_small_radii():
+    sizes = {
+        kind: [next(n for n in range(50, 10_001, 50) if kind.settled(round(p * n), n, 10_000)) for p in (0.6, 0.99)]
+        for kind in (AbsolutePrecision(0.1), RelativePrecision(0.05))
+    }
+    absolute, relative = sizes.values()
+    assert absolute[0] < absolute[1]
+    assert relative[0] > relative[1]
+
+
 def test_relative_precision_stops_where_no_radius_is_left():
     rule = RelativePrecision()
     assert rule.settled(10, 100, 10_000)
@@ -83,6 +106,7 @@ def test_relative_precision_stops_where_no_radius_is_left():
 @pytest.mark.parametrize("k", [0, 40, 70, 99, 100])
 def test_the_end_of_the_budget_settles_everything(k):
     assert RelativePrecision().settled(k, 100, 100)
+    assert AbsolutePrecision().settled(k, 100, 100)
     assert TargetRadius(1.0).settled(k, 100, 100)
 
 
@@ -123,6 +147,9 @@ def test_what_is_attainable_lies_between_what_is_certified_and_the_best_that_can
         (lambda: RelativePrecision(precision=math.nan), "precision"),
         (lambda: RelativePrecision(precision=True), "precision"),
         (lambda: RelativePrecision(alpha=0.0), "alpha"),
+        (lambda: AbsolutePrecision(0.0), "precision_in_sigma"),
+        (lambda: AbsolutePrecision(math.nan), "precision_in_sigma"),
+        (lambda: AbsolutePrecision(alpha=1.0), "alpha"),
         (lambda: TargetRadius(0.0), "radius_in_sigma"),
         (lambda: TargetRadius(math.inf), "radius_in_sigma"),
         (lambda: TargetRadius(math.nan), "radius_in_sigma"),
