@@ -2,9 +2,9 @@
 
     python benchmarks/pareto/frontier.py --data DATA --store LABELS --n 10000 --to docs/images/pareto [--time]
 
-Prints a Markdown table: certified accuracies, ACR, and its difference to standard-30A with a bootstrap interval over
-images, copies, evaluations of the cell and seconds per image; draws ACR over evaluations. Seconds are evaluations and
-copies of each configuration at the CPU time of one core that --time measures, and stores with the labels, for each.
+Prints Markdown tables: certified accuracies, ACR, its difference to standard-30A with a bootstrap interval over images,
+evaluations of the cell and seconds per image; then what the choices of n cost and save. Draws ACR over evaluations.
+Seconds are copies at the CPU time of one core per copy, which --time measures for each kind of label and stores.
 """
 
 from __future__ import annotations
@@ -107,19 +107,37 @@ def points(store: Store, labels: list[int], n: int) -> list[Point]:
     return list(found.values())
 
 
-def table(found: list[Point], shown: set[str]) -> str:
+def table(found: list[Point]) -> str:
+    """Return the rows of a fixed n, and those with an audit."""
     heads = [f"% at {radius:g}" for radius in RADII]
-    heads += ["ACR", "difference", "95 % interval", "abstain %", "copies", "NFE/image", "s/image"]
+    heads += ["ACR", "difference", "95 % interval", "abstain %", "NFE/image", "s/image"]
     lines = [f"| run | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
     for point in found:
-        if shown and point.configuration.kind not in shown:
+        if point.configuration.kind not in ("fixed", "audit"):
             continue
         summary, (low, high) = point.summary, point.comparison.interval
         cells = [f"{100 * accuracy:.0f}" for accuracy in summary.certified_accuracy]
         cells += [f"{summary.average_certified_radius:.3f}", f"{point.comparison.acr_difference:+.3f}"]
         cells += [f"{low:+.3f} to {high:+.3f}", f"{100 * summary.abstention_rate:.0f}"]
-        cells += [f"{point.copies:.0f}", f"{point.evaluations:.0f}", f"{summary.seconds_per_image or 0:.1f}"]
+        cells += [f"{point.evaluations:.0f}", f"{summary.seconds_per_image or 0:.1f}"]
         name = point.configuration.name + ("" if summary.sound else " (UNSOUND)")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def table_of_sizes(found: list[Point]) -> str:
+    """Return, for each classifier and choice of n, copies and ACR in % of those of a fixed n."""
+    by_name = {point.configuration.name: point for point in found}
+    lines = [f"| copies % / ACR % | {' | '.join(SIZES)} |", f"| --- |{' ---: |' * len(SIZES)}"]
+    for point in found:
+        if point.configuration.kind != "fixed":
+            continue
+        name, whole = point.configuration.name, point.summary.average_certified_radius
+        chosen = [by_name[f"{name}, {rule}"] for rule in SIZES]
+        cells = [
+            f"{100 * each.copies / point.copies:.0f} / {100 * each.summary.average_certified_radius / whole:.1f}"
+            for each in chosen
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -201,7 +219,6 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="root of CIFAR-10, as data.root")
     parser.add_argument("--store", type=Path, required=True, help="directory of the labels")
     parser.add_argument("--n", type=int, default=10_000, help="estimation copies (%(default)s)")
-    parser.add_argument("--kinds", nargs="+", default=["fixed", "audit"], help="rows to print")
     parser.add_argument("--to", type=Path, help="directory of the figures; none without")
     parser.add_argument("--time", action="store_true", help="measure the seconds per copy first")
     options = parser.parse_args()
@@ -211,7 +228,7 @@ def main() -> None:
     split = data.load_split("test")
     labels = [int(split[i][1]) for i in range(len(split))]
     found = points(Store(options.store), labels, options.n)
-    print(f"{found[0].summary.examples} images, n = {options.n}\n\n{table(found, set(options.kinds))}")
+    print(f"{found[0].summary.examples} images, n = {options.n}", table(found), table_of_sizes(found), sep="\n\n")
     if options.to:
         options.to.mkdir(parents=True, exist_ok=True)
         draw_frontier(found, options.to / f"frontier_{options.n}.png")
