@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deqcert.solvers import Function, Solution, Solver, Workspace
+from deqcert.solvers import Function, Mixer, Solution, Solver, Workspace
 
 
 class DEQ(nn.Module, ABC):
@@ -57,6 +57,11 @@ class DEQ(nn.Module, ABC):
         """Noise that the anchored start was computed under; None if it does not depend on any, 0 if it was not yet."""
         return None
 
+    @property
+    def mixer(self) -> Mixer | None:
+        """Weights for :class:`deqcert.solvers.LearnedMixing`; None if the network has not learned any."""
+        return None
+
     @abstractmethod
     def cell(self, z: Tensor, injection: Any) -> Tensor:
         """Return one evaluation of the cell, shape of ``z``."""
@@ -84,7 +89,11 @@ class DEQ(nn.Module, ABC):
 
         Returns:
             Logits, shape (B, classes), and the solution.
+
+        Raises:
+            SettingError: If the solver needs a mixer that the network does not have.
         """
+        solver = solver.bound_to(self.mixer)
         with torch.no_grad():
             injection = self.inject(x)
             if start is None:

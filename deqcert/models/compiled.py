@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deqcert.models.base import DEQ, map_tensors
+from deqcert.solvers import Mixer
 
 
 class CompiledDEQ(DEQ):
@@ -39,6 +40,11 @@ class CompiledDEQ(DEQ):
     def anchor(self, injection: Any) -> Tensor:
         """As in the network."""
         return self.network.anchor(injection)
+
+    @property
+    def mixer(self) -> Mixer | None:
+        """As in the network."""
+        return self.network.mixer
 
     def cell(self, z: Tensor, injection: Any) -> Tensor:
         """As in the network."""

@@ -8,11 +8,12 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from deqcert.errors import require
+from deqcert.errors import require, require_count
 from deqcert.models.base import DEQ
 from deqcert.models.mdeq_cell import MDEQCell
 from deqcert.models.mdeq_head import MDEQHead
 from deqcert.models.mdeq_inference import InferenceMDEQ
+from deqcert.models.mixing import LearnedMixer
 from deqcert.models.starts import StartKind, build_start
 from deqcert.solvers import Broyden, Solver
 
@@ -52,6 +53,8 @@ class MDEQ(DEQ):
         solver: Solver of ``forward``.
         start: Anchored start: zero, the mean fixed point, or learned from the injection; the last two are computed by
             ``deqcert anchor``.
+        mixing_steps: Steps of learned mixing (:class:`deqcert.solvers.LearnedMixing`), >= 0, trained by
+            ``deqcert anchor``; 0 has none.
 
     Attributes:
         shapes: Shape (C_i, H_i, W_i) of each branch.
@@ -81,6 +84,7 @@ class MDEQ(DEQ):
         dropout: float = 0.2,
         solver: Solver = Broyden(max_steps=8, tolerance=1e-3),
         start: StartKind = "zero",
+        mixing_steps: int = 0,
     ) -> None:
         super().__init__(solver)
         branches = len(channels)
@@ -112,6 +116,7 @@ class MDEQ(DEQ):
         )
         require(0 <= dropout < 1, "dropout", dropout, "must be in [0, 1)")
         require(start in get_args(StartKind), "start", start, f"must be one of {', '.join(get_args(StartKind))}")
+        require_count("mixing_steps", mixing_steps, minimum=0)
         smallest = 2 ** (downsample_times + branches - 1)
         require(
             image_size >= smallest and image_size % smallest == 0,
@@ -134,6 +139,7 @@ class MDEQ(DEQ):
         self._initialise()
         self.start = build_start(start, self.shapes)
         self._start_kind = start
+        self.mixing = LearnedMixer(mixing_steps) if mixing_steps > 0 else None
 
     def _initialise(self) -> None:
         """Draw convolutions from N(0, 0.01²).
@@ -179,6 +185,11 @@ class MDEQ(DEQ):
         """Noise that the anchored start was computed under; None for zero, 0 if it was not yet."""
         return None if self.start is None else float(self.start.sigma)
 
+    @property
+    def mixer(self) -> LearnedMixer | None:
+        """Learned mixing for ``mixing_steps`` steps; None for 0."""
+        return self.mixing
+
     def cell(self, z: Tensor, injection: MDEQInjection) -> Tensor:
         """Evaluate residual blocks and fusion on the flattened state."""
         branches = self.mdeq_cell(self.branches_of(z), injection.features, injection.masks)
@@ -192,7 +203,7 @@ class MDEQ(DEQ):
     def for_inference(self) -> InferenceMDEQ:
         """Return the same network with weight and batch normalisation folded into the convolutions."""
         parts = self.stem, self.mdeq_cell, self.mdeq_head
-        return InferenceMDEQ(parts, self.shapes, self.mean, self.std, self.solver, self.start)
+        return InferenceMDEQ(parts, self.shapes, self.mean, self.std, self.solver, self.start, self.mixing)
 
     def branches_of(self, z: Tensor) -> list[Tensor]:
         """Return the branches of a flattened state, shape (B, C_i, H_i, W_i) each."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from deqcert.models.base import DEQ
 from deqcert.models.folding import folded
+from deqcert.models.mixing import LearnedMixer
 from deqcert.models.starts import MeanStart
 from deqcert.solvers import Solver
 
@@ -25,6 +26,7 @@ class InferenceMDEQ(DEQ):
         std: Per-channel standard deviation of the images, shape (C, 1, 1).
         solver: Solver of ``forward``.
         start: Anchored start of the network; None is the cold one.
+        mixing: Learned mixing of the network; None if it has none.
     """
 
     mean: Tensor
@@ -38,6 +40,7 @@ class InferenceMDEQ(DEQ):
         std: Tensor,
         solver: Solver,
         start: MeanStart | None = None,
+        mixing: LearnedMixer | None = None,
     ) -> None:
         super().__init__(solver)
         self.shapes = tuple(shapes)
@@ -45,6 +48,7 @@ class InferenceMDEQ(DEQ):
         self.register_buffer("std", std)
         self.stem, self.mdeq_cell, self.mdeq_head = (folded(part, mean) for part in parts)
         self.start = None if start is None else folded(start, mean)
+        self.mixing = mixing
         self.eval()
 
     def inject(self, x: Tensor) -> Tensor:
@@ -63,6 +67,11 @@ class InferenceMDEQ(DEQ):
         if self.start is None:
             return self.initial_state(injection)
         return self._flatten(self.start(injection)).to(self.mean.dtype)
+
+    @property
+    def mixer(self) -> LearnedMixer | None:
+        """That of the network."""
+        return self.mixing
 
     def cell(self, z: Tensor, injection: Tensor) -> Tensor:
         """Evaluate residual blocks and fusion on the flattened state."""

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deqcert.errors import is_real, require, require_count
+from deqcert.models import DEQ
 from deqcert.smoothing.engine import Engine, Execution, Labels
 from deqcert.smoothing.labels import count_labels
 from deqcert.smoothing.noise import Purpose, noisy_batches
 from deqcert.smoothing.tally import Tally
-from deqcert.solvers import Anderson, Broyden, Solver
+from deqcert.solvers import Anderson, Broyden, LearnedMixing, Solver
 from deqcert.statistics import ChainAudit, ChainLabels, Noise, Stopping, Votes, join_chains, noise_error
 from deqcert.statistics.noise_error import LARGEST_SIGMA
 
@@ -136,8 +137,11 @@ class Smoothing(ABC):
         """Prepare ``classifier`` for :meth:`vote_group`, for images like ``image``, shape (C, H, W).
 
         Raises:
-            SettingError: If the classifier is in training mode: its labels would depend on the batch.
+            SettingError: If the classifier is in training mode: its labels would depend on the batch; or it lacks the
+                learned mixing that the solver needs.
         """
+        if isinstance(classifier, DEQ):
+            self.base_solver.bound_to(classifier.mixer)  # refuses before any work
         return Engine(classifier, self.execution, image, self.batch_size)
 
     def vote(self, classifier: nn.Module, image: Tensor, index: int, label: int) -> Votes:
@@ -282,8 +286,9 @@ class Smoothing(ABC):
 
 
 def solver_label(solver: Solver) -> str:
-    """Return the field's name of a solver: steps, then A(nderson), B(royden) or N (plain)."""
-    letter = "A" if isinstance(solver, Anderson) else "B" if isinstance(solver, Broyden) else "N"
+    """Return the field's name of a solver: steps, then A(nderson), B(royden), N (plain); M is learned mixing."""
+    letters = {Anderson: "A", Broyden: "B", LearnedMixing: "M"}
+    letter = next((letter for kind, letter in letters.items() if isinstance(solver, kind)), "N")
     return f"{solver.max_steps}{letter}"
 
 

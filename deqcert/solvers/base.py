@@ -59,6 +59,22 @@ class SolverState(Protocol):
         """Keep the rows at these positions, shape (b,), int64."""
 
 
+class Mixer(Protocol):
+    """What a network knows of how to mix the pairs of a history; see :class:`deqcert.solvers.LearnedMixing`."""
+
+    @property
+    def steps(self) -> int:
+        """Most pairs that it can mix."""
+
+    def __call__(self, gram: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        """Return α, shape (B, m), summing to 1, and β, shape (B,).
+
+        Args:
+            gram: ⟨G_i, G_j⟩ of the gaps of each row, newest last, shape (B, m, m), float64.
+            size: ‖F(X)‖² of the newest pair, shape (B,).
+        """
+
+
 @dataclass(frozen=True)
 class Solver(ABC):
     """Finds z = F(z) for every row of a batch.
@@ -86,6 +102,10 @@ class Solver(ABC):
         require(self.tolerance >= 0, "tolerance", self.tolerance, "must be >= 0")
         require(self.stop in get_args(Stop), "stop", self.stop, f"must be one of {get_args(Stop)}")
         require(self.iterate in get_args(Iterate), "iterate", self.iterate, f"must be one of {get_args(Iterate)}")
+
+    def bound_to(self, mixer: Mixer | None) -> Solver:
+        """Return the solver to use for a network with this mixer, None for a network without; here this one."""
+        return self
 
     @abstractmethod
     def initialise(self, start: Tensor, workspace: Workspace) -> SolverState:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from deqcert.errors import SettingError, TrainingError, require, require_count
 from deqcert.models import MDEQ
 from deqcert.models.starts import LearnedStart, MeanStart
 from deqcert.solvers import Solver
+from deqcert.training.fixed_points import noisy_fixed_points
 
 _FixedPoints = tuple[Tensor, list[Tensor]]
 """Injected features, and the fixed point of each branch, shape (B, C_i, H_i, W_i)."""
@@ -61,7 +62,8 @@ def compute_start(
         raise SettingError("model.network.start", network.start_kind, "must be mean or learned to be computed")
     network.eval()
     fixed_points = (
-        _fixed_points(network, images + sigma * torch.randn_like(images), solver) for images in _forever(batches)
+        (injection.features, network.branches_of(value))
+        for injection, value in noisy_fixed_points(network, batches, sigma, solver)
     )
     report = _average(start, islice(fixed_points, _MEAN_BATCHES if isinstance(start, LearnedStart) else steps))
     if isinstance(start, LearnedStart):
@@ -102,23 +104,8 @@ def _regress(
     return StartReport(count, math.sqrt(sum(errors) / len(errors)))
 
 
-@torch.no_grad()
-def _fixed_points(network: MDEQ, noisy: Tensor, solver: Solver) -> _FixedPoints:
-    """Return the injected features and the fixed point of each branch, shape (B, C_i, H_i, W_i)."""
-    injection = network.inject(noisy)
-    solution = solver.solve(lambda z: network.cell(z, injection), network.initial_state(injection))
-    if bool(solution.diverged.any()):
-        raise TrainingError("a fixed point is not finite: the network has not been trained to have one")
-    return injection.features, network.branches_of(solution.value)
-
-
 def _error(guess: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
     """Return the mean over images of the relative squared distance."""
     distance = sum(((g - t) ** 2).flatten(1).sum(dim=1) for g, t in zip(guess, target, strict=True))
     size = sum((t**2).flatten(1).sum(dim=1) for t in target)
     return torch.as_tensor(distance / size).mean()
-
-
-def _forever(batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    while True:
-        yield from batches
