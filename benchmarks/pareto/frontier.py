@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from measure import BATCH, CHAINS, N0, SEED, SERIES, SIGMA, STEPS, engine
+from measure import BATCH, CHAINS, MIXED_STEPS, N0, SEED, SERIES, SIGMA, STEPS, engine
 from networks import NETWORKS
 from replay import SIZES, Configuration, Seconds, Store, configurations, vote
 
@@ -27,7 +27,7 @@ from deqcert.report.compare import Comparison, compare
 from deqcert.report.figures.style import COLOURS, MARKERS, new_axes, save_figure
 from deqcert.report.summary import Summary, summarize
 from deqcert.smoothing import Anchored, Serialized, Smoothing, Standard
-from deqcert.solvers import Anderson, Picard
+from deqcert.solvers import Anderson, LearnedMixing, Picard
 from deqcert.statistics import Certificate, CertificationRule, FixedAudit
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -59,25 +59,31 @@ def strategies() -> dict[str, tuple[Smoothing, str]]:
     for series, steps in CHAINS.items():
         given[f"{series} label"] = Serialized(**base, solver=Anderson(steps), audit=FixedAudit(1)), "zero"
     for network, (_, start) in NETWORKS.items():
-        for k in STEPS:
-            given[f"anchored-{network} label{k}"] = Anchored(**base, solver=Picard(k), start=start), network
+        learned = network.endswith("mixed")
+        for k in MIXED_STEPS if learned else STEPS:
+            solver = LearnedMixing(k) if learned else Picard(k)
+            given[f"anchored-{network} label{k}"] = Anchored(**base, solver=solver, start=start), network
     return given
 
 
-def measure_seconds(data: CIFAR10, store: Path, repeats: int = 3) -> None:
-    """Store the CPU seconds per copy of each kind of label: medians over four images and repeats, in turn."""
+def measure_seconds(data: CIFAR10, store: Path, repeats: int = 2) -> None:
+    """Store the CPU seconds per copy of kinds of label without: means of two images, medians of repeats in turn."""
     torch.set_num_threads(1)
     images = data.load_split("test")
-    indices = [int(path.stem) for path in sorted((store / REFERENCE).glob("?????.npz"))][::25]
+    indices = [int(path.stem) for path in sorted((store / REFERENCE).glob("?????.npz"))][::50]
+    known = json.loads((store / TIMES).read_text()) if (store / TIMES).exists() else {}
     laps: dict[str, list[float]] = {}
     for _ in range(repeats):
         for name, (strategy, network) in strategies().items():
+            if name in known:
+                continue
             clock = Clock("cpu")
             for index in indices:
                 image = to_unit_interval(images[index][0])
                 strategy.label_chain(engine(network), image[None], [index], 0)
             laps.setdefault(name, []).append(clock.lap() / len(indices) / (strategy.n0 + strategy.n))
-    (store / TIMES).write_text(json.dumps({name: statistics.median(each) for name, each in laps.items()}, indent=1))
+    known |= {name: statistics.median(each) for name, each in laps.items()}
+    (store / TIMES).write_text(json.dumps(known, indent=1))
 
 
 def points(store: Store, labels: list[int], n: int) -> list[Point]:
@@ -143,7 +149,7 @@ def table_of_sizes(found: list[Point]) -> str:
 
 
 def draw_frontier(found: list[Point], path: Path) -> None:
-    """Draw ACR over evaluations per image, a line for each family; hollow: tuned or sequential, crosses: unsound."""
+    """Draw ACR over evaluations per image, a line for each family; hollow: a variant, crosses: unsound."""
     families: dict[str, list[tuple[float, float]]] = {}
     for point in found:
         if point.configuration.kind in ("fixed", "audit"):
@@ -152,7 +158,7 @@ def draw_frontier(found: list[Point], path: Path) -> None:
     _, axes = new_axes("cell evaluations per image", "ACR")
     for name, line in families.items():
         colour, marker = next(look for kind, look in _LOOKS.items() if name.startswith(kind))
-        plain = not any(word in name for word in ("tuned", "sequential", "unsound"))
+        plain = not any(word in name for word in ("tuned", "mixed", "sequential", "unsound"))
         style = {"linestyle": "solid" if plain else "dashed", "fillstyle": "full" if plain else "none"}
         axes.plot(*zip(*sorted(line), strict=True), color=colour, marker=marker, label=name, **style, **_THIN)
     finish(axes, path, bottom=0.6)
@@ -210,7 +216,7 @@ def _family(configuration: Configuration) -> str:
         rule = rule.split(",")[0]
         return f"{name} {rule}{' (unsound)' if rule == 'published' else ''}"
     if name.startswith("anchored"):
-        return f"anchored {name.split('-', 2)[2]}"
+        return f"anchored {name.split('-', 2)[2]}" + ("-mixed" if "M-" in name else "")
     return "standard mean-tuned" if "tuned" in name else "standard"
 
 

@@ -24,13 +24,15 @@ from deqcert.data.images import to_unit_interval
 from deqcert.smoothing import Engine, Serialized, Standard
 from deqcert.smoothing.engine import Labels
 from deqcert.smoothing.noise import Purpose, noisy_batches
-from deqcert.solvers import Anderson, Picard
+from deqcert.solvers import Anderson, LearnedMixing, Picard
 from deqcert.statistics import FixedAudit
 
 SIGMA, N0, BATCH, SEED = 0.5, 100, 400, 0
 TOLERANCE = 1e-3
 STEPS = (1, 2, 3, 5)
 """Plain steps k from each start."""
+MIXED_STEPS = (2, 3, 5)
+"""Of learned mixing: a single step mixes nothing."""
 
 Columns = dict[str, np.ndarray]
 """Name to one value per copy: ``label…`` int8, ``steps…`` uint8."""
@@ -72,9 +74,22 @@ def anchored(network: str) -> Callable[[Tensor], Columns]:
     return label
 
 
+def mixed(network: str) -> Callable[[Tensor], Columns]:
+    """Label by every k of MIXED_STEPS of learned mixing."""
+
+    def label(x: Tensor) -> Columns:
+        given: Columns = {}
+        for k in MIXED_STEPS:
+            given |= columns(str(k), engine(network).label(x, LearnedMixing(max_steps=k), anchored=True))
+        return {name: column for name, column in given.items() if name.startswith("label")}
+
+    return label
+
+
 SERIES: dict[str, Callable[[Tensor], Columns]] = {
     **{f"standard-{depth}A": standard("zero", depth) for depth in (30, 10, 5)},
-    **{f"anchored-{network}": anchored(network) for network in NETWORKS},
+    **{f"anchored-{network}": anchored(network) for network in NETWORKS if not network.endswith("mixed")},
+    "anchored-learned-mixed": mixed("learned-mixed"),
     "standard-30A-mean-tuned": standard("mean-tuned", 30),
 }
 CHAINS = {f"SRS-{k}A": k for k in (1, 3)}
@@ -145,7 +160,7 @@ def main() -> None:
         for name in options.series:
             path = options.store / name / f"{index:05d}.npz"
             known = read(path)
-            if known and len(known["label" if "label" in known else "label1"]) >= N0 + options.n:
+            if any(len(column) >= N0 + options.n for name, column in known.items() if name.startswith("label")):
                 continue
             if name in CHAINS:
                 write(path, chain(CHAINS[name], image, index, options.n))
