@@ -9,28 +9,8 @@ from torch import Tensor
 
 from deqcert.errors import require, require_count
 from deqcert.solvers.base import Solver
-from deqcert.solvers.rows import Workspace, inner_products, weighted_sum
-
-
-@dataclass
-class _History:
-    """The newest pairs in ring buffers; slot k mod m holds pair k.
-
-    Attributes:
-        images: F(X_j), shape (m, B, D).
-        gaps: G_j = F(X_j) − X_j, shape (m, B, D).
-        gram: ⟨G_i, G_j⟩, shape (B, m, m), float64; only the row and column of a new pair are computed.
-        pairs: Pairs seen so far.
-    """
-
-    images: Tensor
-    gaps: Tensor
-    gram: Tensor
-    pairs: int = 0
-
-    def select(self, rows: Tensor) -> None:
-        """Keep the history of these rows."""
-        self.images, self.gaps, self.gram = self.images[:, rows], self.gaps[:, rows], self.gram[rows]
+from deqcert.solvers.history import PairHistory
+from deqcert.solvers.rows import Workspace, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -59,30 +39,17 @@ class Anderson(Solver):
         require_count("memory", self.memory, minimum=1)
         require(self.ridge >= 0, "ridge", self.ridge, "must be >= 0")
 
-    def initialise(self, start: Tensor, workspace: Workspace) -> _History:
+    def initialise(self, start: Tensor, workspace: Workspace) -> PairHistory:
         """Take room for the ring buffers."""
         # A single step mixes nothing and needs no history.
         slots = min(self.memory, self.max_steps) if self.max_steps > 1 else 0
-        return _History(
-            images=workspace.take("anderson.images", slots, start),
-            gaps=workspace.take("anderson.gaps", slots, start),
-            gram=start.new_zeros(len(start), slots, slots, dtype=torch.float64),
-        )
+        return PairHistory.empty("anderson", slots, start, workspace)
 
-    def advance(self, state: _History, iterate: Tensor, image: Tensor, gap: Tensor) -> Tensor:
+    def advance(self, state: PairHistory, iterate: Tensor, image: Tensor, gap: Tensor) -> Tensor:
         """Store the pair and return the mixed image."""
-        slots = len(state.images)
-        if slots == 0:
+        if len(state.images) == 0:
             return image
-        slot = state.pairs % slots
-        state.pairs += 1
-        filled = min(state.pairs, slots)
-
-        state.images[slot] = image
-        state.gaps[slot] = gap
-        products = inner_products(state.gaps[:filled], gap).double()
-        state.gram[:, slot, :filled] = products
-        state.gram[:, :filled, slot] = products
+        slot, filled = state.remember(image, gap)
         if filled == 1:
             return image
 

@@ -10,30 +10,8 @@ from torch import Tensor
 
 from deqcert.errors import SettingError, require
 from deqcert.solvers.base import Function, Mixer, Solver
+from deqcert.solvers.history import PairHistory
 from deqcert.solvers.rows import Workspace, inner_products, weighted_sum
-
-
-@dataclass
-class _History:
-    """All pairs so far.
-
-    Attributes:
-        mixer: Gives the weights.
-        images: F(X_j), shape (k, B, D).
-        gaps: G_j = F(X_j) − X_j, shape (k, B, D).
-        gram: ⟨G_i, G_j⟩, shape (B, k, k), float64.
-        pairs: Pairs seen so far.
-    """
-
-    mixer: Mixer
-    images: Tensor
-    gaps: Tensor
-    gram: Tensor
-    pairs: int = 0
-
-    def select(self, rows: Tensor) -> None:
-        """Keep the history of these rows."""
-        self.images, self.gaps, self.gram = self.images[:, rows], self.gaps[:, rows], self.gram[rows]
 
 
 @dataclass(frozen=True)
@@ -77,20 +55,13 @@ class LearnedMixing(Solver):
         settings = {each.name: getattr(self, each.name) for each in fields(LearnedMixing)}
         return _BoundMixing(**settings, mixer=mixer)
 
-    def initialise(self, start: Tensor, workspace: Workspace) -> _History:
+    def initialise(self, start: Tensor, workspace: Workspace) -> PairHistory:
         """Refuse: only a bound solver has weights."""
         raise SettingError("solver", type(self).__name__, "can only be used where a network gives it its mixer")
 
-    def advance(self, state: _History, iterate: Tensor, image: Tensor, gap: Tensor) -> Tensor:
-        """Store the pair and return the mixed step."""
-        newest, pairs = state.pairs, state.pairs + 1
-        state.pairs = pairs
-        state.images[newest] = image
-        state.gaps[newest] = gap
-        products = inner_products(state.gaps[:pairs], gap).double()
-        state.gram[:, newest, :pairs] = products
-        state.gram[:, :pairs, newest] = products
-        return _mixed(state.mixer, state.images[:pairs], state.gaps[:pairs], state.gram[:, :pairs, :pairs])
+    def advance(self, state: PairHistory, iterate: Tensor, image: Tensor, gap: Tensor) -> Tensor:
+        """Refuse, as above."""
+        raise SettingError("solver", type(self).__name__, "can only be used where a network gives it its mixer")
 
 
 @dataclass(frozen=True)
@@ -99,14 +70,14 @@ class _BoundMixing(LearnedMixing):
 
     mixer: Mixer = field(kw_only=True)
 
-    def initialise(self, start: Tensor, workspace: Workspace) -> _History:
+    def initialise(self, start: Tensor, workspace: Workspace) -> PairHistory:
         """Take room for all pairs."""
-        return _History(
-            mixer=self.mixer,
-            images=workspace.take("learned.images", self.max_steps, start),
-            gaps=workspace.take("learned.gaps", self.max_steps, start),
-            gram=start.new_zeros(len(start), self.max_steps, self.max_steps, dtype=torch.float64),
-        )
+        return PairHistory.empty("learned", self.max_steps, start, workspace)
+
+    def advance(self, state: PairHistory, iterate: Tensor, image: Tensor, gap: Tensor) -> Tensor:
+        """Store the pair and return the mixed step."""
+        _, pairs = state.remember(image, gap)
+        return _mixed(self.mixer, state.images[:pairs], state.gaps[:pairs], state.gram[:, :pairs, :pairs])
 
 
 def unrolled(function: Function, start: Tensor, mixer: Mixer) -> Iterator[Tensor]:
