@@ -40,7 +40,9 @@ class Tally:
         """Whether the image needs no further copies."""
         if self._stopping is None or self._n == 0:
             return False
-        return self._n >= self._budget or self._stopping.settled(self._n_a, self._n, self._n_max)
+        # Who says that no vote is looked at is not shown any: the bound for a fixed n would not hold.
+        looks = self._stopping.anytime
+        return self._n >= self._budget or (looks and self._stopping.settled(self._n_a, self._n, self._n_max))
 
     def joined(self) -> Labels:
         """Return all labels in the order in which they came, on the CPU."""

@@ -42,6 +42,8 @@ class Stopping(ABC):
     def settled(self, k: int, n: int, n_max: int) -> bool:
         """Return whether to stop, given that ``k`` of ``n`` copies so far have the selected class.
 
+        Only rules that are ``anytime`` are asked.
+
         Args:
             k: Copies with the selected class, 0 <= k <= n.
             n: Copies so far, 1 <= n <= n_max.

@@ -197,3 +197,13 @@ def test_a_budget_below_the_selection_is_refused():
     with pytest.raises(SettingError, match=r"^n = 100: must be at least n0 = 200 with stopping"):
         standard(InputSpecific(), n0=200, n=100)
     standard(n0=200, n=100)
+
+
+def test_a_rule_that_says_it_looks_at_no_vote_is_shown_none(threshold_deq):
+    class Peeping(After):
+        anytime = False
+
+    rule = Peeping(120)
+    votes = standard(rule).vote(threshold_deq(), IMAGE, 0, 0)
+    assert (votes.n, votes.anytime) == (1010, False)
+    assert rule.shown == []
