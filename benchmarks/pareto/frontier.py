@@ -1,6 +1,6 @@
 """The frontier of certified accuracy over cost, from the labels of measure.py.
 
-    python benchmarks/pareto/frontier.py --data DATA --store LABELS --n 10000 --to docs/images/pareto [--time]
+    python benchmarks/pareto/frontier.py --data DATA --store LABELS --n 10000 --to docs/images/frontier [--time]
 
 Prints Markdown tables: certified accuracies, ACR, its difference to standard-30A with a bootstrap interval over images,
 evaluations of the cell and seconds per image; then what the choices of n cost and save. Draws ACR over evaluations.
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from measure import BATCH, CHAINS, MIXED_STEPS, N0, SEED, SERIES, SIGMA, STEPS, engine
+from measure import BATCH, CHAINS, MIXED_STEPS, N0, SEED, SERIES, SIGMA, STEPS, TOLERANCE, engine
 from networks import NETWORKS
 from replay import SIZES, Configuration, Seconds, Store, configurations, vote
 
@@ -52,10 +52,10 @@ def strategies() -> dict[str, tuple[Smoothing, str]]:
     """Return a strategy for each kind of label, by series and column, and its network."""
     base = {"sigma": SIGMA, "n0": N0, "n": 2 * BATCH, "batch_size": BATCH, "seed": SEED}
     given: dict[str, tuple[Smoothing, str]] = {
-        f"standard-{depth}A label": (Standard(**base, solver=Anderson(depth, tolerance=1e-3)), "zero")
+        f"standard-{depth}A label": (Standard(**base, solver=Anderson(depth, tolerance=TOLERANCE)), "zero")
         for depth in (30, 10, 5)
     }
-    given["standard-30A-mean-tuned label"] = Standard(**base, solver=Anderson(30, tolerance=1e-3)), "mean-tuned"
+    given["standard-30A-mean-tuned label"] = Standard(**base, solver=Anderson(30, tolerance=TOLERANCE)), "mean-tuned"
     for series, steps in CHAINS.items():
         given[f"{series} label"] = Serialized(**base, solver=Anderson(steps), audit=FixedAudit(1)), "zero"
     for network, (_, start) in NETWORKS.items():

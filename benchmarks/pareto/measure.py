@@ -35,7 +35,7 @@ MIXED_STEPS = (2, 3, 5)
 """Of learned mixing: a single step mixes nothing."""
 
 Columns = dict[str, np.ndarray]
-"""Name to one value per copy: ``label…`` int8, ``steps…`` uint8."""
+"""Name to one value per copy: ``label…`` int8, ``steps`` uint8 where they differ from copy to copy."""
 
 
 @cache
@@ -45,16 +45,18 @@ def engine(network: str) -> Engine:
     return strategy.engine(load(network), torch.zeros(3, 32, 32))
 
 
-def columns(name: str, labels: Labels) -> Columns:
-    return {
-        f"label{name}": labels.labels.numpy().astype(np.int8),
-        f"steps{name}": labels.steps.numpy().astype(np.uint8),
-    }
+def column(labels: Labels) -> np.ndarray:
+    return labels.labels.numpy().astype(np.int8)
 
 
 def standard(network: str, depth: int) -> Callable[[Tensor], Columns]:
     """Label by the Anderson DEQ from a cold start, each copy to its own tolerance."""
-    return lambda x: columns("", engine(network).label(x, Anderson(max_steps=depth, tolerance=TOLERANCE)))
+
+    def label(x: Tensor) -> Columns:
+        labels = engine(network).label(x, Anderson(max_steps=depth, tolerance=TOLERANCE))
+        return {"label": column(labels), "steps": labels.steps.numpy().astype(np.uint8)}
+
+    return label
 
 
 def anchored(network: str) -> Callable[[Tensor], Columns]:
@@ -67,9 +69,10 @@ def anchored(network: str) -> Callable[[Tensor], Columns]:
         for k in STEPS:
             solver = Picard(max_steps=k - reached)
             start = states if reached else None
-            given |= columns(str(k), engine(network).label(x, solver, start=start, keep=states, anchored=True))
+            labels = engine(network).label(x, solver, start=start, keep=states, anchored=True)
+            given[f"label{k}"] = column(labels)
             reached = k
-        return {name: column for name, column in given.items() if name.startswith("label")}
+        return given
 
     return label
 
@@ -78,10 +81,8 @@ def mixed(network: str) -> Callable[[Tensor], Columns]:
     """Label by every k of MIXED_STEPS of learned mixing."""
 
     def label(x: Tensor) -> Columns:
-        given: Columns = {}
-        for k in MIXED_STEPS:
-            given |= columns(str(k), engine(network).label(x, LearnedMixing(max_steps=k), anchored=True))
-        return {name: column for name, column in given.items() if name.startswith("label")}
+        solvers = {f"label{k}": LearnedMixing(max_steps=k) for k in MIXED_STEPS}
+        return {name: column(engine(network).label(x, solver, anchored=True)) for name, solver in solvers.items()}
 
     return label
 
@@ -105,7 +106,7 @@ def independent(label: Callable[[Tensor], Columns], image: Tensor, index: int, n
             parts.append(label(noisy))
         position += len(noisy)
     new = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return {name: np.concatenate([known[name], column]) if known else column for name, column in new.items()}
+    return {name: np.concatenate([known[name], more]) if known else more for name, more in new.items()}
 
 
 def copies(image: Tensor, index: int, n: int) -> Iterator[Tensor]:
@@ -160,7 +161,7 @@ def main() -> None:
         for name in options.series:
             path = options.store / name / f"{index:05d}.npz"
             known = read(path)
-            if any(len(column) >= N0 + options.n for name, column in known.items() if name.startswith("label")):
+            if any(len(given) >= N0 + options.n for name, given in known.items() if name.startswith("label")):
                 continue
             if name in CHAINS:
                 write(path, chain(CHAINS[name], image, index, options.n))

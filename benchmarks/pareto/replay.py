@@ -38,7 +38,6 @@ CLASSES = 10
 PILOT = 500
 """Selection copies of input-specific sampling: the others' 100, and the first batch of the estimation."""
 
-
 SIZES: dict[str, Stopping] = {
     "anytime 5 %": RelativePrecision(0.05),
     "anytime 0.1 σ": AbsolutePrecision(0.1),
