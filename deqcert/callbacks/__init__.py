@@ -1,8 +1,17 @@
-"""Callbacks: certificates and their metrics, progress, and the health of a network that is to be certified."""
+"""Callbacks: certificates and metrics, progress, health of a network to be certified, training by the clock."""
 
 from deqcert.callbacks.certified_radius import CertifiedRadius
 from deqcert.callbacks.convergence_health import ConvergenceHealth
 from deqcert.callbacks.hyperparameters import log_hyperparameters
 from deqcert.callbacks.progress import CertificationProgress
+from deqcert.callbacks.standing_record import StandingRecord
+from deqcert.callbacks.time_budget import TimeBudget
 
-__all__ = ["CertificationProgress", "CertifiedRadius", "ConvergenceHealth", "log_hyperparameters"]
+__all__ = [
+    "CertificationProgress",
+    "CertifiedRadius",
+    "ConvergenceHealth",
+    "StandingRecord",
+    "TimeBudget",
+    "log_hyperparameters",
+]

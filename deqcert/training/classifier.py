@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from deqcert.errors import CheckpointError, SettingError, require, require_count
+from deqcert.errors import CheckpointError, require, require_count
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint, Unrolled, hutchinson_penalty, spectral_radius
 from deqcert.models import DEQ
 from deqcert.seeding import mixed_seed
@@ -26,34 +27,38 @@ from deqcert.training.objectives import Gaussian, Objective
 from deqcert.training.preemption import Preemption
 from deqcert.training.progress import repair_progress
 from deqcert.training.regularization import JacobianRegularization
-from deqcert.training.step import Cell, TrainingStep
+from deqcert.training.step import ExplicitStep, TrainingStep
 
 Batch = tuple[Tensor, Tensor, Tensor]
+Schedule = Literal["cosine", "constant"]
 
 _SPECTRAL_RADIUS_IMAGES = 16
 
 
 class DEQClassifier(LightningModule):
-    """Trains a DEQ under noise, first unrolled, then implicitly.
+    """Trains a classifier under noise; a DEQ first unrolled, then implicitly.
 
     Every training step draws from a random stream of its own, so a resumed run repeats an uninterrupted one. A step
     whose loss or gradient is not finite is skipped.
 
     Args:
-        network: The deep equilibrium network; or any other classifier of images in [0, 1], which can be validated,
-            tested and certified, but not trained.
+        network: A deep equilibrium network, or any other classifier of images in [0, 1]; the settings of gradients,
+            pre-training and Jacobian regularisation are for the first kind only.
         sigma: Standard deviation of the training noise, in pixels of [0, 1], >= 0.
         objective: What is minimised: Gaussian, SmoothAdv, CATRS, Consistency or FewStep.
         gradient: Gradient through the fixed point in implicit training.
         pretraining_steps: Optimiser steps of pre-training before implicit training, >= 0.
         pretraining_gradient: Forward pass and gradient of pre-training.
         jacobian: Jacobian regularisation.
-        optimizer: Optimiser; its learning rate follows a cosine to zero over the whole run, per step.
+        optimizer: Optimiser.
+        schedule: What becomes of its learning rate, per step: "cosine" takes it to zero over the whole run; "constant"
+            keeps it, for a run that has no end (with averaged weights, and an optimiser that warms up by itself, such
+            as RAdam).
         weights: Checkpoint whose weights training starts from, e.g. those of a Gaussian run; its optimiser and
             progress are not taken over (that is what ckpt_path does). null = a fresh initialisation.
         max_skipped_steps: Skipped steps in a row that stop training, >= 1.
-        compile_cell: Compile the cell with torch.compile; the steps with Jacobian penalty run it uncompiled, because
-            compiled code cannot be differentiated twice.
+        compile_cell: Compile the cell (the whole network, where it has none) with torch.compile; the steps with
+            Jacobian penalty run it uncompiled, because compiled code cannot be differentiated twice.
         channels_last: Keep the weights of convolutions in channels_last order.
 
     Raises:
@@ -70,6 +75,7 @@ class DEQClassifier(LightningModule):
         pretraining_gradient: GradientEstimator = Unrolled(),
         jacobian: JacobianRegularization = JacobianRegularization(),
         optimizer: OptimizerCallable = torch.optim.Adam,
+        schedule: Schedule = "cosine",
         weights: str | None = None,
         max_skipped_steps: int = 20,
         compile_cell: bool = False,
@@ -78,6 +84,7 @@ class DEQClassifier(LightningModule):
         super().__init__()
         require(sigma >= 0, "sigma", sigma, "must be >= 0")
         require_count("pretraining_steps", pretraining_steps, minimum=0)
+        require(schedule in get_args(Schedule), "schedule", schedule, f"must be one of {', '.join(get_args(Schedule))}")
         # Only sigma goes into checkpoints: plain data, so that they load with weights_only=True.
         self.save_hyperparameters("sigma")
         self.network = network
@@ -88,6 +95,7 @@ class DEQClassifier(LightningModule):
         self.pretraining_gradient = pretraining_gradient
         self.jacobian = jacobian
         self.optimizer_callable = optimizer
+        self.schedule = schedule
         self.weights = weights
         self.guard = NonFiniteGuard(max_skipped_steps)
         self.preemption = Preemption()
@@ -95,7 +103,7 @@ class DEQClassifier(LightningModule):
         self.channels_last = channels_last
         self.stream_seed = torch.initial_seed()
         self.checkpoint_sigma: float | None = None
-        self._compiled_cell: Cell | None = None
+        self._compiled: Callable[..., Any] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of images ``x``, shape (B, C, H, W) to (B, classes)."""
@@ -120,13 +128,7 @@ class DEQClassifier(LightningModule):
             self.load_state_dict(given)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the guard against steps that are not finite, and what SIGTERM does.
-
-        Raises:
-            SettingError: If the network to be trained is no DEQ.
-        """
-        if self._fits():  # the first hook of a run: no data has been downloaded yet
-            self._trainable()
+        """Return the guard against steps that are not finite, and what SIGTERM does."""
         return [self.guard, self.preemption]
 
     # Training.
@@ -143,15 +145,24 @@ class DEQClassifier(LightningModule):
         if self.compile_cell:
             # A backward solve runs the same backward pass several times.
             torch._functorch.config.donated_buffer = False
-            self._compiled_cell = torch.compile(self._trainable().cell)
+            self._compiled = torch.compile(self.network.cell if isinstance(self.network, DEQ) else self.network)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch ``(images, labels, indices)`` under noise."""
         images, labels, _ = batch
+        implicit = isinstance(self.network, DEQ)
+        loss = self._implicit_loss(self.network, images, labels) if implicit else self._explicit_loss(images, labels)
+        self.log("train/loss", loss)
+        return poisoned(loss)
+
+    def _explicit_loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        step = ExplicitStep(self.network, self.sigma, self.current_epoch, self._compiled or self.network)
+        return self._objective_loss(step, images, labels)
+
+    def _implicit_loss(self, network: DEQ, images: Tensor, labels: Tensor) -> Tensor:
         weight = self._jacobian_weight()
-        step = self._step(penalised=weight > 0)
-        loss, metrics = self.objective.loss(step, images, labels)
-        self.log_dict({f"train/{name}": value for name, value in metrics.items()}, prog_bar=True)
+        step = self._step(network, penalised=weight > 0)
+        loss = self._objective_loss(step, images, labels)
         trained = step.fixed_points[0]
         if trained.solution is not None:
             self._log_solution("train/forward", trained.solution)
@@ -159,8 +170,12 @@ class DEQClassifier(LightningModule):
             penalty = hutchinson_penalty(trained.state, trained.image, self.jacobian.vectors)
             self.log("train/jacobian_penalty", penalty)
             loss = loss + weight * penalty
-        self.log("train/loss", loss)
-        return poisoned(loss)
+        return loss
+
+    def _objective_loss(self, step: TrainingStep | ExplicitStep, images: Tensor, labels: Tensor) -> Tensor:
+        loss, metrics = self.objective.loss(step, images, labels)
+        self.log_dict({f"train/{name}": value for name, value in metrics.items()}, prog_bar=True)
+        return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Stop here if SIGTERM has come: all callbacks have done with the step."""
@@ -169,25 +184,13 @@ class DEQClassifier(LightningModule):
     def _fits(self) -> bool:
         return self._trainer is not None and self.trainer.state.fn == "fit"
 
-    def _trainable(self) -> DEQ:
-        """Return the network, where only a DEQ will do.
-
-        Raises:
-            SettingError: It is another classifier.
-        """
-        if not isinstance(self.network, DEQ):
-            allowed = "must be a DEQ to be trained; other classifiers can be validated, tested and certified"
-            raise SettingError("model.network", type(self.network).__name__, allowed)
-        return self.network
-
     def _jacobian_weight(self) -> float:
         """Return the weight of the penalty on this step; 0 on those that the frequency leaves out."""
         weight = self.jacobian.weight_at(self.global_step - self.pretraining_steps, self.current_epoch)
         drawn = torch.rand(()).item() < self.jacobian.frequency
         return weight if drawn else 0.0
 
-    def _step(self, penalised: bool) -> TrainingStep:
-        network = self._trainable()
+    def _step(self, network: DEQ, penalised: bool) -> TrainingStep:
         solver = network.solver
         if penalised and self.jacobian.jitter:
             change = int(torch.randint(-self.jacobian.jitter, self.jacobian.jitter + 1, ()))
@@ -200,7 +203,7 @@ class DEQClassifier(LightningModule):
             gradient=self.pretraining_gradient if pretraining else self.gradient,
             attack_gradient=self.pretraining_gradient if pretraining else None,
             solver=solver,
-            cell=network.cell if penalised or self._compiled_cell is None else self._compiled_cell,
+            cell=network.cell if penalised or self._compiled is None else self._compiled,
             monitor=self._log_backward,
         )
 
@@ -217,7 +220,7 @@ class DEQClassifier(LightningModule):
         """Log accuracy without and with noise and, on the first batch, the spectral radius."""
         self._evaluate("val", batch, batch_idx)
         if batch_idx == 0 and isinstance(self.network, DEQ):
-            radius = self._spectral_radius(batch[0][:_SPECTRAL_RADIUS_IMAGES])
+            radius = _mean_spectral_radius(self.network, batch[0][:_SPECTRAL_RADIUS_IMAGES])
             self.log("val/spectral_radius", radius, batch_size=1, sync_dist=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -251,32 +254,22 @@ class DEQClassifier(LightningModule):
             return self.network.solve(x, self.network.solver)
         return self.network(x), None
 
-    def _spectral_radius(self, images: Tensor) -> Tensor:
-        # Lightning evaluates in inference mode, whose tensors autograd refuses.
-        with torch.inference_mode(False), torch.enable_grad():
-            network = self._trainable()
-            injection = network.inject(images.clone())
-            fixed_point = ImplicitAdjoint().fixed_point(
-                lambda z: network.cell(z, injection), network.initial_state(injection), network.solver
-            )
-            return spectral_radius(fixed_point.state, fixed_point.image).value.detach().mean()
-
     # Optimisation and checkpoints.
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimiser and its per-step cosine schedule."""
+        """Build the optimiser and its per-step schedule."""
         optimizer = self.optimizer_callable(self.parameters())
 
-        def cosine(step: int) -> float:
-            if step == 0:
+        def factor(step: int) -> float:
+            if step == 0 or self.schedule == "constant":
                 # To ask for the length of the run sets up its data: before a checkpoint is restored, that would lose
                 # the place in the epoch.
                 return 1.0
-            total = max(int(self.trainer.estimated_stepping_batches), 1)
+            total = max(self.trainer.estimated_stepping_batches, 1)  # infinite for a run without an end
             return (1 + math.cos(math.pi * min(step / total, 1))) / 2
 
         # A function of the step and this run's length: a run that is resumed with more epochs follows the longer one.
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -331,6 +324,16 @@ class DEQClassifier(LightningModule):
         return super().load_from_checkpoint(
             checkpoint_path, map_location=map_location, strict=strict, weights_only=True, **settings
         )
+
+
+def _mean_spectral_radius(network: DEQ, images: Tensor) -> Tensor:
+    # Lightning evaluates in inference mode, whose tensors autograd refuses.
+    with torch.inference_mode(False), torch.enable_grad():
+        injection = network.inject(images.clone())
+        fixed_point = ImplicitAdjoint().fixed_point(
+            lambda z: network.cell(z, injection), network.initial_state(injection), network.solver
+        )
+        return spectral_radius(fixed_point.state, fixed_point.image).value.detach().mean()
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from deqcert.errors import SettingError
 from deqcert.implicit import BackwardMonitor, FixedPoint, GradientEstimator
 from deqcert.models import DEQ
 from deqcert.solvers import Solver
@@ -65,6 +66,37 @@ class TrainingStep:
         """
         with frozen(self.network):
             yield WarmStarted(self.network, self.cell, self.network.solver, self.attack_gradient or gradient)
+
+
+@dataclass(frozen=True)
+class ExplicitStep:
+    """Implements :class:`deqcert.training.objectives.TrainingContext` for a classifier that is not a DEQ.
+
+    Attributes:
+        network: The network.
+        sigma: Standard deviation of the training noise.
+        epoch: Current epoch.
+        logits: Maps images, shape (B, C, H, W), to logits, shape (B, classes): the network, or its compiled form.
+    """
+
+    network: nn.Module
+    sigma: float
+    epoch: int
+    logits: Callable[[Tensor], Tensor]
+
+    def few_step_logits(self, x: Tensor, steps: int) -> Tensor:
+        """Refuse: there are no steps.
+
+        Raises:
+            SettingError: Always.
+        """
+        raise SettingError("model.network", type(self.network).__name__, "must be a DEQ for an objective of few steps")
+
+    @contextmanager
+    def attacked(self, gradient: GradientEstimator) -> Iterator[Classifier]:
+        """Yield the network in evaluation mode with frozen parameters; its gradient needs no estimator."""
+        with frozen(self.network):
+            yield self.network
 
 
 def few_step_logits(network: DEQ, cell: Cell, x: Tensor, steps: int) -> Tensor:

@@ -25,6 +25,7 @@ TESTED = {
     "digits/cheap.yaml",
     "cifar10/mdeq_small.yaml",
     "cifar10/mdeq_small_cpu.yaml",
+    "cifar10/mdeq_small_standing.yaml",
     "cifar10/mdeq_large.yaml",
     "imagenet/mdeq_small.yaml",
     "cifar10/resnet110.yaml",
@@ -88,7 +89,11 @@ def test_fit_digits_with_every_objective(name: str) -> None:
     assert fit(DIGITS, *configs, "--model.pretraining_steps=0") == 0
 
 
-@pytest.mark.parametrize("overlay", [[], ["mdeq_small_cpu.yaml"]], ids=["small", "small_cpu"])
+@pytest.mark.parametrize(
+    "overlay",
+    [[], ["mdeq_small_cpu.yaml"], ["mdeq_small_standing.yaml"]],
+    ids=["small", "small_cpu", "small_standing"],
+)
 def test_fit_cifar10_small(tmp_path: Path, overlay: list[str]) -> None:
     write_images(tmp_path, ["airplane", "automobile", "bird"], 32, ("train", "test"))
     overlays = [argument for name in overlay for argument in ("--config", str(CONFIGS / "cifar10" / name))]
@@ -114,6 +119,11 @@ def test_fit_imagenet_small_at_reduced_size(tmp_path: Path) -> None:
         "--model.pretraining_gradient.steps=1",
     ]
     assert fit(CONFIGS / "imagenet" / "mdeq_small.yaml", *arguments) == 0
+
+
+def test_fit_resnet110(tmp_path: Path) -> None:
+    write_images(tmp_path, ["airplane", "automobile"], 32, ("train", "test"))
+    assert fit(CONFIGS / "cifar10" / "resnet110.yaml", f"--data.root={tmp_path}", "--model.network.depth=8") == 0
 
 
 @pytest.mark.parametrize(("config", "split"), [("cifar10/resnet110.yaml", "test"), ("imagenet/resnet50.yaml", "val")])

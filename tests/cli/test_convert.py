@@ -8,7 +8,6 @@ from command_lines import CHECKPOINT, DIGITS, ROOT, certify_command
 from safetensors import safe_open
 
 from deqcert.cli import main
-from deqcert.data import Digits
 from deqcert.interchange.mdeq_names import public_name
 from deqcert.models import MDEQ, CifarResNet
 from deqcert.report import read_tsv
@@ -106,9 +105,9 @@ def test_a_resnet_is_converted_validated_and_certified_but_not_trained(tmp_path,
     run = [*common, *standard, "--data.max_examples=2", "--ckpt_path=r.ckpt", "--ledger_dir=run"]
     assert main(["certify", *run]) == 0
     assert len(read_tsv("run/certificates.tsv")) == 2
-    monkeypatch.setattr(Digits, "prepare_data", lambda self: pytest.fail("data were prepared"))
-    assert main(["fit", *common, "--trainer.fast_dev_run=1"]) == 2
-    assert "model.network = 'CifarResNet': must be a DEQ to be trained" in capsys.readouterr().err
+    few = ["--model.objective=deqcert.training.FewStep", "--trainer.fast_dev_run=1"]
+    assert main(["fit", *common, *few]) == 2
+    assert "model.network = 'CifarResNet': must be a DEQ for an objective of few steps" in capsys.readouterr().err
 
 
 def test_an_existing_target_is_kept(public, tmp_path, capsys):

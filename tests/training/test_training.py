@@ -6,15 +6,26 @@ import signal
 
 import pytest
 import torch
-from digits_runs import SOLVER, fit, model
+from digits_runs import ADAM, SOLVER, fit, model
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from deqcert.data import Digits
 from deqcert.errors import CheckpointError, SettingError
 from deqcert.implicit import ImplicitAdjoint, OneStep, Unrolled
+from deqcert.models import CifarResNet
 from deqcert.solvers import Broyden
-from deqcert.training import CATRS, DDN, PGD, Consistency, JacobianRegularization, SmoothAdv, classifier
+from deqcert.training import (
+    CATRS,
+    DDN,
+    PGD,
+    Consistency,
+    DEQClassifier,
+    Gaussian,
+    JacobianRegularization,
+    SmoothAdv,
+    classifier,
+)
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +224,9 @@ def test_regularization_settings_out_of_range_are_refused_by_name(field, value):
         JacobianRegularization(**{field: value})
 
 
-@pytest.mark.parametrize(("field", "value"), [("sigma", -1), ("pretraining_steps", -1), ("max_skipped_steps", 0)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("sigma", -1), ("pretraining_steps", -1), ("max_skipped_steps", 0), ("schedule", "linear")]
+)
 def test_settings_out_of_range_are_refused_by_name(field, value):
     with pytest.raises(SettingError, match=f"^{field} = "):
         model(**{field: value})
@@ -294,6 +307,31 @@ def test_the_learning_rate_follows_a_cosine_to_zero():
     fit(model(gradient=OneStep()), 4, callbacks=[Rates()])
     expected = [0.005 * (1 + torch.cos(torch.tensor(torch.pi * step / 4)).item()) / 2 for step in range(1, 5)]
     assert rates == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_constant_learning_rate_needs_no_end():
+    rates = []
+
+    class Rates(Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+            trainer.should_stop = trainer.global_step == 4
+
+    fit(model(gradient=OneStep(), schedule="constant"), -1, max_epochs=-1, callbacks=[Rates()])
+    assert rates == [0.005] * 4
+    rates.clear()
+    fit(model(gradient=OneStep()), -1, max_epochs=-1, callbacks=[Rates()])  # a cosine without an end does not begin
+    assert rates == [0.005] * 4
+
+
+@pytest.mark.parametrize("objective", [Gaussian(), *OBJECTIVES], ids=lambda objective: type(objective).__name__)
+def test_an_explicit_network_is_trained_by_every_objective_on_logits(objective):
+    network = CifarResNet(depth=8, image_channels=1, image_size=8, mean=(0.3,), std=(0.37,))
+    before = {name: tensor.clone() for name, tensor in network.named_parameters()}
+    _, record = fit(DEQClassifier(network, sigma=0.25, objective=objective, optimizer=ADAM), 3, batch_size=32)
+    assert all(metrics["train/cross_entropy"] > 0 for metrics in record.metrics.values())
+    assert "train/jacobian_penalty" not in record.metrics[3]
+    assert not any(torch.equal(parameter, before[name]) for name, parameter in network.named_parameters())
 
 
 def test_a_short_run_learns_the_digits():
