@@ -36,10 +36,12 @@ from deqcert.statistics import AdaptiveAudit, FixedAudit
 
 SIGMA = 0.5
 WIDTH = 400
+MATMUL_SIZES = (2048, 4096)
 N0 = 100
 MODELS: dict[str, dict[str, Any]] = {
     "small": {},
     "large": {"channels": (32, 64, 128, 256), "head_channels": (14, 28, 56, 112), "final_channels": 1680},
+    "tiny": {"channels": (8, 16), "head_channels": (2, 4), "final_channels": 16, "downsample_times": 2},  # for tests
 }
 CHAIN = Serialized(sigma=SIGMA, n0=N0, batch_size=WIDTH, audit=FixedAudit(1))  # an audit of one copy costs nothing
 FULL = Standard(sigma=SIGMA, n0=1, batch_size=WIDTH, solver=Anderson(max_steps=30))
@@ -54,6 +56,11 @@ RUNS: list[tuple[str, Smoothing, tuple[Any, ...] | None]] = [
     ("SRS-3A", replace(CHAIN, solver=Anderson(3)), ("serialized", 3)),
     ("SRS-3A, bfloat16", replace(CHAIN, solver=Anderson(3), precision="bfloat16"), ("serialized", 3)),
 ]
+
+
+def settings(model: str, device: str, checkpoint: str | None = None, data: str | None = None) -> argparse.Namespace:
+    """Return what :func:`prepare` needs, for programs that call the functions below."""
+    return argparse.Namespace(model=model, device=device, checkpoint=checkpoint, data=data)
 
 
 def load(options: argparse.Namespace) -> tuple[MDEQ, Tensor]:
@@ -155,9 +162,10 @@ class Timed(DEQ):
 
 
 def matmul_rate(dtype: torch.dtype) -> float:
-    """Return the FLOP/s of the better of two sizes of square matrices."""
+    """Return the FLOP/s of the better of two sizes of square matrices, in TF32 where convolutions may use it."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     best = 0.0
-    for size in (2048, 4096):
+    for size in MATMUL_SIZES:
         a = torch.randn(size, size, device=_state["image"].device).to(dtype)
         torch.mm(a, a)
         best = max(best, 2 * size**3 / statistics.median(timed(lambda a=a: torch.mm(a, a))[0] for _ in range(5)))
@@ -211,7 +219,8 @@ def profile(strategy: Smoothing) -> str:
     vote(strategy, engine)
     with torch.profiler.profile() as trace:
         vote(strategy, engine)
-    return trace.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=40)
+    by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    return trace.key_averages().table(sort_by=by, row_limit=12, max_name_column_width=40)
 
 
 def process(options: argparse.Namespace) -> ProcessPoolExecutor:

@@ -32,7 +32,7 @@ def anderson(function: Callable[[Tensor], Tensor], start: Tensor, steps: int, to
     for step in range(2, steps + 2):
         filled = min(step, MEMORY)
         gaps = images[:, :filled] - points[:, :filled]
-        ridge = RIDGE * torch.eye(filled)
+        ridge = RIDGE * torch.eye(filled, device=start.device)
         bordered[:, 1 : filled + 1, 1 : filled + 1] = torch.bmm(gaps, gaps.transpose(1, 2)) + ridge
         weights = torch.linalg.solve(bordered[:, : filled + 1, : filled + 1], right[:, : filled + 1])[:, 1:, 0]
         slot = step % MEMORY
@@ -74,7 +74,10 @@ class Literal:
 
     def _noisy(self, image: Tensor, count: int) -> list[Tensor]:
         sizes = [min(self.width, count - first) for first in range(0, count, self.width)]
-        return [image.repeat(size, 1, 1, 1) + self.sigma * torch.randn(size, *image.shape) for size in sizes]
+        return [
+            image.repeat(size, 1, 1, 1) + self.sigma * torch.randn(size, *image.shape, device=image.device)
+            for size in sizes
+        ]
 
     @torch.no_grad()
     def _solve(self, x: Tensor, start: Tensor | None, steps: int, tolerance: float) -> tuple[Tensor, Tensor]:

@@ -48,6 +48,14 @@ class ThresholdDEQ(DEQ):
         return torch.cat([z, torch.full_like(z, self.threshold)], dim=1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
 @pytest.fixture(scope="session")
 def threshold_deq() -> Callable[..., ThresholdDEQ]:
     return ThresholdDEQ

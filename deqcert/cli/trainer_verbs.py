@@ -105,13 +105,16 @@ class _Instantiation(DeqCertCLI):
         pass
 
 
-def run_trainer_verb(args: Sequence[str] | None) -> None:
+def run_trainer_verb(args: Sequence[str] | None) -> DeqCertCLI:
     """Parse the command line and do what it says.
 
     Args:
         args: Arguments, the verb first; None takes those of the process.
+
+    Returns:
+        The command line with its ``model``, ``datamodule`` and ``trainer``, as the verb has left them.
     """
-    _command_line(DeqCertCLI, args)
+    return _command_line(DeqCertCLI, args)
 
 
 def instantiate(args: Sequence[str]) -> DeqCertCLI:

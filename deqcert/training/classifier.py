@@ -150,8 +150,10 @@ class DEQClassifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch ``(images, labels, indices)`` under noise."""
         images, labels, _ = batch
-        implicit = isinstance(self.network, DEQ)
-        loss = self._implicit_loss(self.network, images, labels) if implicit else self._explicit_loss(images, labels)
+        if isinstance(self.network, DEQ):
+            loss = self._implicit_loss(self.network, images, labels)
+        else:
+            loss = self._explicit_loss(images, labels)
         self.log("train/loss", loss)
         return poisoned(loss)
 

@@ -26,6 +26,7 @@ TESTED = {
     "cifar10/mdeq_small.yaml",
     "cifar10/mdeq_small_cpu.yaml",
     "cifar10/mdeq_small_standing.yaml",
+    "cifar10/gpu.yaml",  # tests/benchmarks
     "cifar10/mdeq_large.yaml",
     "imagenet/mdeq_small.yaml",
     "cifar10/resnet110.yaml",
@@ -41,6 +42,7 @@ TESTED = {
     "train/catrs.yaml",
     "train/consistency.yaml",
     "train/few_step.yaml",
+    "train/decay.yaml",
     "validate/convergence.yaml",
     "cluster/slurm.yaml",  # tests/cluster
 }
@@ -91,12 +93,17 @@ def test_fit_digits_with_every_objective(name: str) -> None:
 
 @pytest.mark.parametrize(
     "overlay",
-    [[], ["mdeq_small_cpu.yaml"], ["mdeq_small_standing.yaml"]],
-    ids=["small", "small_cpu", "small_standing"],
+    [
+        [],
+        ["cifar10/mdeq_small_cpu.yaml"],
+        ["cifar10/mdeq_small_standing.yaml"],
+        ["cifar10/mdeq_small_standing.yaml", "train/decay.yaml"],
+    ],
+    ids=["small", "small_cpu", "standing", "decay"],
 )
 def test_fit_cifar10_small(tmp_path: Path, overlay: list[str]) -> None:
     write_images(tmp_path, ["airplane", "automobile", "bird"], 32, ("train", "test"))
-    overlays = [argument for name in overlay for argument in ("--config", str(CONFIGS / "cifar10" / name))]
+    overlays = [argument for name in overlay for argument in ("--config", str(CONFIGS / name))]
     assert fit(CONFIGS / "cifar10" / "mdeq_small.yaml", *overlays, f"--data.root={tmp_path}") == 0
 
 

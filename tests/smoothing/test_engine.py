@@ -243,10 +243,8 @@ def test_a_compiled_explicit_network():
 
 # On a GPU, where there is one.
 
-on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
-
-@on_gpu
+@pytest.mark.gpu
 @each_strategy
 def test_nothing_waits_for_a_gpu_between_two_batches(strategy, network):
     engine = strategy.engine(copy.deepcopy(network).cuda(), IMAGES[0].cuda())
@@ -260,7 +258,7 @@ def test_nothing_waits_for_a_gpu_between_two_batches(strategy, network):
         torch.cuda.set_sync_debug_mode("default")
 
 
-@on_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_gpu_computes_the_same_function(network, compiled):
     x = IMAGES.repeat(8, 1, 1, 1)

@@ -110,7 +110,7 @@ def test_noise_does_not_depend_on_how_many_pixels_are_drawn_at_a_time():
     assert torch.equal(noise.flatten(), _table(0.5, CPU).levels(uniform))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_gpu_draws_the_levels_of_the_search_from_its_own_integers():
     drawn = [torch.Generator("cuda").manual_seed(1) for _ in range(2)]
     noise = integer_noise((100_000,), 0.5, drawn[0])

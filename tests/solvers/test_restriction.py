@@ -158,7 +158,7 @@ def test_running_rows_are_counted() -> None:
     assert watch.count(torch.tensor([True, False, True, True, False])) == 3
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_gpu_is_not_waited_for() -> None:
     running = torch.ones(1000, dtype=torch.bool, device="cuda")
     watch = RunningRows(running)

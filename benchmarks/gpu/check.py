@@ -1,0 +1,126 @@
+"""Stage check: does a GPU compute what the CPU computes, and in how much memory?"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import AbstractContextManager, nullcontext
+
+import certification_speed as speed
+import torch
+from stage import REPOSITORY, Part, Result, Setting, Stage
+from torch import Tensor
+
+from deqcert.data import CIFAR10, Digits
+from deqcert.data.images import to_unit_interval
+from deqcert.models import DEQ, MDEQ
+from deqcert.smoothing import Execution
+from deqcert.smoothing.engine import Engine
+from deqcert.solvers import Anderson
+from deqcert.training import read_checkpoint
+
+SOLVER = Anderson(max_steps=30, tolerance=1e-3)
+DIGITS = {
+    "channels": (8, 16),
+    "head_channels": (4, 8),
+    "final_channels": 64,
+    "image_channels": 1,
+    "image_size": 8,
+    "mean": (0.305,),
+    "std": (0.376,),
+    "expansion": 3,
+}
+LABELS, MEMORY, TESTS = "labels on the GPU that differ from the CPU's", "peak memory", "tests marked gpu"
+
+
+def run_tests(setting: Setting, result: Result) -> bool:
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests/smoothing"]
+    command += ["tests/solvers"]
+    if setting.smoke:
+        command.append("--collect-only")
+    try:
+        limit = max(setting.left() - 10, 30)
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=limit)
+        said = (done.stdout.strip().splitlines() or ["nothing"])[-1]
+        (setting.out / "tests.txt").write_text(done.stdout + done.stderr)
+    except subprocess.TimeoutExpired:
+        said = f"not done after {limit:.0f} s"
+    result.table(TESTS, ["command", "outcome"])
+    result.row(TESTS, "pytest -m gpu", said)
+    return True
+
+
+def networks(setting: Setting) -> dict[str, tuple[DEQ, Tensor]]:
+    """Return the shipped SMALL and digits networks with twenty images of each data set."""
+    digits = Digits().load_split("test")
+    chosen = {"digits": (DIGITS, "digits_mdeq_tiny", digits)}
+    if not setting.smoke:
+        cifar10 = CIFAR10(root=setting.data).load_split("test")
+        chosen["SMALL"] = ({}, "cifar10_mdeq_small_cpu_consistency", cifar10)
+    found = {}
+    for name, (architecture, checkpoint, images) in chosen.items():
+        network = MDEQ(dropout=0.0, solver=SOLVER, **architecture).eval()  # type: ignore[arg-type]
+        weights = read_checkpoint(REPOSITORY / "checkpoints" / checkpoint / "model.ckpt")["state_dict"]
+        network.load_state_dict({key.removeprefix("network."): value for key, value in weights.items()})
+        found[name] = (
+            network,
+            torch.stack([to_unit_interval(images[100 * i][0]) for i in range(3 if setting.smoke else 20)]),
+        )
+    return found
+
+
+def compare_labels(setting: Setting, result: Result) -> bool:
+    """Label the same noisy samples, drawn on the CPU, by the CPU and in each way that a GPU has."""
+    count = 4 if setting.smoke else 100
+    ways = ["float32", "TF32", "bfloat16", "compiled"]
+    result.table(LABELS, ["network", "samples", *ways])
+    for name, (network, images) in networks(setting).items():
+        noise = torch.randn(count * len(images), *images.shape[1:], generator=torch.Generator().manual_seed(0))
+        x = images.repeat(count, 1, 1, 1) + 0.5 * noise
+        expected = Engine(network, Execution(), images[0], count).label(x, SOLVER).labels
+        differing = []
+        for way in ways:
+            if setting.smoke and way == "compiled":
+                differing.append("not tried")
+                continue
+            differing.append(str(int((labels(network, x, way, setting.device, count) != expected).sum())))
+        result.row(LABELS, name, len(x), *differing)
+    return True
+
+
+def labels(network: DEQ, x: Tensor, way: str, device: str, width: int) -> Tensor:
+    """Return the labels of ``x`` on the CPU, computed on ``device`` in one of the ways."""
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = way == "TF32"
+    cast: AbstractContextManager[object] = (
+        torch.autocast(device, torch.bfloat16) if way == "bfloat16" else nullcontext()
+    )
+    try:
+        with cast:
+            engine = Engine(network.to(device), Execution(compile=way == "compiled"), x[0].to(device), width)
+            return engine.label(x.to(device), SOLVER).labels.cpu()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+        network.to("cpu")
+
+
+def measure_memory(setting: Setting, result: Result) -> bool:
+    """Take votes at chain width 400; the published code needs 1.5 GB."""
+    width = 8 if setting.smoke else 400
+    result.table(MEMORY, ["network", "SRS-3A, MiB", "standard-30A, MiB", "published, MiB"])
+    for model in ("tiny",) if setting.smoke else ("small", "large"):
+        speed.prepare(speed.settings(model, setting.device))
+        cells = []
+        for strategy in (speed.CHAIN, speed.FULL):
+            speed.note_memory()
+            cells.append(speed.peak_megabytes(speed.replace(strategy, n=width, n0=1, batch_size=width)))
+        result.row(MEMORY, model.upper(), *(f"{cell:.0f}" for cell in cells), "1500")
+    return True
+
+
+CHECK = Stage(
+    "check",
+    (Part("tests", 20, run_tests), Part("labels", 15, compare_labels), Part("memory", 10, measure_memory)),
+    "Labels of the same noisy samples, drawn on the CPU, by the 30-step Anderson DEQ solved to 1e-3, σ = 0.5; and the "
+    "growth of memory while one image is voted on at chain width 400.",
+)
