@@ -23,6 +23,7 @@ from deqcert.smoothing.noise import Purpose, noisy_batches
 from deqcert.smoothing.tally import Tally
 from deqcert.solvers import Anderson, Broyden, LearnedMixing, Solver
 from deqcert.statistics import ChainAudit, ChainLabels, Noise, Stopping, Votes, join_chains, noise_error
+from deqcert.statistics.chains import label_type
 from deqcert.statistics.noise_error import LARGEST_SIGMA
 
 _MOST = 10**9
@@ -254,7 +255,7 @@ class Smoothing(ABC):
                 index=index,
                 chain=chain,
                 selection=count_labels(each.labels[:selecting].numpy(), engine.num_classes),
-                labels=each.labels[selecting:].numpy().astype(np.int16),
+                labels=each.labels[selecting:].numpy().astype(label_type(engine.num_classes)),
                 nfe=int(each.steps.sum()),
                 residual=float(each.residual[selecting:].mean()),
                 seconds=seconds * len(each.labels),

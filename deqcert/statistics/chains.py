@@ -22,7 +22,12 @@ from deqcert.errors import DataError
 from deqcert.statistics.records import expect, fields_of, is_count, is_number
 from deqcert.statistics.votes import Votes
 
-Labels = NDArray[np.int16]
+Labels = NDArray[np.int16] | NDArray[np.int32]
+
+
+def label_type(classes: int) -> np.dtype[np.int16] | np.dtype[np.int32]:
+    """Return the smallest signed integer type of labels -1, 0, ..., ``classes`` - 1, from int16 on."""
+    return np.dtype(np.int16) if classes <= 2**15 else np.dtype(np.int32)
 
 
 class ChainLabels(NamedTuple):
@@ -32,7 +37,7 @@ class ChainLabels(NamedTuple):
         index: Position of the image in its data set.
         chain: Number of the chain, from 0; the first one selects the class.
         selection: C counts of the selection copies; zeros in other chains.
-        labels: Class of each estimation copy, -1 where a logit is not finite, shape (copies,), int16.
+        labels: Class of each estimation copy, -1 where a logit is not finite, shape (copies,), of :func:`label_type`.
         nfe: Evaluations of the DEQ cell that the labels are made of, selection included, summed over copies.
         residual: Mean relative residual of the estimation solves; nan if the classifier is no DEQ.
         seconds: Wall-clock time.
@@ -48,7 +53,8 @@ class ChainLabels(NamedTuple):
 
     def to_json(self) -> dict[str, object]:
         """Return a dict that strict JSON can hold; the labels are packed."""
-        packed = base64.b64encode(zlib.compress(self.labels.astype("<i2").tobytes())).decode()
+        stored = self.labels.astype(_stored_type(self.selection), casting="safe")
+        packed = base64.b64encode(zlib.compress(stored.tobytes())).decode()
         residual = self.residual if math.isfinite(self.residual) else None
         return {**self._asdict(), "labels": packed, "residual": residual}
 
@@ -60,21 +66,27 @@ class ChainLabels(NamedTuple):
             DataError: A field is missing, unknown, of the wrong type or inconsistent with another.
         """
         values = fields_of(cls, record, "labels of a chain")
-        try:
-            packed = zlib.decompress(base64.b64decode(values["labels"], validate=True))
-            values["labels"] = np.frombuffer(packed, dtype="<i2").astype(np.int16)
-        except (TypeError, ValueError, zlib.error) as error:
-            raise DataError(f"labels of a chain: labels cannot be unpacked ({error})") from error
         part = cls(**values)
         for field in ("index", "chain", "nfe"):
             expect(part, field, is_count(getattr(part, field)), "an integer >= 0")
         counts = part.selection
         expect(part, "selection", isinstance(counts, tuple) and all(map(is_count, counts)), "integers >= 0")
+        try:
+            packed = zlib.decompress(base64.b64decode(values["labels"], validate=True))
+            labels = np.frombuffer(packed, dtype=_stored_type(counts)).astype(label_type(len(counts)))
+        except (TypeError, ValueError, zlib.error) as error:
+            raise DataError(f"labels of a chain: labels cannot be unpacked ({error})") from error
+        part = part._replace(labels=labels)
         expect(part, "labels", len(part.labels) > 0 and part.labels.min() >= -1, "at least one, each >= -1")
         expect(part, "labels", part.labels.max() < len(counts), f"below {len(counts)} classes")
         expect(part, "residual", is_number(part.residual) and not part.residual < 0, "a number >= 0, or nan")
         expect(part, "seconds", is_number(part.seconds) and 0 <= part.seconds < math.inf, "a finite number >= 0")
         return part
+
+
+def _stored_type(selection: Sequence[int]) -> np.dtype[np.int16] | np.dtype[np.int32]:
+    """Return the type of packed labels of as many classes as ``selection`` counts: little-endian."""
+    return label_type(len(selection)).newbyteorder("<")
 
 
 class ChainAudit(NamedTuple):

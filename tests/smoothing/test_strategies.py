@@ -99,6 +99,23 @@ def test_residual_is_the_mean_over_the_estimation_copies(threshold_deq):
     assert votes.residual == pytest.approx(0.5 / 1.5, rel=1e-5)
 
 
+@pytest.mark.parametrize("chains", [1, 2])
+def test_classes_beyond_16_bits_keep_their_votes(chains):
+    class Far(nn.Module):
+        """Class 5 where the mean pixel exceeds 1/2, else class 65541, which is 5 in 16 bits."""
+
+        def forward(self, x):
+            above = x.flatten(1).mean(dim=1) > 0.5
+            return nn.functional.one_hot(torch.where(above, 5, 65_541), 65_546).float()
+
+    strategy = Standard(n0=10, n=90, batch_size=16, chains=chains)
+    votes = strategy.vote(Far().eval(), IMAGE, 0, 0)
+    noisy = [noisy for chain in range(chains) for noisy in strategy._noisy_batches(IMAGE, 0, Purpose.ESTIMATION, chain)]
+    above = int((torch.cat(noisy).flatten(1).mean(dim=1) > 0.5).sum())
+    assert 20 < above < 70
+    assert (votes.estimation[5], votes.estimation[65_541], sum(votes.estimation)) == (above, 90 - above, 90)
+
+
 # All strategies.
 
 
