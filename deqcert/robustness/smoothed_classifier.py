@@ -45,7 +45,8 @@ class SmoothedClassifier:
         self._classifier = classifier
         self._smoothing = smoothing
         self._engine = smoothing.engine(classifier, image)
-        self._workers = Workers() if image.device.type == "cpu" else None
+        several = image.device.type == "cpu" and isinstance(classifier, DEQ)  # others may keep state in attributes
+        self._workers = Workers() if several else None
         self.rows = self._engine.rows
 
     def counts(self, points: Tensor, index: int, n: int, seed: int) -> list[tuple[int, ...]]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from deqcert.errors import is_real, require, require_count
 from deqcert.models import DEQ
+from deqcert.smoothing.checks import SAMPLES, checked
 from deqcert.smoothing.engine import Engine, Execution, Labels
 from deqcert.smoothing.labels import count_labels
 from deqcert.smoothing.noise import Purpose, noisy_batches
@@ -138,12 +139,23 @@ class Smoothing(ABC):
         """Prepare ``classifier`` for :meth:`vote_group`, for images like ``image``, shape (C, H, W).
 
         Raises:
-            SettingError: If the classifier is in training mode: its labels would depend on the batch; or it lacks the
-                learned mixing that the solver needs.
+            SettingError: If the classifier is in training mode or, on noisy samples of the image, no function of one
+                image (:func:`~deqcert.smoothing.checks.checked`); or it lacks the learned mixing that the solver needs.
         """
         if isinstance(classifier, DEQ):
             self.base_solver.bound_to(classifier.mixer)  # refuses before any work
-        return Engine(classifier, self.execution, image, self.batch_size)
+        samples = noisy_batches(
+            image,
+            0,
+            Purpose.CHECK,
+            sigma=self.sigma,
+            count=SAMPLES,
+            batch_size=SAMPLES,
+            seed=self.seed,
+            noise=self.noise,
+        )
+        network = checked(classifier, next(samples), self.base_solver, self.anchored)
+        return Engine(network, self.execution, image, self.batch_size)
 
     def vote(self, classifier: nn.Module, image: Tensor, index: int, label: int) -> Votes:
         """Classify noisy copies of one image.
@@ -158,7 +170,7 @@ class Smoothing(ABC):
             The votes.
 
         Raises:
-            SettingError: If the classifier is in training mode, or not of the kind that the strategy needs.
+            SettingError: If :meth:`engine` refuses the classifier, or it is not of the kind that the strategy needs.
         """
         return self.vote_group(self.engine(classifier, image), image[None], [index], [label])[0]
 

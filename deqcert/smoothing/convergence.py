@@ -17,7 +17,7 @@ from torch import Tensor
 from deqcert.errors import require, require_count
 from deqcert.models import DEQ
 from deqcert.seeding import mixed_seed
-from deqcert.smoothing.engine import demand_evaluation_mode
+from deqcert.smoothing.checks import demand_evaluation_mode
 from deqcert.smoothing.noise import Purpose, noisy_batches
 from deqcert.smoothing.serialized import Serialized
 from deqcert.solvers import Anderson, Solver
@@ -172,7 +172,8 @@ def convergence_report(
     mismatches = []
     for steps in settings.mismatch_steps:
         strategy = settings.serialized(steps)
-        votes = [strategy.vote(classifier, *example) for example in examples]
+        engine = strategy.engine(classifier, images[0])
+        votes = [strategy.vote_group(engine, image[None], [index], [label])[0] for image, index, label in examples]
         mismatches.append(MismatchCount.pooled(steps, votes))
     return ConvergenceReport(_geometric_mean(cold), _geometric_mean(warm), tuple(mismatches), len(examples))
 

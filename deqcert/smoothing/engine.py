@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,16 +13,14 @@ from torch import Tensor, nn
 
 from deqcert.errors import SettingError, require_count
 from deqcert.models import DEQ, CompiledDEQ
+from deqcert.smoothing.checks import demand_evaluation_mode
 from deqcert.smoothing.labels import labels_of
 from deqcert.smoothing.workers import Workers
-from deqcert.solvers import Anderson, Solver, Workspace
+from deqcert.solvers import Solver, Workspace
 
 # Bytes of state per launch. On a CPU a launch then stays in its caches; on a GPU it fills the device.
 _STATE_BYTES = {"cpu": 3 * 2**20, "cuda": 2**27}
 _FEWEST_ROWS = 8
-
-# Relative difference of logits that may still be rounding: of float32 to TF32, or of so many units of the last place.
-_ROUNDING, _ROUNDING_UNITS = 1e-2, 16
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,8 @@ class Engine:
     """Labels batches of noisy copies by one classifier, in launches that suit the device.
 
     Args:
-        classifier: Base classifier in evaluation mode; its weights must not change while the engine is in use.
+        classifier: Base classifier in evaluation mode, as :func:`~deqcert.smoothing.checks.checked` returns it; its
+            weights must not change while the engine is in use.
         execution: How to spread copies over launches.
         image: One clean image, shape (C, H, W), on the device of the classifier.
         width: Copies of one image that are labelled side by side.
@@ -92,8 +90,7 @@ class Engine:
     def __init__(self, classifier: nn.Module, execution: Execution, image: Tensor, width: int) -> None:
         demand_evaluation_mode(classifier)
         self.num_classes = 0
-        self._classifier = classifier
-        self._network: nn.Module = _for_inference(classifier, image) if isinstance(classifier, DEQ) else classifier
+        self._network = classifier
         self.state = _cold_start(self._network, image)
         fitting = None if self.state is None else _fitting_rows(self.state)
         self.images = execution.images or _images(image.device, fitting, width)
@@ -103,8 +100,9 @@ class Engine:
         self._padded = execution.compile
         if execution.compile:
             self._network = _compiled(self._network)
-        # Compiled kernels share their launch between cores, and would not let go of Python for other launches.
-        several = image.device.type == "cpu" and total > self.rows and not execution.compile
+        # Compiled kernels share their launch between cores, and would not let go of Python for other launches. Other
+        # classifiers may keep what one call computes in attributes; of DEQs it is known that they do not.
+        several = image.device.type == "cpu" and total > self.rows and not execution.compile and self.state is not None
         self._workers = Workers() if several else None
         self._local = threading.local()
 
@@ -115,7 +113,7 @@ class Engine:
             SettingError: If the classifier is no DEQ.
         """
         if self.state is None:
-            name = type(self._classifier).__name__
+            name = type(self._network).__name__
             raise SettingError("smoothing", "Serialized", f"needs a DEQ; certify a {name} by Standard")
         return self.state.new_zeros(width, images, *self.state.shape[1:])
 
@@ -178,39 +176,6 @@ class Engine:
             self._local.workspace = Workspace()
         workspace: Workspace = self._local.workspace
         return workspace
-
-
-def demand_evaluation_mode(classifier: nn.Module) -> None:
-    """Raise :class:`SettingError` unless every part of ``classifier`` is in evaluation mode."""
-    training = [name or "classifier" for name, module in classifier.named_modules() if module.training]
-    if training:
-        raise SettingError("classifier", training[0], "must be in evaluation mode: call .eval() first")
-
-
-@torch.no_grad()
-def _for_inference(network: DEQ, image: Tensor) -> DEQ:
-    """Return the faster form of a network if it is one: nobody should have to trust that it computes the same."""
-    twin = network.for_inference()
-    if twin is network:
-        return network
-    generator = torch.Generator(image.device).manual_seed(0)
-    noise = torch.randn(4, *image.shape, generator=generator, device=image.device, dtype=image.dtype)
-    with torch.autocast(image.device.type, enabled=False):
-        expected, given = (
-            torch.stack(
-                [each.solve(image + noise, Anderson(max_steps=5), anchored=anchored)[0] for anchored in (False, True)]
-            )
-            for each in (network, twin)
-        )
-    difference = float((given - expected).abs().max() / expected.abs().max())
-    if not difference <= max(_ROUNDING, _ROUNDING_UNITS * torch.finfo(expected.dtype).eps):
-        warnings.warn(
-            f"{type(network).__name__}.for_inference() changes logits by {difference:.1e} of the largest: not used. "
-            "Certification is slower without it.",
-            stacklevel=2,
-        )
-        return network
-    return twin
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     AUDIT_SUBSET = 2
     ATTACK = 3
     ATTACK_CHECK = 4
+    CHECK = 5
 
 
 def noisy_batches(

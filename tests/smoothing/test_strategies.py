@@ -25,6 +25,14 @@ def measurement(votes):
     return {key: value for key, value in votes.to_json().items() if key != "seconds"}
 
 
+def recorded_vote(strategy, classifier, index=0):
+    """Vote; the classifier then has recorded the votes' own calls, and not those of the checks before."""
+    engine = strategy.engine(classifier, IMAGE)
+    classifier.rows.clear()
+    classifier.inputs.clear()
+    return strategy.vote_group(engine, IMAGE[None], [index], [0])[0]
+
+
 class Linear(nn.Module):
     """Class 0 where w · x + b > 0, else class 1."""
 
@@ -88,7 +96,7 @@ def test_standard_gives_votes_that_are_not_finite_to_nobody(value):
 
 def test_standard_counts_the_cost_of_a_deq(threshold_deq):
     classifier = threshold_deq()
-    votes = Standard(**SMALL, solver=Picard(max_steps=7)).vote(classifier, IMAGE, 0, 0)
+    votes = recorded_vote(Standard(**SMALL, solver=Picard(max_steps=7)), classifier)
     assert votes.nfe_fast == sum(classifier.rows) == 60 * 7
     assert votes.nfe_audit == 0
 
@@ -138,8 +146,8 @@ def test_votes_are_a_function_of_seed_and_index(strategy, threshold_deq):
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: s.label)
 def test_estimation_copies_are_fresh(strategy, threshold_deq):
     classifier = threshold_deq()
-    dataclasses.replace(strategy, n0=8).vote(classifier, IMAGE, 0, 0)
-    selection, estimation = classifier.inputs[1], torch.cat(classifier.inputs[2:9])  # the first is the engine's own
+    recorded_vote(dataclasses.replace(strategy, n0=8), classifier)
+    selection, estimation = classifier.inputs[0], torch.cat(classifier.inputs[1:8])
     assert len(estimation) == 50
     assert not torch.isin(selection, estimation).any()
 
@@ -269,9 +277,9 @@ def test_a_partial_audit_labels_a_uniform_subset_of_the_agreeing_copies_on_their
     positions, shares = [], []
     for index in range(60):
         classifier = threshold_deq(threshold)
-        votes = strategy.vote(classifier, IMAGE, index, 0)
+        votes = recorded_vote(strategy, classifier, index)
         assert votes.audited == size
-        batches = 1 + 1 + math.ceil(200 / 16) + math.ceil(300 / 16)  # the engine's own, the clean image, the chain
+        batches = 1 + math.ceil(200 / 16) + math.ceil(300 / 16)  # the clean image, the chain
         audited = torch.cat(classifier.inputs[batches:]).flatten(1)
         assert [len(x) for x in classifier.inputs[batches:]] == [16, 16, 8]
 
@@ -322,7 +330,9 @@ def test_starts_differ_in_what_the_chain_remembers(threshold_deq):
                 seen.append(z.clone())
                 return super().head(z)
 
-        strategy.vote(Spy(), IMAGE, 0, 0)
+        engine = strategy.engine(Spy(), IMAGE)
+        seen.clear()  # of the engine's own checks
+        strategy.vote_group(engine, IMAGE[None], [0], [0])
         batches = list(strategy._noisy_batches(IMAGE, 0, Purpose.SELECTION))
         batches += list(strategy._noisy_batches(IMAGE, 0, Purpose.ESTIMATION))
         u = [batch.flatten(1).mean(dim=1, keepdim=True) for batch in batches]
@@ -368,7 +378,7 @@ def test_a_nan_reference_is_a_mismatch(threshold_deq):
 def test_cost_is_counted_exactly(start, threshold_deq):
     classifier = threshold_deq()
     strategy = serialized(start=start, solver=Anderson(max_steps=3), warmup_steps=5, reference=Picard(max_steps=11))
-    votes = strategy.vote(classifier, IMAGE, 0, 0)
+    votes = recorded_vote(strategy, classifier)
     fast = 11 + 60 * 3 if start == "clean" else 8 * 5 + 52 * 3
     assert votes.nfe_fast == fast
     assert votes.nfe_audit == votes.audited * 11 > 0
