@@ -17,7 +17,7 @@ from deqcert.errors import require
 from deqcert.ledger import Ledger
 from deqcert.smoothing import Engine, Smoothing
 from deqcert.smoothing.base import AuditTask
-from deqcert.statistics import ChainLabels, Votes, join_chains
+from deqcert.statistics import ChainLabels, Votes
 
 Shard = Literal["images", "samples"]
 Work = TypeVar("Work")
@@ -128,8 +128,8 @@ class _SampleShard:
                 audits = [self._contents.audits[key] for key in keys if key in self._contents.audits]
                 if len(audits) < len(keys):
                     continue
-            _, label, _ = self._job.image(position)
-            votes = join_chains(label, self._job.smoothing.n0, labels, audits)
+            image, label, _ = self._job.image(position)
+            votes = self._job.smoothing.joined(image, label, labels, audits)
             self._job.ledger.append(votes)
             self._to_join.remove(position)
             self._forget(position)

@@ -195,9 +195,23 @@ class Smoothing(ABC):
         audited = iter(self.audit_chains(engine, [task for each in tasks for task in each or ()]))
         audits = [None if each is None else list(islice(audited, len(each))) for each in tasks]
         return [
-            join_chains(label, self.n0, given, audit, self.anytime)
-            for label, given, audit in zip(labels, parts, audits, strict=True)
+            self.joined(image, label, given, audit)
+            for image, label, given, audit in zip(images, labels, parts, audits, strict=True)
         ]
+
+    def joined(
+        self, image: Tensor, label: int, labels: Sequence[ChainLabels], audits: Sequence[ChainAudit] | None
+    ) -> Votes:
+        """Add up the chains of one image.
+
+        Args:
+            image: The image, shape (C, H, W).
+            label: Its true class.
+            labels: The labels of every chain, in the order of their numbers.
+            audits: Their shares of the audit, in the same order; None if the labels need no audit.
+        """
+        error = noise_error(self.noise, image.numel())
+        return join_chains(label, self.n0, labels, audits, self.anytime, sigma=self.sigma, noise_error=error)
 
     @abstractmethod
     def label_chain(self, engine: Engine, images: Tensor, indices: Sequence[int], chain: int) -> list[ChainLabels]:

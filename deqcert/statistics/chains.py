@@ -148,6 +148,9 @@ def join_chains(
     labels: Sequence[ChainLabels],
     audits: Sequence[ChainAudit] | None,
     anytime: bool = False,
+    *,
+    sigma: float,
+    noise_error: float,
 ) -> Votes:
     """Add up all chains of one image.
 
@@ -157,6 +160,8 @@ def join_chains(
         labels: The labels of every chain, in the order of their numbers.
         audits: Their shares of the audit, in the same order; None if the labels need no audit.
         anytime: Whether the labels, or those of the audit, decided how many there are; only of a single chain.
+        sigma: Standard deviation of the noise that was labelled.
+        noise_error: How far that noise may be from exact; see :class:`~deqcert.statistics.votes.Votes`.
 
     Returns:
         The votes.
@@ -176,5 +181,7 @@ def join_chains(
         nfe_audit=sum(each.nfe for each in audits or ()),
         residual=sum(each.residual * len(each.labels) for each in labels) / len(given),
         seconds=sum(each.seconds for each in labels) + sum(each.seconds for each in audits or ()),
+        sigma=sigma,
+        noise_error=noise_error,
         anytime=anytime,
     )

@@ -85,7 +85,7 @@ def test_files_hold_the_certificates_of_the_rule(tmp_path, capsys):
     callback = CertifiedRadius(alpha=0.01, radii=[0.0, 0.25, 0.5])
     trainer, votes = certify(tmp_path, callback)
     rule = CertificationRule(0.01, None, "exact")
-    certificates = [rule.certify(each, 0.5) for each in votes]
+    certificates = [rule.certify(each) for each in votes]
     assert any(each.radius > 0 for each in certificates)
     assert any(each.correct for each in certificates)
 

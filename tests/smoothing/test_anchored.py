@@ -84,7 +84,7 @@ def test_sampling_may_stop_once_the_question_is_settled(make_anchored):
     )
     assert (fixed.n, fixed.anytime) == (2000, False)
     assert (stopped.n, stopped.anytime) == (64, True)
-    assert CertificationRule().certify(stopped, 0.5).radius > 0.25
+    assert CertificationRule().certify(stopped).radius > 0.25
 
 
 def test_the_identity_names_steps_and_start():

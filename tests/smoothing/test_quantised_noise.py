@@ -183,8 +183,9 @@ def certificate(level, noise):
         )
 
     selection, estimation = counts(Purpose.SELECTION, 100), counts(Purpose.ESTIMATION, 1000)
-    votes = Votes(0, 0, 100, 1000, selection, estimation, None, 0, 0, 0, math.nan, 0.0)
-    return CertificationRule().certify(votes, 0.5, noise_error(noise, image.numel()))
+    error = noise_error(noise, image.numel())
+    votes = Votes(0, 0, 100, 1000, selection, estimation, None, 0, 0, 0, math.nan, 0.0, 0.5, error)
+    return CertificationRule().certify(votes)
 
 
 def test_rounded_noise_issues_a_false_certificate_and_quantised_noise_does_not():

@@ -108,9 +108,9 @@ def test_mismatches_prolong_an_audit_until_they_leave_no_radius(threshold_deq):
     assert some.audited > 0.8 * some.n_a
     assert all_.audited == RULE.next_size(all_.n_a, 1500, 0, 0) < 0.4 * all_.n_a
     rule = CertificationRule(alpha=0.01)
-    one, other = (rule.certify(votes, 1.0).radius for votes in (none, some))
+    one, other = (rule.certify(votes).radius for votes in (none, some))
     assert one == pytest.approx(other, rel=0.1)  # the base classifier is the same
-    assert rule.certify(all_, 1.0).radius == 0
+    assert rule.certify(all_).radius == 0
 
 
 def test_a_rule_of_ones_own_sees_the_outcome_after_each_part_and_no_copy_is_audited_twice(threshold_deq):

@@ -14,7 +14,7 @@ from deqcert.smoothing import Execution, Serialized, Standard
 from deqcert.smoothing.labels import count_labels, labels_of
 from deqcert.smoothing.noise import Purpose
 from deqcert.solvers import Anderson, Broyden, Picard
-from deqcert.statistics import AdaptiveAudit, FixedAudit, RelativePrecision
+from deqcert.statistics import AdaptiveAudit, CertificationRule, FixedAudit, RelativePrecision
 
 IMAGE = torch.full((1, 4, 4), 0.5)
 SMALL = {"n0": 10, "n": 50, "batch_size": 8}
@@ -218,6 +218,17 @@ def test_identity_is_json_and_changes_with_every_setting(strategy):
 )
 def test_label(strategy, label):
     assert strategy.label == label
+
+
+@pytest.mark.parametrize("noise", ["float32", "quantised"])
+@pytest.mark.parametrize("sigma", [0.25, 1.0])
+def test_votes_carry_their_noise(sigma, noise, threshold_deq):
+    image = torch.full((1, 4, 4), 51 / 255)
+    votes = Serialized(**SMALL, sigma=sigma, noise=noise, audit=FixedAudit(20)).vote(threshold_deq(), image, 0, 0)
+    assert (votes.sigma, votes.noise_error) == (sigma, 16 * 2.0**-48 if noise == "quantised" else 0.0)
+    p_a_lower = CertificationRule(alpha=0.05).p_a_lower(votes)
+    assert CertificationRule(alpha=0.05).certify(votes).radius == sigma * norm.ppf(p_a_lower) > 0
+    assert votes.from_json(json.loads(json.dumps(votes.to_json()))).sigma == sigma
 
 
 # Serialized smoothing.
