@@ -20,7 +20,7 @@ from deqcert.models import DEQ
 from deqcert.smoothing.checks import SAMPLES, checked
 from deqcert.smoothing.engine import Engine, Execution, Labels
 from deqcert.smoothing.labels import count_labels
-from deqcert.smoothing.noise import Purpose, noisy_batches
+from deqcert.smoothing.noise import Purpose, demand_unit_interval, noisy_batches
 from deqcert.smoothing.tally import Tally
 from deqcert.solvers import Anderson, Broyden, LearnedMixing, Solver
 from deqcert.statistics import ChainAudit, ChainLabels, Noise, Stopping, Votes, join_chains, noise_error
@@ -141,7 +141,9 @@ class Smoothing(ABC):
         Raises:
             SettingError: If the classifier is in training mode or, on noisy samples of the image, no function of one
                 image (:func:`~deqcert.smoothing.checks.checked`); or it lacks the learned mixing that the solver needs.
+            DataError: If the image is not one of floats in [0, 1], in which sigma and radius are measured.
         """
+        demand_unit_interval(image)
         if isinstance(classifier, DEQ):
             self.base_solver.bound_to(classifier.mixer)  # refuses before any work
         samples = noisy_batches(
@@ -171,6 +173,7 @@ class Smoothing(ABC):
 
         Raises:
             SettingError: If :meth:`engine` refuses the classifier, or it is not of the kind that the strategy needs.
+            DataError: If the image is not one of floats in [0, 1], in which sigma and radius are measured.
         """
         return self.vote_group(self.engine(classifier, image), image[None], [index], [label])[0]
 
@@ -188,7 +191,9 @@ class Smoothing(ABC):
 
         Raises:
             SettingError: If the classifier is not of the kind that the strategy needs.
+            DataError: If the images are not floats in [0, 1], in which sigma and radius are measured.
         """
+        demand_unit_interval(images)
         chains = [self.label_chain(engine, images, indices, chain) for chain in range(self.chains)]
         parts = list(zip(*chains, strict=True))
         tasks = [self.audit_tasks(image, given) for image, given in zip(images, parts, strict=True)]

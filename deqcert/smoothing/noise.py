@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deqcert.errors import require
+from deqcert.errors import DataError, require
 from deqcert.seeding import mixed_seed
 from deqcert.smoothing.quantised import integer_noise, pixel_levels
 from deqcert.statistics.noise_error import Noise
@@ -25,6 +25,22 @@ class Purpose(IntEnum):
     ATTACK = 3
     ATTACK_CHECK = 4
     CHECK = 5
+
+
+def demand_unit_interval(images: Tensor) -> None:
+    """Refuse images that are not in the unit of sigma: floats in [0, 1].
+
+    Args:
+        images: Any shape.
+
+    Raises:
+        DataError: Naming the type or a pixel.
+    """
+    if not images.is_floating_point():
+        raise DataError(f"image: must hold floats in [0, 1], not {images.dtype}; divide integers in [0, 255] by 255")
+    inside = (images >= 0) & (images <= 1)  # false for NaN too
+    if not bool(inside.all()):
+        raise DataError(f"image: must hold floats in [0, 1], but a pixel is {images[~inside][0].item()!r}")
 
 
 def noisy_batches(

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import norm
 from torch import nn
 
-from deqcert.errors import SettingError
+from deqcert.errors import DataError, SettingError
 from deqcert.smoothing import Execution, Serialized, Standard
 from deqcert.smoothing.labels import count_labels, labels_of
 from deqcert.smoothing.noise import Purpose
@@ -160,6 +160,25 @@ def test_training_mode_is_refused(strategy, threshold_deq):
     nested[1].train()
     with pytest.raises(SettingError, match="evaluation mode"):
         strategy.vote(nested, IMAGE, 0, 0)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: s.label)
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.full((1, 4, 4), 128, dtype=torch.uint8), r"not torch\.uint8; divide integers in \[0, 255\] by 255"),
+        (torch.full((1, 4, 4), 1), r"not torch\.int64"),
+        (torch.full((1, 4, 4), 128.0), r"a pixel is 128\.0"),
+        (torch.tensor([[[0.5, -1e-3], [0.0, 1.0]]]), r"a pixel is -0\.001"),
+        (torch.full((1, 4, 4), math.nan), "a pixel is nan"),
+    ],
+)
+def test_images_in_another_unit_are_refused(strategy, image, message, threshold_deq):
+    with pytest.raises(DataError, match=rf"^image: must hold floats in \[0, 1\], .*{message}"):
+        strategy.vote(threshold_deq(), image, 0, 0)
+    engine = strategy.engine(threshold_deq(), IMAGE)
+    with pytest.raises(DataError, match=message):
+        strategy.vote_group(engine, image[None], [0], [0])
 
 
 @pytest.mark.parametrize("kind", [Standard, Serialized])
