@@ -12,10 +12,10 @@ import torch
 from measure import BATCH, MIXED_STEPS, N0, SEED, SIGMA, STEPS
 from networks import NETWORKS
 
+from deqcert.seeding import Purpose
 from deqcert.smoothing import Serialized
 from deqcert.smoothing.base import AuditTask
 from deqcert.smoothing.engine import Engine, Labels
-from deqcert.smoothing.noise import Purpose
 from deqcert.smoothing.tally import Tally
 from deqcert.solvers import Anderson
 from deqcert.statistics import (

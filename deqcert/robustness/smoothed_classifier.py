@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from deqcert.implicit import GradientEstimator
 from deqcert.models import DEQ
+from deqcert.seeding import Purpose
 from deqcert.smoothing import Smoothing
 from deqcert.smoothing.labels import count_labels
-from deqcert.smoothing.noise import Purpose, noisy_batches
+from deqcert.smoothing.noise import noisy_batches
 from deqcert.smoothing.workers import Workers
 from deqcert.training.attacks import Classifier, WarmStarted, frozen
 from deqcert.training.step import few_step_logits

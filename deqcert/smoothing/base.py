@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from deqcert.errors import is_real, require, require_count
 from deqcert.models import DEQ
+from deqcert.seeding import Purpose, require_seed
 from deqcert.smoothing.checks import SAMPLES, checked
 from deqcert.smoothing.engine import Engine, Execution, Labels
 from deqcert.smoothing.labels import count_labels
-from deqcert.smoothing.noise import Purpose, demand_unit_interval, noisy_batches
+from deqcert.smoothing.noise import demand_unit_interval, noisy_batches
 from deqcert.smoothing.tally import Tally
 from deqcert.solvers import Anderson, Broyden, LearnedMixing, Solver
 from deqcert.statistics import ChainAudit, ChainLabels, Noise, Stopping, Votes, join_chains, noise_error
@@ -67,7 +68,7 @@ class Smoothing(ABC):
         n0: Noisy copies that select the class, >= 1.
         n: Fresh noisy copies that estimate its probability, >= 1.
         batch_size: Copies of an image side by side (serialized smoothing: width of the chain), >= 1.
-        seed: Seed of all random streams, >= 0.
+        seed: Seed of all random streams, in [0, 2^64).
         execution: How copies are spread over launches.
         chains: Independent chains that the n copies of an image are split into, from 1 to n.
         noise: "float32" noise is added as published, which rounds; "quantised" noise, for 8-bit images, is off by a
@@ -93,7 +94,7 @@ class Smoothing(ABC):
         for field in ("n0", "n", "batch_size", "chains"):
             require_count(field, getattr(self, field), minimum=1)
             require(getattr(self, field) <= _MOST, field, getattr(self, field), f"must be <= {_MOST}")
-        require_count("seed", self.seed, minimum=0)
+        require_seed(self.seed)
         require(self.chains <= self.n, "chains", self.chains, f"must be at most n = {self.n}")
         noise_error(self.noise, pixels=1)  # refuses other names
         if self.noise == "quantised":

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from deqcert.errors import SettingError
 from deqcert.models import MDEQ, AnchoredClassifier
+from deqcert.seeding import Purpose
 from deqcert.smoothing import Anchored, Standard
-from deqcert.smoothing.noise import Purpose, noisy_batches
+from deqcert.smoothing.noise import noisy_batches
 from deqcert.solvers import Anderson, LearnedMixing, Picard
 from deqcert.statistics import CertificationRule, TargetRadius
 

@@ -10,8 +10,8 @@ from scipy.stats import chi2
 
 from deqcert.data.images import to_unit_interval
 from deqcert.errors import SettingError
-from deqcert.seeding import mixed_seed
-from deqcert.smoothing.noise import Purpose, noisy_batches
+from deqcert.seeding import Purpose, mixed_seed
+from deqcert.smoothing.noise import noisy_batches
 from deqcert.smoothing.quantised import _table, integer_noise, pixel_levels
 from deqcert.statistics import CertificationRule, Votes
 from deqcert.statistics.noise_error import noise_error, thresholds

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from deqcert.errors import SettingError
+from deqcert.seeding import Purpose
 from deqcert.smoothing import Execution, Serialized
-from deqcert.smoothing.noise import Purpose, audit_order
+from deqcert.smoothing.noise import audit_order
 from deqcert.solvers import Picard
 from deqcert.statistics import AdaptiveAudit, AuditSize, CertificationRule, FixedAudit, SequentialAudit
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from deqcert.errors import SettingError
+from deqcert.seeding import Purpose
 from deqcert.smoothing import Execution, Serialized, Standard
-from deqcert.smoothing.noise import Purpose
 from deqcert.solvers import Picard
 from deqcert.statistics import (
     AbsolutePrecision,

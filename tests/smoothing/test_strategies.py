@@ -10,9 +10,9 @@ from scipy.stats import norm
 from torch import nn
 
 from deqcert.errors import DataError, SettingError
+from deqcert.seeding import Purpose
 from deqcert.smoothing import Execution, Serialized, Standard
 from deqcert.smoothing.labels import count_labels, labels_of
-from deqcert.smoothing.noise import Purpose
 from deqcert.solvers import Anderson, Broyden, Picard
 from deqcert.statistics import AdaptiveAudit, CertificationRule, FixedAudit, RelativePrecision
 
