@@ -319,7 +319,10 @@ class Smoothing(ABC):
 
 
 def solver_label(solver: Solver) -> str:
-    """Return the field's name of a solver: steps, then A(nderson), B(royden), N (plain); M is learned mixing."""
+    """Return the field's name of a solver: steps, then A(nderson), B(royden), N (plain); M is learned mixing.
+
+    kA and kN return X_k, after k evaluations of F; kB the best of X_1, ..., X_k, after k + 1.
+    """
     letters = {Anderson: "A", Broyden: "B", LearnedMixing: "M"}
     letter = next((letter for kind, letter in letters.items() if isinstance(solver, kind)), "N")
     return f"{solver.max_steps}{letter}"
