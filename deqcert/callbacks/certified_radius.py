@@ -148,7 +148,7 @@ class CertifiedRadius(CertificationCallback):
     def run_name(self) -> str:
         """Name of the run in tables, e.g. ``SRS-3A exact``."""
         audited = any("audit" in key for key in self._run.smoothing.identity)
-        return f"{self._run.smoothing.label} {self.rule.audit}" if audited else self._run.smoothing.label
+        return f"{self._run.label} {self.rule.audit}" if audited else self._run.label
 
     def _certify(self, votes: Votes) -> None:
         certificate = self.rule.certify(votes)

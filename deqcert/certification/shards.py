@@ -34,6 +34,7 @@ class Job(NamedTuple):
         ledger: Open for writing; its contents are the same on all ranks when the job begins.
         rank: Global rank.
         world_size: Number of ranks.
+        engines: Those that the job has prepared.
     """
 
     smoothing: Smoothing
@@ -43,6 +44,7 @@ class Job(NamedTuple):
     ledger: Ledger
     rank: int
     world_size: int
+    engines: list[Engine]
 
     def share(self, remaining: Sequence[Work]) -> list[Work]:
         """Return what this rank is to do of ``remaining``."""
@@ -55,7 +57,9 @@ class Job(NamedTuple):
 
     def engine(self, position: int) -> Engine:
         """Prepare the classifier for images like the one at ``position``."""
-        return self.smoothing.engine(self.classifier, self.image(position)[0])
+        engine = self.smoothing.engine(self.classifier, self.image(position)[0])
+        self.engines.append(engine)
+        return engine
 
 
 Place = tuple[int, int]

@@ -108,6 +108,10 @@ class Smoothing(ABC):
     def label(self) -> str:
         """Short name for tables, e.g. ``SRS-3A``."""
 
+    def label_for(self, classifier: nn.Module) -> str:
+        """Short name for tables of runs on ``classifier``: without a solver if it has none."""
+        return self.label
+
     @property
     @abstractmethod
     def base_solver(self) -> Solver:

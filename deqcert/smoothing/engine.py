@@ -67,6 +67,18 @@ class Labels(NamedTuple):
         return cls(*(torch.cat(tensors).view(*shape) for tensors in zip(*parts, strict=True)))
 
 
+class Unconverged(NamedTuple):
+    """Solves that ended above their tolerance.
+
+    Attributes:
+        share: Their share in all solves with a tolerance; 0 if there was none.
+        residual: Mean of their residuals, over those that are finite.
+    """
+
+    share: float
+    residual: float
+
+
 class Engine:
     """Labels batches of noisy copies by one classifier, in launches that suit the device.
 
@@ -105,6 +117,9 @@ class Engine:
         several = image.device.type == "cpu" and total > self.rows and not execution.compile and self.state is not None
         self._workers = Workers() if several else None
         self._local = threading.local()
+        self._solves = 0
+        # Solves above their tolerance, those of finite residual, and the sum of their residuals.
+        self._ended = torch.zeros(3, dtype=torch.float64, device=image.device)
 
     def lanes(self, width: int, images: int) -> Tensor:
         """Return zeros for ``width`` states of each of some images, shape (width, images, ...).
@@ -151,7 +166,22 @@ class Engine:
 
         places = range(0, len(x), self.rows)
         launches = [launch(first) for first in places] if self._workers is None else self._workers.map(launch, places)
-        return Labels.joined(launches, len(x))
+        labels = Labels.joined(launches, len(x))
+        if self.state is not None and solver.tolerance > 0:
+            self._note(labels.residual, solver.tolerance)
+        return labels
+
+    def _note(self, residual: Tensor, tolerance: float) -> None:
+        ended, finite = residual > tolerance, residual.isfinite()
+        total = torch.where(ended & finite, residual.double(), 0.0).sum()
+        self._solves += len(residual)
+        self._ended += torch.stack([ended.sum().double(), (ended & finite).sum().double(), total])
+
+    @property
+    def unconverged(self) -> Unconverged:
+        """How many of the solves so far ended at their step limit, or diverged."""
+        ended, finite, total = self._ended.tolist()
+        return Unconverged(ended / max(self._solves, 1), total / finite if finite else math.nan)
 
     def _launch(self, x: Tensor, solver: Solver, start: Tensor | None, keep: Tensor | None, anchored: bool) -> Labels:
         size = len(x)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from deqcert.models import DEQ
 from deqcert.smoothing.base import Smoothing, solver_label
 from deqcert.smoothing.engine import Engine
 from deqcert.solvers import Anderson, Solver
@@ -44,6 +45,10 @@ class Standard(Smoothing):
     def label(self) -> str:
         """E.g. ``standard-30A``."""
         return f"standard-{solver_label(self.solver)}"
+
+    def label_for(self, classifier: nn.Module) -> str:
+        """E.g. ``standard-30A`` of a DEQ, ``standard`` of another classifier."""
+        return self.label if isinstance(classifier, DEQ) else "standard"
 
     @property
     def base_solver(self) -> Solver:
