@@ -257,8 +257,7 @@ def _chain_findings(votes: Votes, ledger: Ledger, chains: int) -> list[str]:
             return []
         audits = [contents.audits[place] for place in places]
     labels = [contents.labels[place] for place in places]
-    noise = {"sigma": votes.sigma, "noise_error": votes.noise_error}
-    joined = join_chains(votes.label, votes.n0, labels, audits, **noise)
+    joined = join_chains(votes.label, votes.n0, labels, audits, sigma=votes.sigma, noise_error=votes.noise_error)
     differences = _differences(votes.to_json(), joined._replace(seconds=votes.seconds).to_json())
     return [f"image {votes.index}: its chains give {text}" for text in differences]
 

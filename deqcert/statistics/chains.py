@@ -13,7 +13,7 @@ import base64
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,10 @@ from deqcert.errors import DataError
 from deqcert.statistics.records import expect, fields_of, is_count, is_number
 from deqcert.statistics.votes import Votes
 
-Labels = NDArray[np.int16] | NDArray[np.int32]
+Labels = NDArray[np.signedinteger[Any]]
 
 
-def label_type(classes: int) -> np.dtype[np.int16] | np.dtype[np.int32]:
+def label_type(classes: int) -> np.dtype[np.signedinteger[Any]]:
     """Return the smallest signed integer type of labels -1, 0, ..., ``classes`` - 1, from int16 on."""
     return np.dtype(np.int16) if classes <= 2**15 else np.dtype(np.int32)
 
@@ -84,9 +84,10 @@ class ChainLabels(NamedTuple):
         return part
 
 
-def _stored_type(selection: Sequence[int]) -> np.dtype[np.int16] | np.dtype[np.int32]:
+def _stored_type(selection: Sequence[int]) -> np.dtype[np.signedinteger[Any]]:
     """Return the type of packed labels of as many classes as ``selection`` counts: little-endian."""
-    return label_type(len(selection)).newbyteorder("<")
+    stored: np.dtype[np.signedinteger[Any]] = label_type(len(selection)).newbyteorder("<")
+    return stored
 
 
 class ChainAudit(NamedTuple):
