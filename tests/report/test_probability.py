@@ -31,7 +31,7 @@ def test_a_projection_is_marked_and_grows_with_the_budget(make_votes):
     assert not small.sound
     assert not large.sound
     assert small.radius < large.radius
-    assert projected_certificates(votes, 0.5, 100, 0.1)[0].radius > small.radius
+    assert projected_certificates(votes, 100, 0.1)[0].radius > small.radius
 
 
 def test_a_wrong_class_stays_wrong(make_votes):
