@@ -29,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from deqcert.data import CIFAR10
 from deqcert.data.images import to_unit_interval
 from deqcert.models import DEQ, MDEQ
+from deqcert.seeding import Purpose
 from deqcert.smoothing import Execution, Serialized, Smoothing, Standard
-from deqcert.smoothing.noise import Purpose
 from deqcert.solvers import Anderson, Picard
 from deqcert.statistics import AdaptiveAudit, FixedAudit
 

@@ -101,7 +101,7 @@ def points(store: Store, labels: list[int], n: int) -> list[Point]:
         costs = Seconds(seconds[f"{each.series} {each.column}"], seconds[f"{REFERENCE} label"])
         votes = [vote(each, store, index, labels[index], n, costs) for index in images]
         rule = CertificationRule(alpha=0.001, audit=each.rule)
-        certificates[each.name] = [rule.certify(one, SIGMA) for one in votes]
+        certificates[each.name] = [rule.certify(one) for one in votes]
         evaluations = sum(one.nfe_fast + one.nfe_audit for one in votes) / len(votes)
         found[each.name] = Point(
             each,

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from deqcert.data import CIFAR10
 from deqcert.data.images import to_unit_interval
+from deqcert.seeding import Purpose
 from deqcert.smoothing import Engine, Serialized, Standard
 from deqcert.smoothing.engine import Labels
-from deqcert.smoothing.noise import Purpose, noisy_batches
+from deqcert.smoothing.noise import noisy_batches
 from deqcert.solvers import Anderson, LearnedMixing, Picard
 from deqcert.statistics import FixedAudit
 

@@ -12,10 +12,10 @@ import torch
 from measure import BATCH, MIXED_STEPS, N0, SEED, SIGMA, STEPS
 from networks import NETWORKS
 
+from deqcert.seeding import Purpose
 from deqcert.smoothing import Serialized
 from deqcert.smoothing.base import AuditTask
 from deqcert.smoothing.engine import Engine, Labels
-from deqcert.smoothing.noise import Purpose
 from deqcert.smoothing.tally import Tally
 from deqcert.solvers import Anderson
 from deqcert.statistics import (
@@ -163,7 +163,8 @@ def _independent(copies: Copies, n0: int, stopping: Stopping | None, index: int,
     drawn = len(tally.joined().labels)
     part = _chain(index, copies.labels[:n0], copies.labels[n0:drawn], int(copies.steps[:drawn].sum()))
     part = part._replace(seconds=seconds.label * drawn)
-    return join_chains(label, n0, [part], None, stopping is not None and stopping.anytime)
+    anytime = stopping is not None and stopping.anytime
+    return join_chains(label, n0, [part], None, anytime, sigma=SIGMA, noise_error=0.0)
 
 
 def _chain(index: int, selection: np.ndarray, labels: np.ndarray, nfe: int) -> ChainLabels:
@@ -205,4 +206,5 @@ def _serialized(series: str, audit: AuditSize, store: Store, index: int, label: 
         seconds_of_a_copy=seconds.audit,
     )
     tasks = strategy.audit_tasks(torch.empty(0), [part])
-    return join_chains(label, N0, [part], strategy.audit_chains(None, tasks), strategy.anytime)
+    audits = strategy.audit_chains(None, tasks)
+    return join_chains(label, N0, [part], audits, strategy.anytime, sigma=SIGMA, noise_error=0.0)

@@ -14,7 +14,8 @@ from torch import Tensor
 from deqcert.callbacks.hyperparameters import log_hyperparameters
 from deqcert.certification.hooks import CertificationRun
 from deqcert.report import ShownExample, Summary, plot_curves, plot_examples
-from deqcert.smoothing.noise import Purpose, noisy_batches
+from deqcert.seeding import Purpose
+from deqcert.smoothing.noise import noisy_batches
 from deqcert.statistics import Certificate, CertificationRule
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from deqcert.report import (
     write_json,
     write_tsv,
 )
-from deqcert.statistics import AuditSize, Certificate, CertificationRule, Votes, noise_error
+from deqcert.statistics import AuditSize, Certificate, CertificationRule, Votes
 from deqcert.statistics.certificate import AuditRule
 
 _FILES = ("certificates.tsv", "certify.yaml", "curve.png")
@@ -80,7 +80,6 @@ class CertifiedRadius(CertificationCallback):
             self.rule.audit,
             "must be exact with a sequential audit",
         )
-        self._noise_error = noise_error(smoothing.noise, math.prod(run.identity["image"]))
         self._radii = self.radii or list(automatic_radii(smoothing.sigma, self.rule.alpha, smoothing.n))
         # Rank 0 hears of every image, so nothing is left to reduce; a collective would wait for busy ranks.
         self._metrics = MetricCollection(
@@ -131,7 +130,7 @@ class CertifiedRadius(CertificationCallback):
         if not trainer.is_global_zero:
             return
         sigma = self._run.smoothing.sigma
-        certificates = [self.rule.certify(vote, sigma, self._noise_error) for vote in votes]
+        certificates = [self.rule.certify(vote) for vote in votes]
         name = self.run_name
         directory = Path(self._run.directory)
         write_tsv(directory / "certificates.tsv", certificates, {vote.index: vote.seconds for vote in votes})
@@ -149,10 +148,10 @@ class CertifiedRadius(CertificationCallback):
     def run_name(self) -> str:
         """Name of the run in tables, e.g. ``SRS-3A exact``."""
         audited = any("audit" in key for key in self._run.smoothing.identity)
-        return f"{self._run.smoothing.label} {self.rule.audit}" if audited else self._run.smoothing.label
+        return f"{self._run.label} {self.rule.audit}" if audited else self._run.label
 
     def _certify(self, votes: Votes) -> None:
-        certificate = self.rule.certify(votes, self._run.smoothing.sigma, self._noise_error)
+        certificate = self.rule.certify(votes)
         self._certificates.append(certificate)
         self._metrics.update(
             prediction=torch.tensor([certificate.prediction]),

@@ -41,7 +41,7 @@ class ConvergenceHealth(Callback):
         mismatch_steps: Warm-started steps whose cheap labels are audited, distinct, from 1 to max_steps.
         copies: Noisy copies per image that are labelled cheaply and audited, >= 1.
         every_n_epochs: In training, measure every so many epochs, >= 1.
-        seed: Seed of the noise, >= 0.
+        seed: Seed of the noise, in [0, 2^64).
 
     Raises:
         SettingError: If a setting is out of range; in ``setup``, if the module has no DEQ ``network`` or no ``sigma``.

@@ -19,6 +19,7 @@ class CertificationRun(NamedTuple):
     Attributes:
         smoothing: The strategy that takes the votes.
         directory: Where the ledger lies and results belong.
+        label: Short name of the strategy on the classifier, for tables.
         identity: Everything that determines the votes, as written in the ledger.
         examples: The images to certify.
         total: Images to certify in all.
@@ -27,6 +28,7 @@ class CertificationRun(NamedTuple):
 
     smoothing: Smoothing
     directory: Path
+    label: str
     identity: Mapping[str, Any]
     examples: CertificationSet
     total: int

@@ -2,26 +2,58 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
 
 from deqcert.smoothing import Smoothing
 from deqcert.version import __version__
 
 
 def classifier_digest(classifier: nn.Module) -> str:
-    """Return the SHA-256 of structure, parameters and buffers (also those that checkpoints leave out)."""
+    """Return the SHA-256 of structure, parameters, buffers (also those that checkpoints leave out) and attributes.
+
+    Attributes count as far as they are plain data, tensors, arrays, dataclasses, or lists, tuples, sets and dicts of
+    those: what a constructor keeps of its settings. Of any other object only the class counts, of a function or
+    class its name.
+    """
     digest = hashlib.sha256(repr(classifier).encode())
     tensors = [*classifier.named_parameters(), *classifier.named_buffers()]
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
+        digest.update(f"{name} {_described(tensor)}".encode())
+    inherited = vars(LightningModule()).keys()  # torch's and Lightning's own: weights, hooks, progress
+    for name, module in classifier.named_modules():
+        own = {key: value for key, value in vars(module).items() if key not in inherited}
+        digest.update(f"{name} {_described(own)}".encode())
     return digest.hexdigest()
+
+
+def _described(value: object) -> str:
+    """Describe an attribute by what it says, never by where it is in memory."""
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype)):
+        return repr(value)
+    named: Any = value if hasattr(value, "__qualname__") else type(value)  # a class, a function; or the class of it
+    kind = f"{named.__module__}.{named.__qualname__}"
+    if isinstance(value, Tensor):
+        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return f"{kind} {tuple(value.shape)} {value.dtype} {hashlib.sha256(content).hexdigest()}"
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "?biufcSU":
+        return f"{kind} {value.shape} {value.dtype.str} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return f"{kind} {_described({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})}"
+    if isinstance(value, Mapping):
+        return f"{kind} {sorted((_described(key), _described(item)) for key, item in value.items())}"
+    if isinstance(value, (set, frozenset)):
+        return f"{kind} {sorted(map(_described, value))}"
+    if isinstance(value, (list, tuple)):
+        return f"{kind} {[_described(item) for item in value]}"
+    return kind
 
 
 def _tf32() -> dict[str, object]:

@@ -30,6 +30,7 @@ from deqcert.statistics import Votes
 from deqcert.termination import TERMINATED
 
 _POLL_SECONDS = 0.5
+_UNCONVERGED = 0.1  # share of solves that may end above their tolerance without a word
 _FILE_SYSTEM_SECONDS = 90.0  # NFS caches a directory for up to a minute
 
 
@@ -86,12 +87,15 @@ class CertificationLoop(_Loop):
             wanted = set(examples.indices)
             known = ledger.contents.votes
             done = [known[index] for index in sorted(wanted & known.keys())]
-            run = CertificationRun(self.smoothing, self.directory, ledger.identity, examples, len(wanted), done)
+            label = self.smoothing.label_for(classifier)
+            run = CertificationRun(self.smoothing, self.directory, label, ledger.identity, examples, len(wanted), done)
             self._notify("on_certify_start", run)
             stack.enter_context(torch.no_grad())
             stack.enter_context(trainer.precision_plugin.predict_step_context())
             rank, world_size = trainer.global_rank, trainer.world_size
-            self._work(Job(self.smoothing, classifier, examples, module.device, ledger, rank, world_size), wanted)
+            job = Job(self.smoothing, classifier, examples, module.device, ledger, rank, world_size, engines=[])
+            self._work(job, wanted)
+            self._warn_of_unconverged(job)
             everything = [ledger.contents.votes[index] for index in sorted(wanted)]
             self._notify("on_certify_end", everything)
         return packed(wanted)
@@ -184,6 +188,17 @@ class CertificationLoop(_Loop):
             rank_zero_warn(
                 f"The checkpoint was trained at sigma = {trained}, but is certified at sigma = {self.smoothing.sigma}."
             )
+
+    def _warn_of_unconverged(self, job: Job) -> None:
+        """Say so if many solves ended at their step limit: the tolerance then says nothing of the base classifier."""
+        solver = self.smoothing.base_solver
+        for share, residual in (engine.unconverged for engine in job.engines):
+            if share > _UNCONVERGED:
+                rank_zero_warn(
+                    f"{share:.0%} of the solves of the base classifier ended after {solver.max_steps} steps above "
+                    f"their tolerance of {solver.tolerance:g}, with a residual of {residual:.1e} on the average. "
+                    "Certificates are about the network solved this far, which is not at its fixed points."
+                )
 
     def _notify(self, hook: str, argument: CertificationRun | Votes | Sequence[Votes]) -> None:
         for callback in self.trainer.callbacks:

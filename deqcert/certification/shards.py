@@ -17,7 +17,7 @@ from deqcert.errors import require
 from deqcert.ledger import Ledger
 from deqcert.smoothing import Engine, Smoothing
 from deqcert.smoothing.base import AuditTask
-from deqcert.statistics import ChainLabels, Votes, join_chains
+from deqcert.statistics import ChainLabels, Votes
 
 Shard = Literal["images", "samples"]
 Work = TypeVar("Work")
@@ -34,6 +34,7 @@ class Job(NamedTuple):
         ledger: Open for writing; its contents are the same on all ranks when the job begins.
         rank: Global rank.
         world_size: Number of ranks.
+        engines: Those that the job has prepared.
     """
 
     smoothing: Smoothing
@@ -43,6 +44,7 @@ class Job(NamedTuple):
     ledger: Ledger
     rank: int
     world_size: int
+    engines: list[Engine]
 
     def share(self, remaining: Sequence[Work]) -> list[Work]:
         """Return what this rank is to do of ``remaining``."""
@@ -55,7 +57,9 @@ class Job(NamedTuple):
 
     def engine(self, position: int) -> Engine:
         """Prepare the classifier for images like the one at ``position``."""
-        return self.smoothing.engine(self.classifier, self.image(position)[0])
+        engine = self.smoothing.engine(self.classifier, self.image(position)[0])
+        self.engines.append(engine)
+        return engine
 
 
 Place = tuple[int, int]
@@ -128,8 +132,8 @@ class _SampleShard:
                 audits = [self._contents.audits[key] for key in keys if key in self._contents.audits]
                 if len(audits) < len(keys):
                     continue
-            _, label, _ = self._job.image(position)
-            votes = join_chains(label, self._job.smoothing.n0, labels, audits)
+            image, label, _ = self._job.image(position)
+            votes = self._job.smoothing.joined(image, label, labels, audits)
             self._job.ledger.append(votes)
             self._to_join.remove(position)
             self._forget(position)

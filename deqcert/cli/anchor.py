@@ -16,6 +16,7 @@ from deqcert.data.images import to_unit_interval
 from deqcert.errors import CheckpointError, SettingError, require_count
 from deqcert.interchange import write_checkpoint
 from deqcert.models import MDEQ
+from deqcert.seeding import Purpose, purpose_seed
 from deqcert.solvers import Anderson
 from deqcert.training.checkpoints import demand_usable_weights, read_checkpoint
 from deqcert.training.mixing import train_mixing
@@ -49,7 +50,7 @@ def run_anchor(args: Sequence[str]) -> int:
     _load(network, given, (_MIXING,) if parsed.keep_start else (_START, _MIXING))
     if parsed.keep_start and network.start_sigma not in (None, sigma):
         raise CheckpointError(f"source: its start is for sigma = {network.start_sigma}, not for {sigma}")
-    torch.manual_seed(parsed.seed)
+    torch.manual_seed(purpose_seed(Purpose.ANCHOR, parsed.seed))
     device = built.trainer.strategy.root_device
     network.to(device)
     images = _Images(built.datamodule, device)

@@ -57,8 +57,9 @@ def run_attack(args: Sequence[str]) -> int:
     write_atomically(path, _document(parsed, campaign, model, summary, outcomes))
     print(format_text(campaign_table(summary)))
     print(
-        f"{summary.images} images of {parsed.run} ({model.smoothing.label}), {summary.certified} of them certified and "
-        f"attacked; PGD of {attack.steps} steps on {attack.samples} noise vectors, {campaign.n} fresh copies; {path}"
+        f"{summary.images} images of {parsed.run} ({model.smoothing.label_for(model.classifier)}), "
+        f"{summary.certified} of them certified and attacked; "
+        f"PGD of {attack.steps} steps on {attack.samples} noise vectors, {campaign.n} fresh copies; {path}"
     )
     print("\n".join(finding_lines(summary, outcomes)))
     return int(found_violation(outcomes))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,7 +17,7 @@ from deqcert.data import CertificationSet
 from deqcert.errors import DataError, LedgerError, require
 from deqcert.ledger import Ledger, identity_differences, stored_identity
 from deqcert.smoothing import Smoothing
-from deqcert.statistics import Certificate, CertificationRule, noise_error
+from deqcert.statistics import Certificate, CertificationRule
 from deqcert.training.checkpoints import demand_usable_weights, read_checkpoint
 
 _ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
@@ -117,9 +116,7 @@ def _certificates(directory: Path, identity: dict[str, Any], rule: Certification
     votes = ledger.contents.votes
     if not votes:
         raise DataError(f"{directory}: its ledger has no image yet")
-    smoothing = identity["smoothing"]
-    error = noise_error(smoothing["noise"], math.prod(identity["image"]))
-    return [rule.certify(votes[index], smoothing["sigma"], error) for index in sorted(votes)]
+    return [rule.certify(votes[index]) for index in sorted(votes)]
 
 
 def _decisive(identity: dict[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deqcert.data.streams import raw_stream
-
-_PURPOSE = 1  # keeps the stream apart from the one of the validation split
+from deqcert.data.streams import DataPurpose, raw_stream
 
 
 def crop_and_flip(images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor, padding: int) -> Tensor:
@@ -68,7 +66,7 @@ class CropAndFlip:
         """Return upper edges, left edges and flips (0 or 1) of all images in ``epoch``: int64 (3, count)."""
         if self._cached is None or self._cached[0] != epoch or self._cached[1].device != device:
             edges = 2 * self.padding + 1
-            words = raw_stream(self.count, self.seed, _PURPOSE, epoch)
+            words = raw_stream(self.count, self.seed, DataPurpose.AUGMENTATION, epoch)
             choices = np.unravel_index((words % (2 * edges * edges)).astype(np.int64), (edges, edges, 2))
             self._cached = epoch, torch.from_numpy(np.stack(choices)).to(device)
         return self._cached[1]

@@ -15,12 +15,10 @@ from deqcert.data.certification import CertificationSet
 from deqcert.data.images import Example, IndexedImages, to_unit_interval
 from deqcert.data.loading import ResumableLoader, collated
 from deqcert.data.sampling import EpochSampler, UnpaddedSampler
-from deqcert.data.streams import permutation
+from deqcert.data.streams import DataPurpose, permutation
 from deqcert.errors import DataError, SettingError, require
 
 Split = Literal["train", "test"]
-
-_VALIDATION_PURPOSE = 2  # keeps the stream apart from the one of the augmentation
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -140,7 +138,7 @@ class ImageDataModule(LightningDataModule, ABC):
         count = len(self._train_split)
         if self.validation_size >= count:
             raise SettingError("validation_size", self.validation_size, f"must leave some of {count} images")
-        return [int(position) for position in permutation(count, self.seed, _VALIDATION_PURPOSE)]
+        return [int(position) for position in permutation(count, self.seed, DataPurpose.VALIDATION_SPLIT)]
 
     # Loaders and batches.
 

@@ -8,10 +8,10 @@ from sklearn.datasets import load_digits
 
 from deqcert.data.base import ImageDataModule, Split
 from deqcert.data.images import TensorImages
-from deqcert.data.streams import permutation
+from deqcert.data.streams import DataPurpose, permutation
 
 _TRAIN_SIZE = 1297
-_SPLIT_KEY = 1797
+_SPLIT_SEED = 1797
 
 
 class Digits(ImageDataModule):
@@ -30,7 +30,7 @@ class Digits(ImageDataModule):
     def load_split(self, split: Split) -> TensorImages:
         """Read one whole split, sorted by original index."""
         values, labels = load_digits(return_X_y=True)
-        shuffled = permutation(len(labels), _SPLIT_KEY)
+        shuffled = permutation(len(labels), _SPLIT_SEED, DataPurpose.FIXED_SPLIT)
         indices = np.sort(shuffled[:_TRAIN_SIZE] if split == "train" else shuffled[_TRAIN_SIZE:])
         pixels = np.rint(values[indices].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
         return TensorImages(

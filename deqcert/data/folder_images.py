@@ -16,10 +16,8 @@ from torchvision.transforms import v2
 
 from deqcert.data.decoding import demand_pixels, opened_image
 from deqcert.data.images import Batch, Example, IndexedImages
-from deqcert.data.streams import raw_stream
+from deqcert.data.streams import DataPurpose, raw_stream
 from deqcert.errors import DataError
-
-_PURPOSE = 3  # keeps the stream apart from those of other purposes
 
 
 class FolderImages(IndexedImages):
@@ -72,7 +70,7 @@ class FolderImages(IndexedImages):
         else:
             # The transforms draw from torch's global CPU generator; those of the accelerators are left alone.
             with torch.random.fork_rng(devices=[]):
-                word = raw_stream(1, self.seed, _PURPOSE, self.epoch, index)[0]
+                word = raw_stream(1, self.seed, DataPurpose.FILE_AUGMENTATION, self.epoch, index)[0]
                 torch.default_generator.manual_seed(int(word) % 2**32)
                 pixels = self._training(image)
         return pixels, int(self.labels[position]), index

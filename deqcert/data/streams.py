@@ -6,19 +6,30 @@ splits and augmentations of a run are derived from it and not from ``Generator``
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import numpy as np
 import numpy.typing as npt
+
+
+class DataPurpose(IntEnum):
+    """What a stream of the data is for: the second word of its key, after the seed."""
+
+    FIXED_SPLIT = 0
+    AUGMENTATION = 1
+    VALIDATION_SPLIT = 2
+    FILE_AUGMENTATION = 3
 
 
 def raw_stream(count: int, *key: int) -> npt.NDArray[np.uint64]:
     """Return the first ``count`` 64-bit words of the stream that belongs to ``key``.
 
-    A longer stream of the same key starts with the same words. Keys of different length may coincide
-    (numpy pads them with zeros), so one purpose always uses one length.
+    A longer stream of the same key starts with the same words. Keys that differ by trailing zeros coincide (numpy pads
+    them), so one purpose always uses one length.
 
     Args:
         count: Number of words.
-        *key: Integers >= 0.
+        *key: Seed, purpose, and at most two further integers, in [0, 2^32) each.
     """
     words = np.random.PCG64(np.random.SeedSequence(key)).random_raw(count)
     return np.asarray(words, dtype=np.uint64)

@@ -16,8 +16,9 @@ class DEQ(nn.Module, ABC):
     """A classifier whose features are the fixed point z* = cell(z*, inject(x)).
 
     Implement :meth:`inject`, :meth:`cell`, :meth:`head` and :meth:`initial_state` and everything here trains and
-    certifies your network. Two rules make certificates true: in evaluation mode each method must treat the rows of a
-    batch separately (no batch statistics) and must not draw random numbers.
+    certifies your network. Three rules make certificates true: in evaluation mode each method must treat the rows of a
+    batch separately (no batch statistics), must not draw random numbers, and must not leave anything on ``self`` for
+    another method, because threads share the network.
 
     Args:
         solver: Solver of :meth:`forward`; training and certification bring their own.

@@ -29,7 +29,7 @@ def probability_of_label(votes: Votes) -> float:
     return fraction
 
 
-def projected_certificates(votes: Sequence[Votes], sigma: float, n: int, alpha: float) -> list[Certificate]:
+def projected_certificates(votes: Sequence[Votes], n: int, alpha: float) -> list[Certificate]:
     """Project what standard smoothing would certify with another budget, if the estimates of p_A were true.
 
     For each image floor(p · n) of ``n`` copies vote for the selected class. A projection is no certificate, and marked
@@ -37,7 +37,6 @@ def projected_certificates(votes: Sequence[Votes], sigma: float, n: int, alpha: 
 
     Args:
         votes: Votes of a run.
-        sigma: Standard deviation of the noise.
         n: Copies per image, >= 1.
         alpha: Error probability of a certificate.
 
@@ -55,7 +54,7 @@ def projected_certificates(votes: Sequence[Votes], sigma: float, n: int, alpha: 
                 index=each.index,
                 label=each.label,
                 prediction=each.selected if lower > 0.5 else ABSTAIN,
-                radius=float(certified_radius(lower, sigma)),
+                radius=float(certified_radius(lower, each.sigma)),
                 p_a_lower=lower,
                 sound=False,
             )

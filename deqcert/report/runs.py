@@ -16,7 +16,8 @@ from deqcert.report.examples import CertifiedExample
 from deqcert.report.json_report import read_json
 from deqcert.report.summary import Summary, automatic_radii, summarize, summarize_rows
 from deqcert.report.tsv import TsvRow, read_text, read_tsv
-from deqcert.statistics import AuditRule, Certificate, CertificationRule, Votes, noise_error
+from deqcert.report.verify import noise_findings
+from deqcert.statistics import AuditRule, Certificate, CertificationRule, Votes
 
 _ROUNDING = 1e-9  # of scipy's quantiles in different versions
 _MOST_RADII = 9
@@ -106,10 +107,11 @@ def read_runs(
         return [_run_of_rows(name, rows, alpha)]
     try:
         votes, settings, stated = _finished(path) if (path / "certificates.json").exists() else _unfinished(path)
-        smoothing = settings["smoothing"]
-        sigma, error = smoothing["sigma"], noise_error(smoothing["noise"], math.prod(settings["image"]))
+        sigma = settings["smoothing"]["sigma"]
+        for finding in (text for vote in votes for text in noise_findings(vote, settings)):
+            raise DataError(f"{path}: {finding}")
         own = CertificationRule(**settings["certificate"])
-        _demand_derived([own.certify(vote, sigma, error) for vote in votes], stated, path)
+        _demand_derived([own.certify(vote) for vote in votes], stated, path)
     except DeqcertError:
         raise
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as problem:
@@ -124,7 +126,7 @@ def read_runs(
     return [
         Run(
             name=named,
-            examples=tuple(CertificationRule(level, alpha_audit, audit).certify(vote, sigma, error) for vote in votes),
+            examples=tuple(CertificationRule(level, alpha_audit, audit).certify(vote) for vote in votes),
             votes=tuple(votes),
             seconds={vote.index: vote.seconds for vote in votes},
             alpha=level,

@@ -94,23 +94,20 @@ def verify_run(directory: str | Path, checkpoint: str | Path | None = None) -> V
         findings += _checkpoint_findings(Path(checkpoint), report["settings"])
     try:
         for each in votes:
+            findings += noise_findings(each, identity)
             findings += _vote_findings(each, identity["smoothing"])
             findings += _chain_findings(each, ledger, identity["smoothing"]["chains"])
-        findings += _report_findings(report, examples, votes, identity)
-        findings += _table_findings(directory / "certificates.tsv", report, votes, identity)
+        findings += _report_findings(report, examples, votes)
+        findings += _table_findings(directory / "certificates.tsv", report, votes)
     except (DeqcertError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         # Anything may stand in settings that somebody has written by hand.
         findings.append(f"settings: cannot be used to certify anything ({error!r})")
     return Verification(len(votes), digest, findings)
 
 
-def _certificates(
-    votes: Sequence[Votes], settings: Mapping[str, Any], identity: Mapping[str, Any]
-) -> list[Certificate]:
+def _certificates(votes: Sequence[Votes], settings: Mapping[str, Any]) -> list[Certificate]:
     rule = CertificationRule(**settings["certificate"])
-    smoothing = identity["smoothing"]
-    error = noise_error(smoothing["noise"], math.prod(identity["image"]))
-    return [rule.certify(vote, smoothing["sigma"], error) for vote in votes]
+    return [rule.certify(vote) for vote in votes]
 
 
 def _settings_findings(settings: Mapping[str, Any], identity: Mapping[str, Any], digest: str) -> list[str]:
@@ -122,13 +119,10 @@ def _settings_findings(settings: Mapping[str, Any], identity: Mapping[str, Any],
 
 
 def _report_findings(
-    report: Mapping[str, Any],
-    examples: Mapping[Any, Mapping[str, Any]],
-    votes: Sequence[Votes],
-    identity: Mapping[str, Any],
+    report: Mapping[str, Any], examples: Mapping[Any, Mapping[str, Any]], votes: Sequence[Votes]
 ) -> list[str]:
     """Compute certificates and summary again."""
-    certificates = _certificates(votes, report["settings"], identity)
+    certificates = _certificates(votes, report["settings"])
     exact = report["settings"].get("scipy") == version("scipy")
     found = [
         f"image {right['index']}: {text}"
@@ -161,6 +155,20 @@ def _digest(path: Path) -> str:
         return file_digest(path)
     except (OSError, ValueError) as error:
         return f"unreadable: {error}"
+
+
+def noise_findings(votes: Votes, identity: Mapping[str, Any]) -> list[str]:
+    """Check the noise that an image's votes carry against that of the run; return what differs."""
+    smoothing = identity["smoothing"]
+    right = {
+        "sigma": smoothing["sigma"],
+        "noise_error": noise_error(smoothing["noise"], math.prod(identity["image"])),
+    }
+    return [
+        f"image {votes.index}: {field} = {getattr(votes, field)}, but the run has {value}"
+        for field, value in right.items()
+        if getattr(votes, field) != value
+    ]
 
 
 def _vote_findings(votes: Votes, smoothing: Mapping[str, Any]) -> list[str]:
@@ -248,16 +256,15 @@ def _chain_findings(votes: Votes, ledger: Ledger, chains: int) -> list[str]:
         if not contents.audits.keys() >= set(places):
             return []
         audits = [contents.audits[place] for place in places]
-    joined = join_chains(votes.label, votes.n0, [contents.labels[place] for place in places], audits)
+    labels = [contents.labels[place] for place in places]
+    joined = join_chains(votes.label, votes.n0, labels, audits, sigma=votes.sigma, noise_error=votes.noise_error)
     differences = _differences(votes.to_json(), joined._replace(seconds=votes.seconds).to_json())
     return [f"image {votes.index}: its chains give {text}" for text in differences]
 
 
-def _table_findings(
-    path: Path, report: Mapping[str, Any], votes: Sequence[Votes], identity: Mapping[str, Any]
-) -> list[str]:
+def _table_findings(path: Path, report: Mapping[str, Any], votes: Sequence[Votes]) -> list[str]:
     """Write the table again."""
-    certificates = _certificates(votes, report["settings"], identity)
+    certificates = _certificates(votes, report["settings"])
     expected = format_tsv(certificates, {vote.index: vote.seconds for vote in votes})
     try:
         found = path.read_text(encoding="utf-8")

@@ -12,8 +12,7 @@ from torch import Tensor
 from deqcert.errors import require_count
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint
 from deqcert.robustness.smoothed_classifier import SmoothedClassifier
-from deqcert.seeding import mixed_seed
-from deqcert.smoothing.noise import Purpose
+from deqcert.seeding import Purpose, purpose_seed, require_seed
 from deqcert.training.attacks import PGD, Classifier, Score
 from deqcert.training.objectives.copies import classify_copies, log_smoothed
 
@@ -33,7 +32,7 @@ class SmoothedAttack:
         samples: Noise vectors η_j, >= 1.
         restarts: Attacks with noise of their own, of which the one that does best on further noise counts, >= 1.
         gradient: Gradient through the fixed point of a DEQ.
-        seed: Seed of the noise, >= 0.
+        seed: Seed of the noise, in [0, 2^64).
 
     Raises:
         SettingError: A setting is out of range.
@@ -48,7 +47,7 @@ class SmoothedAttack:
     def __post_init__(self) -> None:
         for field in ("steps", "samples", "restarts"):
             require_count(field, getattr(self, field), minimum=1)
-        require_count("seed", self.seed, minimum=0)
+        require_seed(self.seed)
 
     def points(
         self, target: SmoothedClassifier, image: Tensor, index: int, predicted: int, radii: Sequence[float]
@@ -89,7 +88,7 @@ class SmoothedAttack:
         pgd = PGD(steps=self.steps)
         deltas = []
         with torch.random.fork_rng([image.device] if image.is_cuda else []), _one_thread(image.device):
-            torch.manual_seed(mixed_seed(self.seed, index, Purpose.ATTACK, restart, 0))
+            torch.manual_seed(purpose_seed(Purpose.ATTACK_DIRECTION, self.seed, index, restart))
             for some in self._groups(target, torch.tensor(radii, dtype=image.dtype, device=image.device)):
                 with target.attacked(self.gradient) as classifier:
                     score = _score(classifier, predicted, noise)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from deqcert.implicit import GradientEstimator
 from deqcert.models import DEQ
+from deqcert.seeding import Purpose
 from deqcert.smoothing import Smoothing
 from deqcert.smoothing.labels import count_labels
-from deqcert.smoothing.noise import Purpose, noisy_batches
+from deqcert.smoothing.noise import noisy_batches
 from deqcert.smoothing.workers import Workers
 from deqcert.training.attacks import Classifier, WarmStarted, frozen
 from deqcert.training.step import few_step_logits
@@ -45,7 +46,8 @@ class SmoothedClassifier:
         self._classifier = classifier
         self._smoothing = smoothing
         self._engine = smoothing.engine(classifier, image)
-        self._workers = Workers() if image.device.type == "cpu" else None
+        several = image.device.type == "cpu" and isinstance(classifier, DEQ)  # others may keep state in attributes
+        self._workers = Workers() if several else None
         self.rows = self._engine.rows
 
     def counts(self, points: Tensor, index: int, n: int, seed: int) -> list[tuple[int, ...]]:

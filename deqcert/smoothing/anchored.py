@@ -31,7 +31,7 @@ class Anchored(Standard):
         n0: Noisy copies that select the class, >= 1.
         n: Fresh noisy copies that estimate its probability, >= 1.
         batch_size: Copies of an image per batch of noise, >= 1.
-        seed: Seed of all random streams, >= 0.
+        seed: Seed of all random streams, in [0, 2^64).
         execution: How copies are spread over launches.
         chains: Parts with noise of their own that the n copies of an image are split into, from 1 to n.
         noise: "float32" noise is added as published, which rounds; "quantised" noise, for 8-bit images, is off by a

@@ -17,12 +17,15 @@ from torch import Tensor, nn
 
 from deqcert.errors import is_real, require, require_count
 from deqcert.models import DEQ
+from deqcert.seeding import Purpose, require_seed
+from deqcert.smoothing.checks import SAMPLES, checked
 from deqcert.smoothing.engine import Engine, Execution, Labels
 from deqcert.smoothing.labels import count_labels
-from deqcert.smoothing.noise import Purpose, noisy_batches
+from deqcert.smoothing.noise import demand_unit_interval, noisy_batches
 from deqcert.smoothing.tally import Tally
 from deqcert.solvers import Anderson, Broyden, LearnedMixing, Solver
 from deqcert.statistics import ChainAudit, ChainLabels, Noise, Stopping, Votes, join_chains, noise_error
+from deqcert.statistics.chains import label_type
 from deqcert.statistics.noise_error import LARGEST_SIGMA
 
 _MOST = 10**9
@@ -65,7 +68,7 @@ class Smoothing(ABC):
         n0: Noisy copies that select the class, >= 1.
         n: Fresh noisy copies that estimate its probability, >= 1.
         batch_size: Copies of an image side by side (serialized smoothing: width of the chain), >= 1.
-        seed: Seed of all random streams, >= 0.
+        seed: Seed of all random streams, in [0, 2^64).
         execution: How copies are spread over launches.
         chains: Independent chains that the n copies of an image are split into, from 1 to n.
         noise: "float32" noise is added as published, which rounds; "quantised" noise, for 8-bit images, is off by a
@@ -91,7 +94,7 @@ class Smoothing(ABC):
         for field in ("n0", "n", "batch_size", "chains"):
             require_count(field, getattr(self, field), minimum=1)
             require(getattr(self, field) <= _MOST, field, getattr(self, field), f"must be <= {_MOST}")
-        require_count("seed", self.seed, minimum=0)
+        require_seed(self.seed)
         require(self.chains <= self.n, "chains", self.chains, f"must be at most n = {self.n}")
         noise_error(self.noise, pixels=1)  # refuses other names
         if self.noise == "quantised":
@@ -104,6 +107,10 @@ class Smoothing(ABC):
     @abstractmethod
     def label(self) -> str:
         """Short name for tables, e.g. ``SRS-3A``."""
+
+    def label_for(self, classifier: nn.Module) -> str:
+        """Short name for tables of runs on ``classifier``: without a solver if it has none."""
+        return self.label
 
     @property
     @abstractmethod
@@ -137,12 +144,25 @@ class Smoothing(ABC):
         """Prepare ``classifier`` for :meth:`vote_group`, for images like ``image``, shape (C, H, W).
 
         Raises:
-            SettingError: If the classifier is in training mode: its labels would depend on the batch; or it lacks the
-                learned mixing that the solver needs.
+            SettingError: If the classifier is in training mode or, on noisy samples of the image, no function of one
+                image (:func:`~deqcert.smoothing.checks.checked`); or it lacks the learned mixing that the solver needs.
+            DataError: If the image is not one of floats in [0, 1], in which sigma and radius are measured.
         """
+        demand_unit_interval(image)
         if isinstance(classifier, DEQ):
             self.base_solver.bound_to(classifier.mixer)  # refuses before any work
-        return Engine(classifier, self.execution, image, self.batch_size)
+        samples = noisy_batches(
+            image,
+            0,
+            Purpose.CHECK,
+            sigma=self.sigma,
+            count=SAMPLES,
+            batch_size=SAMPLES,
+            seed=self.seed,
+            noise=self.noise,
+        )
+        network = checked(classifier, next(samples), self.base_solver, self.anchored)
+        return Engine(network, self.execution, image, self.batch_size)
 
     def vote(self, classifier: nn.Module, image: Tensor, index: int, label: int) -> Votes:
         """Classify noisy copies of one image.
@@ -157,7 +177,8 @@ class Smoothing(ABC):
             The votes.
 
         Raises:
-            SettingError: If the classifier is in training mode, or not of the kind that the strategy needs.
+            SettingError: If :meth:`engine` refuses the classifier, or it is not of the kind that the strategy needs.
+            DataError: If the image is not one of floats in [0, 1], in which sigma and radius are measured.
         """
         return self.vote_group(self.engine(classifier, image), image[None], [index], [label])[0]
 
@@ -175,16 +196,32 @@ class Smoothing(ABC):
 
         Raises:
             SettingError: If the classifier is not of the kind that the strategy needs.
+            DataError: If the images are not floats in [0, 1], in which sigma and radius are measured.
         """
+        demand_unit_interval(images)
         chains = [self.label_chain(engine, images, indices, chain) for chain in range(self.chains)]
         parts = list(zip(*chains, strict=True))
         tasks = [self.audit_tasks(image, given) for image, given in zip(images, parts, strict=True)]
         audited = iter(self.audit_chains(engine, [task for each in tasks for task in each or ()]))
         audits = [None if each is None else list(islice(audited, len(each))) for each in tasks]
         return [
-            join_chains(label, self.n0, given, audit, self.anytime)
-            for label, given, audit in zip(labels, parts, audits, strict=True)
+            self.joined(image, label, given, audit)
+            for image, label, given, audit in zip(images, labels, parts, audits, strict=True)
         ]
+
+    def joined(
+        self, image: Tensor, label: int, labels: Sequence[ChainLabels], audits: Sequence[ChainAudit] | None
+    ) -> Votes:
+        """Add up the chains of one image.
+
+        Args:
+            image: The image, shape (C, H, W).
+            label: Its true class.
+            labels: The labels of every chain, in the order of their numbers.
+            audits: Their shares of the audit, in the same order; None if the labels need no audit.
+        """
+        error = noise_error(self.noise, image.numel())
+        return join_chains(label, self.n0, labels, audits, self.anytime, sigma=self.sigma, noise_error=error)
 
     @abstractmethod
     def label_chain(self, engine: Engine, images: Tensor, indices: Sequence[int], chain: int) -> list[ChainLabels]:
@@ -254,7 +291,7 @@ class Smoothing(ABC):
                 index=index,
                 chain=chain,
                 selection=count_labels(each.labels[:selecting].numpy(), engine.num_classes),
-                labels=each.labels[selecting:].numpy().astype(np.int16),
+                labels=each.labels[selecting:].numpy().astype(label_type(engine.num_classes)),
                 nfe=int(each.steps.sum()),
                 residual=float(each.residual[selecting:].mean()),
                 seconds=seconds * len(each.labels),
@@ -286,7 +323,10 @@ class Smoothing(ABC):
 
 
 def solver_label(solver: Solver) -> str:
-    """Return the field's name of a solver: steps, then A(nderson), B(royden), N (plain); M is learned mixing."""
+    """Return the field's name of a solver: steps, then A(nderson), B(royden), N (plain); M is learned mixing.
+
+    kA and kN return X_k, after k evaluations of F; kB the best of X_1, ..., X_k, after k + 1.
+    """
     letters = {Anderson: "A", Broyden: "B", LearnedMixing: "M"}
     letter = next((letter for kind, letter in letters.items() if isinstance(solver, kind)), "N")
     return f"{solver.max_steps}{letter}"

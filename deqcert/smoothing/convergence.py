@@ -16,9 +16,9 @@ from torch import Tensor
 
 from deqcert.errors import require, require_count
 from deqcert.models import DEQ
-from deqcert.seeding import mixed_seed
-from deqcert.smoothing.engine import demand_evaluation_mode
-from deqcert.smoothing.noise import Purpose, noisy_batches
+from deqcert.seeding import Purpose, mixed_seed, require_seed
+from deqcert.smoothing.checks import demand_evaluation_mode
+from deqcert.smoothing.noise import noisy_batches
 from deqcert.smoothing.serialized import Serialized
 from deqcert.solvers import Anderson, Solver
 from deqcert.statistics import FixedAudit, Votes, clopper_pearson_lower, clopper_pearson_upper
@@ -37,7 +37,7 @@ class ConvergenceSettings:
         mismatch_steps: Warm-started steps whose cheap labels are audited, distinct, from 1 to max_steps.
         copies: Noisy copies per image that are labelled cheaply, and audited where the class is the selected one, >= 1.
         batch_size: Copies per launch, the width of the chain, >= 1; the curves take as many copies of each image.
-        seed: Seed of the noise, >= 0.
+        seed: Seed of the noise, in [0, 2^64).
 
     Raises:
         SettingError: If a setting is out of range.
@@ -62,7 +62,7 @@ class ConvergenceSettings:
         )
         require_count("copies", self.copies, minimum=1)
         require_count("batch_size", self.batch_size, minimum=1)
-        require_count("seed", self.seed, minimum=0)
+        require_seed(self.seed)
 
     @property
     def stream_seed(self) -> int:
@@ -172,7 +172,8 @@ def convergence_report(
     mismatches = []
     for steps in settings.mismatch_steps:
         strategy = settings.serialized(steps)
-        votes = [strategy.vote(classifier, *example) for example in examples]
+        engine = strategy.engine(classifier, images[0])
+        votes = [strategy.vote_group(engine, image[None], [index], [label])[0] for image, index, label in examples]
         mismatches.append(MismatchCount.pooled(steps, votes))
     return ConvergenceReport(_geometric_mean(cold), _geometric_mean(warm), tuple(mismatches), len(examples))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,16 +13,14 @@ from torch import Tensor, nn
 
 from deqcert.errors import SettingError, require_count
 from deqcert.models import DEQ, CompiledDEQ
+from deqcert.smoothing.checks import demand_evaluation_mode
 from deqcert.smoothing.labels import labels_of
 from deqcert.smoothing.workers import Workers
-from deqcert.solvers import Anderson, Solver, Workspace
+from deqcert.solvers import Solver, Workspace
 
 # Bytes of state per launch. On a CPU a launch then stays in its caches; on a GPU it fills the device.
 _STATE_BYTES = {"cpu": 3 * 2**20, "cuda": 2**27}
 _FEWEST_ROWS = 8
-
-# Relative difference of logits that may still be rounding: of float32 to TF32, or of so many units of the last place.
-_ROUNDING, _ROUNDING_UNITS = 1e-2, 16
 
 
 @dataclass(frozen=True)
@@ -70,11 +67,24 @@ class Labels(NamedTuple):
         return cls(*(torch.cat(tensors).view(*shape) for tensors in zip(*parts, strict=True)))
 
 
+class Unconverged(NamedTuple):
+    """Solves that ended above their tolerance.
+
+    Attributes:
+        share: Their share in all solves with a tolerance; 0 if there was none.
+        residual: Mean of their residuals, over those that are finite.
+    """
+
+    share: float
+    residual: float
+
+
 class Engine:
     """Labels batches of noisy copies by one classifier, in launches that suit the device.
 
     Args:
-        classifier: Base classifier in evaluation mode; its weights must not change while the engine is in use.
+        classifier: Base classifier in evaluation mode, as :func:`~deqcert.smoothing.checks.checked` returns it; its
+            weights must not change while the engine is in use.
         execution: How to spread copies over launches.
         image: One clean image, shape (C, H, W), on the device of the classifier.
         width: Copies of one image that are labelled side by side.
@@ -92,8 +102,7 @@ class Engine:
     def __init__(self, classifier: nn.Module, execution: Execution, image: Tensor, width: int) -> None:
         demand_evaluation_mode(classifier)
         self.num_classes = 0
-        self._classifier = classifier
-        self._network: nn.Module = _for_inference(classifier, image) if isinstance(classifier, DEQ) else classifier
+        self._network = classifier
         self.state = _cold_start(self._network, image)
         fitting = None if self.state is None else _fitting_rows(self.state)
         self.images = execution.images or _images(image.device, fitting, width)
@@ -103,10 +112,14 @@ class Engine:
         self._padded = execution.compile
         if execution.compile:
             self._network = _compiled(self._network)
-        # Compiled kernels share their launch between cores, and would not let go of Python for other launches.
-        several = image.device.type == "cpu" and total > self.rows and not execution.compile
+        # Compiled kernels share their launch between cores, and would not let go of Python for other launches. Other
+        # classifiers may keep what one call computes in attributes; of DEQs it is known that they do not.
+        several = image.device.type == "cpu" and total > self.rows and not execution.compile and self.state is not None
         self._workers = Workers() if several else None
         self._local = threading.local()
+        self._solves = 0
+        # Solves above their tolerance, those of finite residual, and the sum of their residuals.
+        self._ended = torch.zeros(3, dtype=torch.float64, device=image.device)
 
     def lanes(self, width: int, images: int) -> Tensor:
         """Return zeros for ``width`` states of each of some images, shape (width, images, ...).
@@ -115,7 +128,7 @@ class Engine:
             SettingError: If the classifier is no DEQ.
         """
         if self.state is None:
-            name = type(self._classifier).__name__
+            name = type(self._network).__name__
             raise SettingError("smoothing", "Serialized", f"needs a DEQ; certify a {name} by Standard")
         return self.state.new_zeros(width, images, *self.state.shape[1:])
 
@@ -153,7 +166,22 @@ class Engine:
 
         places = range(0, len(x), self.rows)
         launches = [launch(first) for first in places] if self._workers is None else self._workers.map(launch, places)
-        return Labels.joined(launches, len(x))
+        labels = Labels.joined(launches, len(x))
+        if self.state is not None and solver.tolerance > 0:
+            self._note(labels.residual, solver.tolerance)
+        return labels
+
+    def _note(self, residual: Tensor, tolerance: float) -> None:
+        ended, finite = residual > tolerance, residual.isfinite()
+        total = torch.where(ended & finite, residual.double(), 0.0).sum()
+        self._solves += len(residual)
+        self._ended += torch.stack([ended.sum().double(), (ended & finite).sum().double(), total])
+
+    @property
+    def unconverged(self) -> Unconverged:
+        """How many of the solves so far ended at their step limit, or diverged."""
+        ended, finite, total = self._ended.tolist()
+        return Unconverged(ended / max(self._solves, 1), total / finite if finite else math.nan)
 
     def _launch(self, x: Tensor, solver: Solver, start: Tensor | None, keep: Tensor | None, anchored: bool) -> Labels:
         size = len(x)
@@ -178,39 +206,6 @@ class Engine:
             self._local.workspace = Workspace()
         workspace: Workspace = self._local.workspace
         return workspace
-
-
-def demand_evaluation_mode(classifier: nn.Module) -> None:
-    """Raise :class:`SettingError` unless every part of ``classifier`` is in evaluation mode."""
-    training = [name or "classifier" for name, module in classifier.named_modules() if module.training]
-    if training:
-        raise SettingError("classifier", training[0], "must be in evaluation mode: call .eval() first")
-
-
-@torch.no_grad()
-def _for_inference(network: DEQ, image: Tensor) -> DEQ:
-    """Return the faster form of a network if it is one: nobody should have to trust that it computes the same."""
-    twin = network.for_inference()
-    if twin is network:
-        return network
-    generator = torch.Generator(image.device).manual_seed(0)
-    noise = torch.randn(4, *image.shape, generator=generator, device=image.device, dtype=image.dtype)
-    with torch.autocast(image.device.type, enabled=False):
-        expected, given = (
-            torch.stack(
-                [each.solve(image + noise, Anderson(max_steps=5), anchored=anchored)[0] for anchored in (False, True)]
-            )
-            for each in (network, twin)
-        )
-    difference = float((given - expected).abs().max() / expected.abs().max())
-    if not difference <= max(_ROUNDING, _ROUNDING_UNITS * torch.finfo(expected.dtype).eps):
-        warnings.warn(
-            f"{type(network).__name__}.for_inference() changes logits by {difference:.1e} of the largest: not used. "
-            "Certification is slower without it.",
-            stacklevel=2,
-        )
-        return network
-    return twin
 
 
 @torch.no_grad()

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from enum import IntEnum
 from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deqcert.errors import require
-from deqcert.seeding import mixed_seed
+from deqcert.errors import DataError, require
+from deqcert.seeding import Purpose, image_seed
 from deqcert.smoothing.quantised import integer_noise, pixel_levels
 from deqcert.statistics.noise_error import Noise
 
 
-class Purpose(IntEnum):
-    """What a random stream is for; different purposes never share noise."""
+def demand_unit_interval(images: Tensor) -> None:
+    """Refuse images that are not in the unit of sigma: floats in [0, 1].
 
-    SELECTION = 0
-    ESTIMATION = 1
-    AUDIT_SUBSET = 2
-    ATTACK = 3
-    ATTACK_CHECK = 4
+    Args:
+        images: Any shape.
+
+    Raises:
+        DataError: Naming the type or a pixel.
+    """
+    if not images.is_floating_point():
+        raise DataError(f"image: must hold floats in [0, 1], not {images.dtype}; divide integers in [0, 255] by 255")
+    inside = (images >= 0) & (images <= 1)  # false for NaN too
+    if not bool(inside.all()):
+        raise DataError(f"image: must hold floats in [0, 1], but a pixel is {images[~inside][0].item()!r}")
 
 
 def noisy_batches(
@@ -62,7 +67,7 @@ def noisy_batches(
     """
     require(noise in get_args(Noise), "noise", noise, f"must be one of {', '.join(get_args(Noise))}")
     levels = pixel_levels(image) if noise == "quantised" else None
-    generator = torch.Generator(image.device).manual_seed(mixed_seed(seed, index, purpose, chain))
+    generator = torch.Generator(image.device).manual_seed(image_seed(seed, index, purpose, chain))
     for first in range(0, count, batch_size):
         size = min(batch_size, count - first)
         shape = (size, *image.shape)
@@ -79,5 +84,5 @@ def audit_subset(positions: np.ndarray, size: int, index: int, seed: int) -> np.
 
 def audit_order(positions: np.ndarray, size: int, index: int, seed: int) -> np.ndarray:
     """Draw the same as :func:`audit_subset`, in uniformly random order."""
-    generator = np.random.default_rng(mixed_seed(seed, index, Purpose.AUDIT_SUBSET))
+    generator = np.random.default_rng(image_seed(seed, index, Purpose.AUDIT_SUBSET))
     return generator.choice(positions, size=size, replace=False, shuffle=True)

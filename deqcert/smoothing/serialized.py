@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from deqcert.errors import require, require_count
+from deqcert.seeding import Purpose
 from deqcert.smoothing.base import AuditTask, Smoothing, solver_label
 from deqcert.smoothing.engine import Engine, Labels
-from deqcert.smoothing.noise import Purpose, audit_order, audit_subset
+from deqcert.smoothing.noise import audit_order, audit_subset
 from deqcert.solvers import Anderson, Solver
 from deqcert.statistics import AdaptiveAudit, AuditSize, ChainAudit, ChainLabels, FixedAudit, selected_class
 from deqcert.statistics.sequential import LARGEST_POPULATION
@@ -37,7 +38,7 @@ class Serialized(Smoothing):
         n0: Noisy copies that select the class, >= 1.
         n: Fresh noisy copies that estimate its probability, >= 1.
         batch_size: Copies per launch, the width of the chain, >= 1.
-        seed: Seed of all random streams, >= 0.
+        seed: Seed of all random streams, in [0, 2^64).
         execution: How copies are spread over launches.
         chains: Chains with noise of their own that the n copies of an image are split into, from 1 to n.
         noise: "float32" noise is added as published, which rounds; "quantised" noise, for 8-bit images, is off by a

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from deqcert.models import DEQ
 from deqcert.smoothing.base import Smoothing, solver_label
 from deqcert.smoothing.engine import Engine
 from deqcert.solvers import Anderson, Solver
@@ -23,7 +24,7 @@ class Standard(Smoothing):
         n0: Noisy copies that select the class, >= 1.
         n: Fresh noisy copies that estimate its probability, >= 1.
         batch_size: Copies of an image per batch of noise, >= 1.
-        seed: Seed of all random streams, >= 0.
+        seed: Seed of all random streams, in [0, 2^64).
         execution: How copies are spread over launches.
         chains: Parts with noise of their own that the n copies of an image are split into, from 1 to n.
         noise: "float32" noise is added as published, which rounds; "quantised" noise, for 8-bit images, is off by a
@@ -44,6 +45,10 @@ class Standard(Smoothing):
     def label(self) -> str:
         """E.g. ``standard-30A``."""
         return f"standard-{solver_label(self.solver)}"
+
+    def label_for(self, classifier: nn.Module) -> str:
+        """E.g. ``standard-30A`` of a DEQ, ``standard`` of another classifier."""
+        return self.label if isinstance(classifier, DEQ) else "standard"
 
     @property
     def base_solver(self) -> Solver:

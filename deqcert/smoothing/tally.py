@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from deqcert.seeding import Purpose
 from deqcert.smoothing.engine import Labels
 from deqcert.smoothing.labels import INVALID
-from deqcert.smoothing.noise import Purpose
 from deqcert.statistics import Stopping
 
 

@@ -23,10 +23,11 @@ class Anderson(Solver):
     the plain step F(X_{k−1}).
 
     Args:
-        max_steps: Most evaluations of F per row, >= 1. With tolerance 0 every row takes exactly so many.
+        max_steps: Maximum number k of steps per row, >= 1. With tolerance 0 every row takes all of them, in k
+            evaluations of F, or k + 1 if the best iterate is returned.
         tolerance: A row stops once its residual is at most this, >= 0. 0 stops at an exact fixed point only.
         stop: Residual that is compared with the tolerance: "relative" or "absolute".
-        iterate: Returned iterate: "last" or the "best" by residual among those evaluated.
+        iterate: Returned iterate: "last" is X_k, "best" the one of least residual among X_1, ..., X_k, never X_0.
         memory: Most pairs that are mixed, >= 1.
         ridge: Regularisation added to the diagonal of the Gram matrix, >= 0.
     """

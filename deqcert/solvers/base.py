@@ -38,7 +38,7 @@ class Solution(NamedTuple):
         residual: ‖F(z) − z‖ (relative: divided by ‖F(z)‖), shape (B,). For ``iterate="best"`` it belongs to
             ``value`` itself; for ``"last"`` to the newest iterate that was evaluated, from which ``value`` was
             extrapolated without a further evaluation. Infinite where an evaluation was not finite.
-        steps: Evaluations of F that ``value`` is made of, shape (B,), int64.
+        steps: Evaluations of F until the row stopped, with those that only chose the best; shape (B,), int64.
         converged: Whether the residual met the tolerance, shape (B,), bool.
         diverged: Whether an evaluation was not finite; the row then stopped. Shape (B,), bool.
         evaluations: Rows of F evaluated in all, rows that had stopped included: the cost.
@@ -83,10 +83,11 @@ class Solver(ABC):
     solution of a row does not depend on the batch it is in (up to the rounding of the kernels).
 
     Args:
-        max_steps: Most evaluations of F per row, >= 1. With tolerance 0 every row takes exactly so many.
+        max_steps: Maximum number k of steps per row, >= 1. With tolerance 0 every row takes all of them, in k
+            evaluations of F, or k + 1 if the best iterate is returned.
         tolerance: A row stops once its residual is at most this, >= 0. 0 stops at an exact fixed point only.
         stop: Residual that is compared with the tolerance: "relative" or "absolute".
-        iterate: Returned iterate: "last" or the "best" by residual among those evaluated.
+        iterate: Returned iterate: "last" is X_k, "best" the one of least residual among X_1, ..., X_k, never X_0.
 
     Raises:
         SettingError: If a setting is out of range.
@@ -143,28 +144,35 @@ class Solver(ABC):
             workspace: Buffers to use again, of one solve at a time; None allocates.
 
         Returns:
-            The :class:`Solution`. Nothing is evaluated only to be thrown away: k steps are k calls of F.
+            The :class:`Solution`. k steps are k calls of F, and k + 1 with ``iterate="best"``, which needs the residual
+            of X_k.
         """
         rows = _Rows.starting(start.flatten(1))
         state = self.initialise(rows.iterate, workspace or Workspace())
         shape, watch, running = start.shape[1:], RunningRows(start), len(start)
         fewest = max(_FEWEST_ROWS, len(start) >> _HALVINGS)
+        best = self.iterate == "best"
+        limit = self.max_steps + best
         settled: _Returned | None = None
         places: Tensor | None = None  # of the rows in the batch of the start; None while all are here
         calls = evaluations = 0
 
-        while calls < self.max_steps:
+        while calls < limit:
             # F may compute in a lower precision than that of the state (autocast).
             image = function(rows.iterate.view(-1, *shape)).flatten(1).to(start.dtype)
             calls += 1
             evaluations += len(image)
             gap = image - rows.iterate
-            rows.observe(self._residual(gap, image), remember_best=self.iterate == "best")
-            if self.iterate == "best" and calls == self.max_steps:
+            # The start is never the best iterate: its residual decides nothing then.
+            unrated = best and calls == 1
+            rows.observe(self._residual(gap, image), remember_best=best and not unrated)
+            if best and calls == limit:
                 break
             following = self.advance(state, rows.iterate, image, gap)
-            rows.move(following, self.tolerance, all_run=watch.exact and running == len(image))
-            if calls == self.max_steps or (self.tolerance == 0 and not watch.exact):
+            rows.move(following, -1.0 if unrated else self.tolerance, all_run=watch.exact and running == len(image))
+            if unrated:
+                rows.best = rows.iterate
+            if calls == limit or (self.tolerance == 0 and not watch.exact):
                 continue
             running = watch.count(rows.running)
             # Without a tolerance rows stop at exact fixed points only: not worth looking for the end.
@@ -187,7 +195,7 @@ class Solver(ABC):
     def _returned(self, rows: _Rows) -> _Returned:
         diverged = rows.residual.isinf()
         if self.iterate == "best":
-            return _Returned(rows.best, rows.best_residual, rows.best_steps, diverged)
+            return _Returned(rows.best, rows.best_residual, rows.steps, diverged)
         return _Returned(rows.iterate, rows.residual, rows.steps, diverged)
 
     def _residual(self, gap: Tensor, image: Tensor) -> Tensor:
@@ -223,14 +231,13 @@ class _Rows:
     residual: Tensor
     best: Tensor
     best_residual: Tensor
-    best_steps: Tensor
 
     @classmethod
     def starting(cls, start: Tensor) -> _Rows:
         running = torch.ones(len(start), dtype=torch.bool, device=start.device)
         steps = torch.zeros(len(start), dtype=torch.int64, device=start.device)
         residual = torch.full((len(start),), torch.inf, dtype=start.dtype, device=start.device)
-        return cls(start, running, steps, residual, start, residual, steps)
+        return cls(start, running, steps, residual, start, residual)
 
     def observe(self, residual: Tensor, remember_best: bool) -> None:
         """Take in the residual of the newest iterate of every running row."""
@@ -240,7 +247,6 @@ class _Rows:
             better = self.running & (self.residual < self.best_residual)
             self.best = torch.where(better[:, None], self.iterate, self.best)
             self.best_residual = torch.where(better, self.residual, self.best_residual)
-            self.best_steps = torch.where(better, self.steps, self.best_steps)
 
     def move(self, following: Tensor, tolerance: float, all_run: bool) -> None:
         """Go on to the next iterate, then stop where the residual is small enough or not finite.
@@ -253,5 +259,4 @@ class _Rows:
     def select(self, kept: Tensor) -> _Rows:
         """Return the rows at positions ``kept``, shape (b,)."""
         tensors = (self.iterate, self.running, self.steps, self.residual)
-        best = (self.best, self.best_residual, self.best_steps)
-        return _Rows(*(tensor[kept] for tensor in (*tensors, *best)))
+        return _Rows(*(tensor[kept] for tensor in (*tensors, self.best, self.best_residual)))

@@ -48,14 +48,16 @@ class _Inverse:
 class Broyden(Solver):
     """Quasi-Newton on G(z) = F(z) − z with rank-one updates from −I, no line search: the "B" of SRS-3B.
 
-    Broyden 1965; as published with MDEQ, X_1 = F(X_0) and the best iterate by residual is returned. A row whose
-    update has a vanishing or non-finite denominator keeps its inverse Jacobian and takes a plain step.
+    Broyden 1965; as published with MDEQ, X_1 = F(X_0) and k steps return the iterate of least residual among
+    X_1, ..., X_k, which takes k + 1 evaluations: one for the residual of X_k. A row whose update has a vanishing or
+    non-finite denominator keeps its inverse Jacobian and takes a plain step.
 
     Args:
-        max_steps: Most evaluations of F per row, >= 1. With tolerance 0 every row takes exactly so many.
+        max_steps: Maximum number k of steps per row, >= 1. With tolerance 0 every row takes all of them, in k
+            evaluations of F, or k + 1 if the best iterate is returned.
         tolerance: A row stops once its residual is at most this, >= 0. 0 stops at an exact fixed point only.
         stop: Residual that is compared with the tolerance: "relative" or "absolute".
-        iterate: Returned iterate: "last" or the "best" by residual among those evaluated.
+        iterate: Returned iterate: "last" is X_k, "best" the one of least residual among X_1, ..., X_k, never X_0.
     """
 
     iterate: Iterate = "best"

@@ -24,11 +24,11 @@ class LearnedMixing(Solver):
     mixer of a network, which :meth:`deqcert.models.DEQ.solve` does.
 
     Args:
-        max_steps: Most evaluations of F per row, from 1 to the steps that the mixer was trained for. With tolerance 0
-            every row takes exactly so many.
+        max_steps: Maximum number k of steps per row, from 1 to the steps that the mixer was trained for. With
+            tolerance 0 every row takes all of them, in k evaluations of F, or k + 1 if the best iterate is returned.
         tolerance: A row stops once its residual is at most this, >= 0. 0 stops at an exact fixed point only.
         stop: Residual that is compared with the tolerance: "relative" or "absolute".
-        iterate: Returned iterate: "last" or the "best" by residual among those evaluated.
+        iterate: Returned iterate: "last" is X_k, "best" the one of least residual among X_1, ..., X_k, never X_0.
     """
 
     max_steps: int = 3

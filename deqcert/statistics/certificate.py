@@ -78,7 +78,7 @@ class CertificationRule:
         rules = get_args(AuditRule)
         require(self.audit in rules, "audit", self.audit, f"must be one of {', '.join(rules)}")
 
-    def p_a_lower(self, votes: Votes, noise_error: float = 0.0) -> float:
+    def p_a_lower(self, votes: Votes) -> float:
         """Bound the probability p_A of the selected class from below.
 
         Without audit the labels are independent and N_A is Binomial(n, p), with p the probability of the class
@@ -86,19 +86,17 @@ class CertificationRule:
         sampling stops. With an audit, T = #{Y = A} is Binomial, and the effective count exceeds T with
         probability at most alpha_audit, by the bound that holds wherever the audit stops if its outcome could stop
         it; the union bound gives alpha in all. p_A, under exact Gaussian noise, is
-        at least p - ``noise_error``, with certainty, which is why it costs no alpha.
+        at least p - ``votes.noise_error``, with certainty, which is why it costs no alpha.
 
         Args:
             votes: The measurement.
-            noise_error: Bound on p - p_A, in [0, 1), from
-                :func:`~deqcert.statistics.noise_error.noise_error`; 0 takes the noise for exact.
 
         Raises:
-            SettingError: ``noise_error`` is out of range, or the votes' counts are inconsistent.
+            SettingError: ``votes.noise_error`` is out of range, or the votes' counts are inconsistent.
             DataError: The votes are of a sequential audit, and the rule is not ``exact``.
         """
-        require(0 <= noise_error < 1, "noise_error", noise_error, "must be in [0, 1)")
-        return max(0.0, self._drawn_lower(votes) - noise_error)
+        require(0 <= votes.noise_error < 1, "noise_error", votes.noise_error, "must be in [0, 1)")
+        return max(0.0, self._drawn_lower(votes) - votes.noise_error)
 
     def _drawn_lower(self, votes: Votes) -> float:
         """Bound the probability of the selected class under the noise that was drawn."""
@@ -116,28 +114,26 @@ class CertificationRule:
         n_eff = effective_count(votes.n_a, *outcome, alpha_audit)
         return float(clopper_pearson_lower(n_eff, votes.n, alpha_count))
 
-    def certify(self, votes: Votes, sigma: float, noise_error: float = 0.0) -> Certificate:
+    def certify(self, votes: Votes) -> Certificate:
         """Turn the votes of one image into its certificate (CERTIFY of Cohen et al., ICML 2019).
 
         Args:
-            votes: The measurement.
-            sigma: Standard deviation of the noise the votes were taken under, > 0, in pixel units.
-            noise_error: See :meth:`p_a_lower`.
+            votes: The measurement; the radius is in the unit of its sigma, which no caller can mistake.
 
         Returns:
             The certificate; an abstention where p_a_lower <= 1/2.
 
         Raises:
-            SettingError: ``sigma`` is not positive and finite, ``noise_error`` is not in [0, 1), or the votes'
+            SettingError: The votes' sigma is not positive and finite, their noise error is not in [0, 1), or their
                 counts are inconsistent.
             DataError: The votes are of a sequential audit, and the rule is not ``exact``.
         """
-        p_a_lower = self.p_a_lower(votes, noise_error)
+        p_a_lower = self.p_a_lower(votes)
         return Certificate(
             index=votes.index,
             label=votes.label,
             prediction=votes.selected if p_a_lower > 0.5 else ABSTAIN,
-            radius=float(certified_radius(p_a_lower, sigma)),
+            radius=float(certified_radius(p_a_lower, votes.sigma)),
             p_a_lower=p_a_lower,
             sound=votes.audited is None or self.audit != "published",
         )

@@ -13,7 +13,7 @@ import base64
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,12 @@ from deqcert.errors import DataError
 from deqcert.statistics.records import expect, fields_of, is_count, is_number
 from deqcert.statistics.votes import Votes
 
-Labels = NDArray[np.int16]
+Labels = NDArray[np.signedinteger[Any]]
+
+
+def label_type(classes: int) -> np.dtype[np.signedinteger[Any]]:
+    """Return the smallest signed integer type of labels -1, 0, ..., ``classes`` - 1, from int16 on."""
+    return np.dtype(np.int16) if classes <= 2**15 else np.dtype(np.int32)
 
 
 class ChainLabels(NamedTuple):
@@ -32,7 +37,7 @@ class ChainLabels(NamedTuple):
         index: Position of the image in its data set.
         chain: Number of the chain, from 0; the first one selects the class.
         selection: C counts of the selection copies; zeros in other chains.
-        labels: Class of each estimation copy, -1 where a logit is not finite, shape (copies,), int16.
+        labels: Class of each estimation copy, -1 where a logit is not finite, shape (copies,), of :func:`label_type`.
         nfe: Evaluations of the DEQ cell that the labels are made of, selection included, summed over copies.
         residual: Mean relative residual of the estimation solves; nan if the classifier is no DEQ.
         seconds: Wall-clock time.
@@ -48,7 +53,8 @@ class ChainLabels(NamedTuple):
 
     def to_json(self) -> dict[str, object]:
         """Return a dict that strict JSON can hold; the labels are packed."""
-        packed = base64.b64encode(zlib.compress(self.labels.astype("<i2").tobytes())).decode()
+        stored = self.labels.astype(_stored_type(self.selection), casting="safe")
+        packed = base64.b64encode(zlib.compress(stored.tobytes())).decode()
         residual = self.residual if math.isfinite(self.residual) else None
         return {**self._asdict(), "labels": packed, "residual": residual}
 
@@ -60,21 +66,28 @@ class ChainLabels(NamedTuple):
             DataError: A field is missing, unknown, of the wrong type or inconsistent with another.
         """
         values = fields_of(cls, record, "labels of a chain")
-        try:
-            packed = zlib.decompress(base64.b64decode(values["labels"], validate=True))
-            values["labels"] = np.frombuffer(packed, dtype="<i2").astype(np.int16)
-        except (TypeError, ValueError, zlib.error) as error:
-            raise DataError(f"labels of a chain: labels cannot be unpacked ({error})") from error
         part = cls(**values)
         for field in ("index", "chain", "nfe"):
             expect(part, field, is_count(getattr(part, field)), "an integer >= 0")
         counts = part.selection
         expect(part, "selection", isinstance(counts, tuple) and all(map(is_count, counts)), "integers >= 0")
+        try:
+            packed = zlib.decompress(base64.b64decode(values["labels"], validate=True))
+            labels = np.frombuffer(packed, dtype=_stored_type(counts)).astype(label_type(len(counts)))
+        except (TypeError, ValueError, zlib.error) as error:
+            raise DataError(f"labels of a chain: labels cannot be unpacked ({error})") from error
+        part = part._replace(labels=labels)
         expect(part, "labels", len(part.labels) > 0 and part.labels.min() >= -1, "at least one, each >= -1")
         expect(part, "labels", part.labels.max() < len(counts), f"below {len(counts)} classes")
         expect(part, "residual", is_number(part.residual) and not part.residual < 0, "a number >= 0, or nan")
         expect(part, "seconds", is_number(part.seconds) and 0 <= part.seconds < math.inf, "a finite number >= 0")
         return part
+
+
+def _stored_type(selection: Sequence[int]) -> np.dtype[np.signedinteger[Any]]:
+    """Return the type of packed labels of as many classes as ``selection`` counts: little-endian."""
+    stored: np.dtype[np.signedinteger[Any]] = label_type(len(selection)).newbyteorder("<")
+    return stored
 
 
 class ChainAudit(NamedTuple):
@@ -136,6 +149,9 @@ def join_chains(
     labels: Sequence[ChainLabels],
     audits: Sequence[ChainAudit] | None,
     anytime: bool = False,
+    *,
+    sigma: float,
+    noise_error: float,
 ) -> Votes:
     """Add up all chains of one image.
 
@@ -145,6 +161,8 @@ def join_chains(
         labels: The labels of every chain, in the order of their numbers.
         audits: Their shares of the audit, in the same order; None if the labels need no audit.
         anytime: Whether the labels, or those of the audit, decided how many there are; only of a single chain.
+        sigma: Standard deviation of the noise that was labelled.
+        noise_error: How far that noise may be from exact; see :class:`~deqcert.statistics.votes.Votes`.
 
     Returns:
         The votes.
@@ -164,5 +182,7 @@ def join_chains(
         nfe_audit=sum(each.nfe for each in audits or ()),
         residual=sum(each.residual * len(each.labels) for each in labels) / len(given),
         seconds=sum(each.seconds for each in labels) + sum(each.seconds for each in audits or ()),
+        sigma=sigma,
+        noise_error=noise_error,
         anytime=anytime,
     )

@@ -34,6 +34,9 @@ class Votes(NamedTuple):
         nfe_audit: The same for the audit.
         residual: Mean relative residual of the estimation solves; nan if the classifier is no DEQ.
         seconds: Wall-clock time.
+        sigma: Standard deviation of the noise, in pixels of [0, 1], > 0.
+        noise_error: Bound, in [0, 1), on how much a class is more probable under the noise that was drawn than under
+            exact Gaussian noise, from :func:`~deqcert.statistics.noise_error.noise_error`; 0 takes the noise for exact.
         anytime: Whether sampling could stop because of its outcome, so that only bounds hold that are valid wherever it
             stops: the drawing of copies because of the votes or, with an audit, the audit because of its mismatches. n
             is fixed then, but ``audited`` is not. False if both sizes were fixed before.
@@ -51,6 +54,8 @@ class Votes(NamedTuple):
     nfe_audit: int
     residual: float
     seconds: float
+    sigma: float
+    noise_error: float
     anytime: bool = False
 
     @property
@@ -92,6 +97,8 @@ class Votes(NamedTuple):
 
         expect(self, "residual", is_number(self.residual) and not self.residual < 0, "a number >= 0, or nan")
         expect(self, "seconds", is_number(self.seconds) and 0 <= self.seconds < math.inf, "a finite number >= 0")
+        expect(self, "sigma", is_number(self.sigma) and 0 < self.sigma < math.inf, "a finite number > 0")
+        expect(self, "noise_error", is_number(self.noise_error) and 0 <= self.noise_error < 1, "a number in [0, 1)")
 
     def to_json(self) -> dict[str, object]:
         """Return a dict that strict JSON can hold; a residual that is not finite becomes None."""

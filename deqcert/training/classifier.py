@@ -19,7 +19,7 @@ from typing_extensions import Self
 from deqcert.errors import CheckpointError, require, require_count
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint, Unrolled, hutchinson_penalty, spectral_radius
 from deqcert.models import DEQ
-from deqcert.seeding import mixed_seed
+from deqcert.seeding import Purpose, purpose_seed
 from deqcert.solvers import Solution
 from deqcert.training.checkpoints import demand_plain, demand_usable_weights, read_checkpoint
 from deqcert.training.nonfinite import NonFiniteGuard, poisoned
@@ -136,7 +136,9 @@ class DEQClassifier(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start this step's own random stream (noise, dropout, Jacobian vectors, jitter)."""
         repair_progress(self.trainer)
-        torch.manual_seed(mixed_seed(self.stream_seed, self.global_rank, self.current_epoch, batch_idx))
+        torch.manual_seed(
+            purpose_seed(Purpose.TRAINING, self.stream_seed, self.global_rank, self.current_epoch, batch_idx)
+        )
 
     def on_fit_start(self) -> None:
         """Prepare the network for speed."""
@@ -231,7 +233,9 @@ class DEQClassifier(LightningModule):
 
     def _evaluate(self, stage: str, batch: Batch, batch_idx: int) -> None:
         images, labels, _ = batch
-        generator = torch.Generator(images.device).manual_seed(mixed_seed(self.global_rank, batch_idx))
+        generator = torch.Generator(images.device).manual_seed(
+            purpose_seed(Purpose.VALIDATION, self.global_rank, batch_idx)
+        )
         noise = torch.randn(images.shape, generator=generator, device=images.device)
         clean, _ = self._classify(images)
         noisy, solution = self._classify(images + self.sigma * noise)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -85,7 +86,7 @@ def test_files_hold_the_certificates_of_the_rule(tmp_path, capsys):
     callback = CertifiedRadius(alpha=0.01, radii=[0.0, 0.25, 0.5])
     trainer, votes = certify(tmp_path, callback)
     rule = CertificationRule(0.01, None, "exact")
-    certificates = [rule.certify(each, 0.5) for each in votes]
+    certificates = [rule.certify(each) for each in votes]
     assert any(each.radius > 0 for each in certificates)
     assert any(each.correct for each in certificates)
 
@@ -113,7 +114,8 @@ def test_files_hold_the_certificates_of_the_rule(tmp_path, capsys):
         assert trainer.progress_bar_metrics[f"certify_accuracy/at_{radius:g}"] == pytest.approx(share)
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
-    assert "standard-30A" in printed
+    assert "\nstandard " in printed  # the classifier has no solver
+    assert "30A" not in printed
     assert f"6 images, sigma = 0.5, alpha = 0.01; results in {tmp_path}" in printed
     assert "UNSOUND" not in printed
 
@@ -195,6 +197,38 @@ def test_tensorboard_holds_curves_in_groups(tmp_path):
     assert scalars[-1].value == pytest.approx(trainer.progress_bar_metrics["certify/acr"], rel=1e-6)
 
 
+def test_a_run_is_named_by_the_solver_of_its_classifier(tmp_path, capsys, threshold_module):
+    certify(tmp_path, CertifiedRadius(alpha=0.01), threshold_module, images=2)
+    assert "\nstandard-30A " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shard", ["images", "samples"])
+@pytest.mark.parametrize("kind", [Standard, Serialized])
+def test_a_run_whose_solves_end_at_the_step_limit_says_so(tmp_path, threshold_module, shard, kind):
+    """Residuals from zero at rate 1/2 are 1 and 1/3 after one and two steps, then 1/7."""
+    solver = Picard(max_steps=2, tolerance=0.2)
+    role = {"solver": solver} if kind is Standard else {"reference": solver, "audit": FixedAudit(20)}
+    smoothing = kind(n0=10, n=30, batch_size=20, chains=2, **role)
+    said = r"100% of the solves .* ended after 2 steps above their tolerance of 0\.2, with a residual of 3\.3e-01"
+    with pytest.warns(UserWarning, match=said):
+        certify_by(tmp_path / "some", threshold_module, smoothing, shard)
+    enough = dataclasses.replace(
+        smoothing, **{key: dataclasses.replace(solver, max_steps=3) for key in role if key != "audit"}
+    )
+    certify_by(tmp_path / "more", threshold_module, enough, shard)  # a warning would be an error
+
+
+def certify_by(directory, module, smoothing, shard):
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.certify(module, Digits(max_examples=2), smoothing, ledger_dir=str(directory), shard=shard)
+
+
 def test_tensorboard_shows_radii_curve_and_images_while_the_run_goes_on(tmp_path):
     events, _ = board(tmp_path, images=32)
     tags = events.Tags()
@@ -215,7 +249,7 @@ def test_tensorboard_has_the_settings_beside_the_results(tmp_path):
     events, _ = board(tmp_path, images=3, callback=CertifiedRadius(alpha=0.01, radii=[0.25]))
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     settings = HParamsPluginData.FromString(content).session_start_info.hparams
-    assert settings["run"].string_value == "standard-30A"
+    assert settings["run"].string_value == "standard"
     assert (settings["alpha"].number_value, settings["smoothing.n"].number_value) == (0.01, 200)
     assert settings["smoothing.solver"].string_value == "Anderson"
     content = events.SummaryMetadata("_hparams_/experiment").plugin_data.content

@@ -139,6 +139,8 @@ def test_a_resealed_report_does_not_follow(run, change, finding):
     [
         (lambda r: r.update(mismatches=0) if r.get("mismatches") else None, "votes_sha256"),
         (lambda r: r.update(audited=r["audited"] - 1) if r.get("audited") else None, "its votes ask for"),
+        (lambda r: r.update(sigma=1.0) if "sigma" in r else None, "image .*: sigma = 1.0, but the run has 0.5"),
+        (lambda r: r.update(noise_error=0.1) if "noise_error" in r else None, "noise_error = 0.1, but the run has 0.0"),
         (lambda r: r.update(n=61) if r.get("n") == 60 else None, "n = 61, but the run has 60"),
         (lambda r: r.update(audited=None, mismatches=0, nfe_audit=0) if "index" in r else None, "audited = None"),
         (lambda r: r["identity"]["smoothing"].update(sigma=1.0) if "identity" in r else None, "smoothing.sigma"),
@@ -174,7 +176,8 @@ def test_quantised_noise_costs_its_bound(tmp_path):
     votes = certify(ShippedModule(), tmp_path, strategy, images=3, callbacks=[CertifiedRadius(alpha=0.05)])
     assert verify_run(tmp_path).findings == []
     examples = json.loads((tmp_path / "certificates.json").read_text())["examples"]
-    bounds = [CertificationRule(alpha=0.05).p_a_lower(vote) for vote in votes]
+    bounds = [CertificationRule(alpha=0.05).p_a_lower(vote._replace(noise_error=0.0)) for vote in votes]
+    assert {(vote.sigma, vote.noise_error) for vote in votes} == {(0.5, 64 * 2.0**-48)}
     assert [example["p_a_lower"] for example in examples] == [max(0.0, bound - 64 * 2.0**-48) for bound in bounds]
     assert max(bounds) > 0.5
 

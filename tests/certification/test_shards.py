@@ -166,7 +166,7 @@ def test_a_run_beside_a_running_one_is_refused(tmp_path, module, expected):
 
 def test_chains_have_noise_of_their_own(module, expected):
     """Without it the votes of three chains would be three times those of one."""
-    from deqcert.smoothing.noise import Purpose
+    from deqcert.seeding import Purpose
 
     image = torch.full((1, 8, 8), 0.5)
     batches = [torch.cat(list(CHAINS._noisy_batches(image, 3, Purpose.ESTIMATION, chain))) for chain in range(3)]

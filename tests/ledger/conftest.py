@@ -25,6 +25,8 @@ def make_votes() -> Callable[..., Votes]:
             nfe_audit=600,
             residual=0.001,
             seconds=1.5,
+            sigma=0.5,
+            noise_error=0.0,
         )
         return votes._replace(**fields)
 

@@ -82,7 +82,7 @@ def test_an_edited_file_is_refused_or_a_prefix_many_times(ledger, data, record_p
 
 
 fields = {
-    "votes": Votes(0, 1, 10, 100, (1, 9, 0), (5, 80, 0), 20, 1, 330, 600, 0.1, 1.5).to_json(),
+    "votes": Votes(0, 1, 10, 100, (1, 9, 0), (5, 80, 0), 20, 1, 330, 600, 0.1, 1.5, 0.5, 0.0).to_json(),
     "labels_of_chain": ChainLabels(7, 0, (1, 9), np.array([1, 1, 0, -1], np.int16), 30, 0.1, 0.5).to_json(),
     "audit_of_chain": ChainAudit(7, 0, 2, 1, 30, 0.25).to_json(),
 }
@@ -103,7 +103,7 @@ def check_sealed(tmp_path, kind, changes, whole):
     _, refusal = refreshed(reader)
     assert refusal == "" or "line 2: damaged" in refusal
     for votes in reader.contents.votes.values():
-        certificate = CertificationRule(alpha=0.01).certify(votes, sigma=0.5)
+        certificate = CertificationRule(alpha=0.01).certify(votes)
         # Never more than all copies of the class, each believed.
         assert certificate.p_a_lower <= clopper_pearson_lower(votes.n_a, votes.n, 0.01)
         assert json.loads(json.dumps(votes.to_json(), allow_nan=False)) == json.loads(json.dumps(record))

@@ -13,6 +13,7 @@ from deqcert.errors import LedgerError
 from deqcert.ledger import Ledger, stored_identity, votes_digest
 from deqcert.ledger.lines import START, seal
 from deqcert.statistics import ChainAudit, ChainLabels
+from deqcert.statistics.chains import label_type
 
 IDENTITY = {"smoothing": {"sigma": 0.5, "n": 100}, "classifier": {"digest": "abc"}, "device": "cpu"}
 
@@ -246,6 +247,25 @@ def test_labels_and_audits_of_chains_survive(tmp_path):
     assert found.labels.dtype == np.int16
     assert found.to_json() == labels.to_json()
     assert reader.contents.votes == {}
+
+
+@pytest.mark.parametrize(
+    ("classes", "stored"), [(2**15, np.int16), (2**15 + 1, np.int32), (2**16, np.int32), (65_546, np.int32)]
+)
+def test_labels_survive_whatever_the_number_of_classes(tmp_path, classes, stored):
+    assert label_type(classes) == stored
+    values = [classes - 1, -1, 5, classes // 2]
+    labels = ChainLabels(4, 0, (0,) * (classes - 1) + (9,), np.array(values, stored), 8, math.nan, 0.5)
+    with Ledger(tmp_path, IDENTITY).open(0) as ledger:
+        ledger.append(labels)
+    (found,) = Ledger(tmp_path, IDENTITY).refresh()
+    assert found.labels.tolist() == values
+    assert found.labels.dtype == stored
+
+
+def test_labels_that_do_not_fit_are_not_stored():
+    with pytest.raises(TypeError, match="safe"):
+        ChainLabels(4, 0, (0, 9), np.array([65_537]), 8, math.nan, 0.5).to_json()
 
 
 @pytest.mark.parametrize(

@@ -244,7 +244,7 @@ def test_the_published_rule_issues_false_certificates(results, case, record_faul
 @pytest.mark.parametrize("case", AUDITED)
 def test_without_an_audit_certificates_are_false(results, case, record_fault):
     votes = [each._replace(audited=None, mismatches=0, nfe_audit=0) for each in votes_of(results(case, "1 process")[1])]
-    certificates = [CertificationRule(ALPHA).certify(each, SIGMA) for each in votes]
+    certificates = [CertificationRule(ALPHA).certify(each) for each in votes]
     share = np.mean([is_false(each.index, each.prediction, each.radius) for each in certificates])
     assert share > 0.5
     record_fault(f"false certificates, {case}, no audit (a control)", IMAGES, f"{share:.1%}: NOT sound, as known")

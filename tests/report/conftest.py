@@ -35,6 +35,8 @@ def make_votes() -> Callable[..., Votes]:
             nfe_audit=600,
             residual=1e-3,
             seconds=1.5,
+            sigma=0.5,
+            noise_error=0.0,
         )
         return votes._replace(**fields)
 
@@ -48,7 +50,8 @@ def make_run(tmp_path, make_votes) -> Callable[..., Path]:
     def make(name="run", votes=None, audit="exact", sigma=0.5, alpha=0.001):
         if votes is None:
             votes = [make_votes(10 * i, estimation=(5 * i, 0, 0, 100 - 5 * i), mismatches=0) for i in range(5)]
-        certificates = [CertificationRule(alpha=alpha, audit=audit).certify(vote, sigma) for vote in votes]
+        votes = [vote._replace(sigma=sigma) for vote in votes]
+        certificates = [CertificationRule(alpha=alpha, audit=audit).certify(vote) for vote in votes]
         settings = {
             "certificate": {"alpha": alpha, "alpha_audit": None, "audit": audit},
             "smoothing": {"sigma": sigma, "noise": "float32"},

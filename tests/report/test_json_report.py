@@ -52,6 +52,8 @@ def test_the_file_has_settings_summary_and_every_field_of_every_image(tmp_path, 
         "estimation": [2, 3, 0, 95],
         "residual": 1e-3,
         "seconds": 1.5,
+        "sigma": 0.5,
+        "noise_error": 0.0,
         "anytime": False,
     }
 

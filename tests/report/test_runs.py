@@ -24,7 +24,7 @@ def test_a_finished_run_has_the_certificates_of_its_votes(make_run):
     (run,) = read_runs(make_run(), "name")
     assert (run.name, run.alpha, run.sigma, run.sound) == ("name", 0.001, 0.5, True)
     assert [example.index for example in run.examples] == [0, 10, 20, 30, 40]
-    assert run.examples == tuple(CertificationRule().certify(vote, 0.5) for vote in run.votes)
+    assert run.examples == tuple(CertificationRule().certify(vote) for vote in run.votes)
     assert run.seconds[10] == 1.5
     assert run.summary([0.0]).nfe_total == (330 + 600) / 110
 
@@ -32,7 +32,7 @@ def test_a_finished_run_has_the_certificates_of_its_votes(make_run):
 def test_another_alpha_certifies_again(make_run):
     (run,) = read_runs(make_run(), "name", alpha=0.1)
     assert run.alpha == 0.1
-    assert run.examples == tuple(CertificationRule(alpha=0.1).certify(vote, 0.5) for vote in run.votes)
+    assert run.examples == tuple(CertificationRule(alpha=0.1).certify(vote) for vote in run.votes)
 
 
 @pytest.mark.parametrize("alpha", [0, 0.0, 1.0, -0.1])
@@ -85,7 +85,7 @@ def test_an_unfinished_run_has_the_images_so_far(tmp_path, make_votes):
     ledger = Ledger(directory, identity)
     with ledger.claim(), ledger.open(0):
         for index in (7, 3):
-            ledger.append(make_votes(index))
+            ledger.append(make_votes(index, sigma=0.25))
     (directory / "certify.yaml").write_text(
         "certificate: {alpha: 0.01, alpha_audit: null, audit: exact, radii: null}\n"
     )
@@ -127,7 +127,9 @@ def reseal(path, change):
         ('"radius": ', '"radius": 1', "does not follow from its votes"),
         ('"n": 100', '"n": 90', "example 0: votes of image 0: estimation"),
         ('"n0": 10', '"n_zero": 10', "example 0: has no 'n0'"),
-        ('"sigma": 0.5', '"sigma": "wide"', "settings cannot be used"),
+        ('"sigma": 0.5', '"sigma": "wide"', "image 0: sigma = 0.5, but the run has wide"),
+        ('"sigma": 0.5', '"sigma": 1.0', "image 0: sigma = 0.5, but the run has 1.0"),
+        ('"noise_error": 0.0', '"noise_error": 0.1', "image 0: noise_error = 0.1, but the run has 0.0"),
         ('"noise": "float32"', '"noise": "pink"', "noise"),
         ('"alpha": 0.001', '"alpha": 0', "alpha = 0"),
         ('"image"', '"picture"', "settings cannot be used"),

@@ -11,8 +11,9 @@ from torch import nn
 from deqcert.errors import SettingError
 from deqcert.implicit import ImplicitAdjoint, OneStep
 from deqcert.robustness import SmoothedAttack, SmoothedClassifier, distances
+from deqcert.seeding import Purpose
 from deqcert.smoothing import Anchored, Serialized, Standard
-from deqcert.smoothing.noise import Purpose, noisy_batches
+from deqcert.smoothing.noise import noisy_batches
 from deqcert.solvers import Picard
 from deqcert.training.attacks import frozen
 

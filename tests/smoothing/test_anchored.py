@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 from deqcert.errors import SettingError
 from deqcert.models import MDEQ, AnchoredClassifier
+from deqcert.seeding import Purpose
 from deqcert.smoothing import Anchored, Standard
-from deqcert.smoothing.noise import Purpose, noisy_batches
+from deqcert.smoothing.noise import noisy_batches
 from deqcert.solvers import Anderson, LearnedMixing, Picard
 from deqcert.statistics import CertificationRule, TargetRadius
 
@@ -84,7 +85,7 @@ def test_sampling_may_stop_once_the_question_is_settled(make_anchored):
     )
     assert (fixed.n, fixed.anytime) == (2000, False)
     assert (stopped.n, stopped.anytime) == (64, True)
-    assert CertificationRule().certify(stopped, 0.5).radius > 0.25
+    assert CertificationRule().certify(stopped).radius > 0.25
 
 
 def test_the_identity_names_steps_and_start():

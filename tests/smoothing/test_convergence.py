@@ -9,8 +9,9 @@ from scipy.stats import beta
 
 from deqcert.errors import SettingError
 from deqcert.models import DEQ
+from deqcert.seeding import Purpose
 from deqcert.smoothing import ConvergenceSettings, MismatchCount, convergence_report, residual_curve
-from deqcert.smoothing.noise import Purpose, noisy_batches
+from deqcert.smoothing.noise import noisy_batches
 from deqcert.solvers import Anderson, Broyden, Picard
 
 RATE = 0.5

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chi2, kstest
+from scipy.stats import chi2, kstest, norm
 
-from deqcert.seeding import mixed_seed
-from deqcert.smoothing.noise import Purpose, audit_order, audit_subset, noisy_batches
+from deqcert.seeding import Purpose
+from deqcert.smoothing.noise import audit_order, audit_subset, noisy_batches
+from deqcert.statistics.noise_error import thresholds
 
 IMAGE = torch.full((2, 3, 3), 0.25)
 
@@ -38,7 +41,6 @@ def test_noise_belongs_to_index_purpose_seed_and_batch_size(changes):
 
 
 def test_streams_of_all_purposes_are_distinct():
-    assert len({mixed_seed(0, 3, purpose) for purpose in Purpose}) == len(Purpose) == 5
     selection, estimation = (torch.cat(noise(purpose=p)) for p in (Purpose.SELECTION, Purpose.ESTIMATION))
     assert not (selection == estimation).any()
 
@@ -89,3 +91,19 @@ def test_audit_subset_pairs_are_uniform():
     pairs = together[np.triu_indices(6, 1)]
     assert pairs.sum() == 3000
     assert chi2(14).sf(((pairs - 200) ** 2 / 200).sum()) > 1e-4
+
+
+def test_float32_noise_ends_where_the_documentation_says():
+    """docs/floating_point.md: uniforms of 24 bits, by Box and Muller's method."""
+    end = math.sqrt(48 * math.log(2))
+    generator = torch.Generator().manual_seed(0)
+    assert 5 < float(torch.randn(10**7, generator=generator).abs().max()) <= end + 1e-6
+    beyond = {d: -math.expm1(d * math.log1p(-2 * norm.sf(end))) for d in (3072, 150_528)}
+    assert beyond == pytest.approx({3072: 2.46e-5, 150_528: 1.206e-3}, rel=2e-3)
+    assert norm.isf(beyond[150_528]) == pytest.approx(3.03, abs=5e-3)
+    assert norm.isf(-math.expm1(math.log(0.001) / 10_000)) == pytest.approx(3.20, abs=5e-3)
+
+
+@pytest.mark.parametrize("sigma", [0.12, 0.25, 0.5, 1.0, 2.0])
+def test_quantised_noise_reaches_beyond_9_standard_deviations(sigma):
+    assert len(thresholds(sigma)) / 2 / (255 * sigma) > 9

@@ -10,8 +10,8 @@ from scipy.stats import chi2
 
 from deqcert.data.images import to_unit_interval
 from deqcert.errors import SettingError
-from deqcert.seeding import mixed_seed
-from deqcert.smoothing.noise import Purpose, noisy_batches
+from deqcert.seeding import Purpose, mixed_seed
+from deqcert.smoothing.noise import noisy_batches
 from deqcert.smoothing.quantised import _table, integer_noise, pixel_levels
 from deqcert.statistics import CertificationRule, Votes
 from deqcert.statistics.noise_error import noise_error, thresholds
@@ -183,8 +183,9 @@ def certificate(level, noise):
         )
 
     selection, estimation = counts(Purpose.SELECTION, 100), counts(Purpose.ESTIMATION, 1000)
-    votes = Votes(0, 0, 100, 1000, selection, estimation, None, 0, 0, 0, math.nan, 0.0)
-    return CertificationRule().certify(votes, 0.5, noise_error(noise, image.numel()))
+    error = noise_error(noise, image.numel())
+    votes = Votes(0, 0, 100, 1000, selection, estimation, None, 0, 0, 0, math.nan, 0.0, 0.5, error)
+    return CertificationRule().certify(votes)
 
 
 def test_rounded_noise_issues_a_false_certificate_and_quantised_noise_does_not():

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from deqcert.errors import SettingError
+from deqcert.seeding import Purpose
 from deqcert.smoothing import Execution, Serialized
-from deqcert.smoothing.noise import Purpose, audit_order
+from deqcert.smoothing.noise import audit_order
 from deqcert.solvers import Picard
 from deqcert.statistics import AdaptiveAudit, AuditSize, CertificationRule, FixedAudit, SequentialAudit
 
@@ -83,7 +84,9 @@ def expected(strategy, index, n_a, **settings):
 def test_the_audit_is_the_one_that_its_outcome_asks_for(index, threshold, threshold_deq):
     strategy = serialized()
     classifier = threshold_deq(threshold)
-    votes = strategy.vote(classifier, IMAGE, index, 0)
+    engine = strategy.engine(classifier, IMAGE)
+    classifier.rows.clear()  # of the engine's own checks
+    (votes,) = strategy.vote_group(engine, IMAGE[None], [index], [0])
     assert (votes.audited, votes.mismatches) == expected(strategy, index, votes.n_a, threshold=threshold)
     assert votes.nfe_audit == 11 * votes.audited
     assert sum(classifier.rows) == votes.nfe_fast + votes.nfe_audit
@@ -108,9 +111,9 @@ def test_mismatches_prolong_an_audit_until_they_leave_no_radius(threshold_deq):
     assert some.audited > 0.8 * some.n_a
     assert all_.audited == RULE.next_size(all_.n_a, 1500, 0, 0) < 0.4 * all_.n_a
     rule = CertificationRule(alpha=0.01)
-    one, other = (rule.certify(votes, 1.0).radius for votes in (none, some))
+    one, other = (rule.certify(votes).radius for votes in (none, some))
     assert one == pytest.approx(other, rel=0.1)  # the base classifier is the same
-    assert rule.certify(all_, 1.0).radius == 0
+    assert rule.certify(all_).radius == 0
 
 
 def test_a_rule_of_ones_own_sees_the_outcome_after_each_part_and_no_copy_is_audited_twice(threshold_deq):

@@ -9,12 +9,12 @@ import torch
 from scipy.stats import norm
 from torch import nn
 
-from deqcert.errors import SettingError
+from deqcert.errors import DataError, SettingError
+from deqcert.seeding import Purpose
 from deqcert.smoothing import Execution, Serialized, Standard
 from deqcert.smoothing.labels import count_labels, labels_of
-from deqcert.smoothing.noise import Purpose
 from deqcert.solvers import Anderson, Broyden, Picard
-from deqcert.statistics import AdaptiveAudit, FixedAudit, RelativePrecision
+from deqcert.statistics import AdaptiveAudit, CertificationRule, FixedAudit, RelativePrecision
 
 IMAGE = torch.full((1, 4, 4), 0.5)
 SMALL = {"n0": 10, "n": 50, "batch_size": 8}
@@ -23,6 +23,14 @@ STRATEGIES = [Standard(**SMALL), Serialized(**SMALL, audit=FixedAudit(20))]
 
 def measurement(votes):
     return {key: value for key, value in votes.to_json().items() if key != "seconds"}
+
+
+def recorded_vote(strategy, classifier, index=0):
+    """Vote; the classifier then has recorded the votes' own calls, and not those of the checks before."""
+    engine = strategy.engine(classifier, IMAGE)
+    classifier.rows.clear()
+    classifier.inputs.clear()
+    return strategy.vote_group(engine, IMAGE[None], [index], [0])[0]
 
 
 class Linear(nn.Module):
@@ -88,7 +96,7 @@ def test_standard_gives_votes_that_are_not_finite_to_nobody(value):
 
 def test_standard_counts_the_cost_of_a_deq(threshold_deq):
     classifier = threshold_deq()
-    votes = Standard(**SMALL, solver=Picard(max_steps=7)).vote(classifier, IMAGE, 0, 0)
+    votes = recorded_vote(Standard(**SMALL, solver=Picard(max_steps=7)), classifier)
     assert votes.nfe_fast == sum(classifier.rows) == 60 * 7
     assert votes.nfe_audit == 0
 
@@ -97,6 +105,23 @@ def test_residual_is_the_mean_over_the_estimation_copies(threshold_deq):
     # From a cold start ‖F(z) − z‖ / ‖F(z)‖ is 1 at the first step and rate^k / (1 + rate + … + rate^k) after k more.
     votes = Standard(**SMALL, solver=Picard(max_steps=2)).vote(threshold_deq(), IMAGE, 0, 0)
     assert votes.residual == pytest.approx(0.5 / 1.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("chains", [1, 2])
+def test_classes_beyond_16_bits_keep_their_votes(chains):
+    class Far(nn.Module):
+        """Class 5 where the mean pixel exceeds 1/2, else class 65541, which is 5 in 16 bits."""
+
+        def forward(self, x):
+            above = x.flatten(1).mean(dim=1) > 0.5
+            return nn.functional.one_hot(torch.where(above, 5, 65_541), 65_546).float()
+
+    strategy = Standard(n0=10, n=90, batch_size=16, chains=chains)
+    votes = strategy.vote(Far().eval(), IMAGE, 0, 0)
+    noisy = [noisy for chain in range(chains) for noisy in strategy._noisy_batches(IMAGE, 0, Purpose.ESTIMATION, chain)]
+    above = int((torch.cat(noisy).flatten(1).mean(dim=1) > 0.5).sum())
+    assert 20 < above < 70
+    assert (votes.estimation[5], votes.estimation[65_541], sum(votes.estimation)) == (above, 90 - above, 90)
 
 
 # All strategies.
@@ -121,8 +146,8 @@ def test_votes_are_a_function_of_seed_and_index(strategy, threshold_deq):
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: s.label)
 def test_estimation_copies_are_fresh(strategy, threshold_deq):
     classifier = threshold_deq()
-    dataclasses.replace(strategy, n0=8).vote(classifier, IMAGE, 0, 0)
-    selection, estimation = classifier.inputs[1], torch.cat(classifier.inputs[2:9])  # the first is the engine's own
+    recorded_vote(dataclasses.replace(strategy, n0=8), classifier)
+    selection, estimation = classifier.inputs[0], torch.cat(classifier.inputs[1:8])
     assert len(estimation) == 50
     assert not torch.isin(selection, estimation).any()
 
@@ -135,6 +160,25 @@ def test_training_mode_is_refused(strategy, threshold_deq):
     nested[1].train()
     with pytest.raises(SettingError, match="evaluation mode"):
         strategy.vote(nested, IMAGE, 0, 0)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: s.label)
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (torch.full((1, 4, 4), 128, dtype=torch.uint8), r"not torch\.uint8; divide integers in \[0, 255\] by 255"),
+        (torch.full((1, 4, 4), 1), r"not torch\.int64"),
+        (torch.full((1, 4, 4), 128.0), r"a pixel is 128\.0"),
+        (torch.tensor([[[0.5, -1e-3], [0.0, 1.0]]]), r"a pixel is -0\.001"),
+        (torch.full((1, 4, 4), math.nan), "a pixel is nan"),
+    ],
+)
+def test_images_in_another_unit_are_refused(strategy, image, message, threshold_deq):
+    with pytest.raises(DataError, match=rf"^image: must hold floats in \[0, 1\], .*{message}"):
+        strategy.vote(threshold_deq(), image, 0, 0)
+    engine = strategy.engine(threshold_deq(), IMAGE)
+    with pytest.raises(DataError, match=message):
+        strategy.vote_group(engine, image[None], [0], [0])
 
 
 @pytest.mark.parametrize("kind", [Standard, Serialized])
@@ -195,6 +239,17 @@ def test_label(strategy, label):
     assert strategy.label == label
 
 
+@pytest.mark.parametrize("noise", ["float32", "quantised"])
+@pytest.mark.parametrize("sigma", [0.25, 1.0])
+def test_votes_carry_their_noise(sigma, noise, threshold_deq):
+    image = torch.full((1, 4, 4), 51 / 255)
+    votes = Serialized(**SMALL, sigma=sigma, noise=noise, audit=FixedAudit(20)).vote(threshold_deq(), image, 0, 0)
+    assert (votes.sigma, votes.noise_error) == (sigma, 16 * 2.0**-48 if noise == "quantised" else 0.0)
+    p_a_lower = CertificationRule(alpha=0.05).p_a_lower(votes)
+    assert CertificationRule(alpha=0.05).certify(votes).radius == sigma * norm.ppf(p_a_lower) > 0
+    assert votes.from_json(json.loads(json.dumps(votes.to_json()))).sigma == sigma
+
+
 # Serialized smoothing.
 
 
@@ -252,9 +307,9 @@ def test_a_partial_audit_labels_a_uniform_subset_of_the_agreeing_copies_on_their
     positions, shares = [], []
     for index in range(60):
         classifier = threshold_deq(threshold)
-        votes = strategy.vote(classifier, IMAGE, index, 0)
+        votes = recorded_vote(strategy, classifier, index)
         assert votes.audited == size
-        batches = 1 + 1 + math.ceil(200 / 16) + math.ceil(300 / 16)  # the engine's own, the clean image, the chain
+        batches = 1 + math.ceil(200 / 16) + math.ceil(300 / 16)  # the clean image, the chain
         audited = torch.cat(classifier.inputs[batches:]).flatten(1)
         assert [len(x) for x in classifier.inputs[batches:]] == [16, 16, 8]
 
@@ -305,7 +360,9 @@ def test_starts_differ_in_what_the_chain_remembers(threshold_deq):
                 seen.append(z.clone())
                 return super().head(z)
 
-        strategy.vote(Spy(), IMAGE, 0, 0)
+        engine = strategy.engine(Spy(), IMAGE)
+        seen.clear()  # of the engine's own checks
+        strategy.vote_group(engine, IMAGE[None], [0], [0])
         batches = list(strategy._noisy_batches(IMAGE, 0, Purpose.SELECTION))
         batches += list(strategy._noisy_batches(IMAGE, 0, Purpose.ESTIMATION))
         u = [batch.flatten(1).mean(dim=1, keepdim=True) for batch in batches]
@@ -351,7 +408,7 @@ def test_a_nan_reference_is_a_mismatch(threshold_deq):
 def test_cost_is_counted_exactly(start, threshold_deq):
     classifier = threshold_deq()
     strategy = serialized(start=start, solver=Anderson(max_steps=3), warmup_steps=5, reference=Picard(max_steps=11))
-    votes = strategy.vote(classifier, IMAGE, 0, 0)
+    votes = recorded_vote(strategy, classifier)
     fast = 11 + 60 * 3 if start == "clean" else 8 * 5 + 52 * 3
     assert votes.nfe_fast == fast
     assert votes.nfe_audit == votes.audited * 11 > 0

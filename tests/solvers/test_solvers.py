@@ -259,11 +259,10 @@ def test_k_steps_are_k_calls(solver, k):
     problem = Tanh(5, 3, 8, contraction=2.0)
     function = Counted(problem)
     solution = replace(solver, max_steps=k).solve(function, problem.start)
-    assert len(function.pairs) == k
-    assert solution.evaluations == 3 * k
-    assert (solution.steps <= k).all()
-    if solver.iterate == "last":
-        assert solution.steps.tolist() == [k] * 3
+    calls = k if solver.iterate == "last" else k + 1  # the best needs the residual of X_k
+    assert len(function.pairs) == calls
+    assert solution.evaluations == 3 * calls
+    assert solution.steps.tolist() == [calls] * 3
 
 
 # Stopping
@@ -313,14 +312,15 @@ def test_rows_stop_at_the_first_residual_within_tolerance(solver, stop):
     tolerance = 1e-4
     stopped = replace(free, tolerance=tolerance).solve(problem, problem.start)
     assert len(set(stopped.steps.tolist())) > 2
+    rated = 0 if solver.iterate == "last" else 1  # the start is never the best iterate
     for row in range(6):
-        first = int((residuals[:, row] <= tolerance).nonzero()[0]) + 1
-        assert stopped.steps[row] == first
+        first = rated + int((residuals[rated:, row] <= tolerance).nonzero()[0])
+        assert stopped.steps[row] == first + 1
         assert stopped.converged[row]
         # The row is frozen there, whatever the others still do.
-        expected = replace(free, max_steps=first).solve(problem, problem.start)
+        expected = replace(free, max_steps=first + 1 - rated).solve(problem, problem.start)
         torch.testing.assert_close(stopped.value[row], expected.value[row], rtol=0, atol=1e-12)
-        assert stopped.residual[row].item() == pytest.approx(residuals[first - 1, row].item(), rel=1e-6)
+        assert stopped.residual[row].item() == pytest.approx(residuals[first, row].item(), rel=1e-6)
     assert stopped.evaluations == 6 * int(stopped.steps.max())
 
 
@@ -353,13 +353,14 @@ def test_a_fixed_point_at_zero_does_not_divide_by_zero(solver, stop):
 @each_solver
 @pytest.mark.parametrize("tolerance", [0.0, 1e-8])
 def test_warm_start_at_the_solution_takes_one_step(solver, tolerance):
+    evaluations = 1 if solver.iterate == "last" else 2
     root = torch.tensor([[1.0, -2.0], [0.5, 4.0]], dtype=torch.float64)
     solution = replace(solver, tolerance=tolerance).solve(lambda z: root + (z - root) / 4, root)
-    assert solution.steps.tolist() == [1, 1]
+    assert solution.steps.tolist() == [evaluations] * 2
     assert solution.converged.all()
     assert torch.equal(solution.value, root)
     if tolerance:
-        assert solution.evaluations == 2
+        assert solution.evaluations == 2 * evaluations
 
 
 @each_solver
@@ -368,7 +369,7 @@ def test_warm_start_of_a_solved_row_does_not_wait_for_a_cold_one(solver):
     root = Picard(max_steps=300).solve(problem, problem.start).value
     start = torch.stack([root[0], problem.start[1]])
     solution = replace(solver, tolerance=1e-9).solve(problem, start)
-    assert solution.steps[0] == 1
+    assert solution.steps[0] == (1 if solver.iterate == "last" else 2)
     assert solution.steps[1] > 3
     torch.testing.assert_close(solution.value[0], root[0], rtol=0, atol=1e-12)
 
@@ -387,17 +388,79 @@ def logistic(z: Tensor) -> Tensor:
 @pytest.mark.parametrize("solver", [Picard(), Anderson(ridge=10.0), Broyden()], ids=["picard", "anderson", "broyden"])
 def test_best_is_the_evaluated_iterate_of_least_residual(solver, stop):
     function = Counted(logistic)
-    solution = replace(solver, max_steps=9, stop=stop, iterate="best").solve(function, LOGISTIC_START)
-    assert len(function.pairs) == 9
+    solution = replace(solver, max_steps=7, stop=stop, iterate="best").solve(function, LOGISTIC_START)
+    assert len(function.pairs) == 8
+    assert solution.steps.tolist() == [8] * 4
     residuals = function.residuals(stop)
+    places = []
     for row in range(4):
-        least = int(residuals[:, row].argmin())
-        assert solution.steps[row] == least + 1
+        least = 1 + int(residuals[1:, row].argmin())
         assert solution.residual[row].item() == pytest.approx(residuals[least, row].item(), rel=1e-9)
         assert torch.equal(solution.value[row], function.pairs[least][0][row])
+        places.append(least)
     if isinstance(solver, Picard):
-        assert len(set(solution.steps.tolist())) > 1
-        assert (solution.steps < 9).any()
+        assert len(set(places)) > 1
+        assert min(places) < 7
+
+
+def published_iterates(solver: Solver, problem: Linear, row: int, k: int) -> list[np.ndarray]:
+    """X_1, ..., X_k of one row by the statements above."""
+    one = problem.rows([row])
+
+    def function(z: np.ndarray) -> np.ndarray:
+        return one(torch.from_numpy(z)[None])[0].numpy()
+
+    start = problem.start[row].numpy()
+    if isinstance(solver, Broyden):
+        return [published_broyden(function, start, j) for j in range(1, k + 1)]
+    if isinstance(solver, Anderson):
+        return [published_anderson(function, start, j, solver.ridge, solver.memory) for j in range(1, k + 1)]
+    iterates = [start]
+    for _ in range(k):
+        iterates.append(function(iterates[-1]))
+    return iterates[1:]
+
+
+@each_stop
+@pytest.mark.parametrize("solver", [Picard(), Anderson(), Broyden()], ids=["picard", "anderson", "broyden"])
+def test_k_steps_return_the_best_of_the_published_iterates(solver, stop):
+    problem = Tanh(2, 4, 9, contraction=2.5)
+    choices = set()
+    for k in range(1, 15):
+        counted = Counted(problem)
+        solution = replace(solver, max_steps=k, stop=stop, iterate="best").solve(counted, problem.start)
+        assert len(counted.pairs) == k + 1
+        for row in range(4):
+            one = problem.rows([row])
+            residuals = []
+            iterates = published_iterates(solver, problem, row, k)
+            for point in iterates:
+                image = one(torch.from_numpy(point)[None])[0].numpy()
+                size = np.linalg.norm(image) if stop == "relative" else 1.0
+                residuals.append(np.linalg.norm(image - point) / size)
+            best = int(np.argmin(residuals))
+            np.testing.assert_allclose(solution.value[row].numpy(), iterates[best], rtol=0, atol=1e-6)
+            assert solution.residual[row].item() == pytest.approx(residuals[best], rel=1e-4, abs=1e-7)
+            choices.add((k, best + 1))
+    assert (1, 1) in choices
+    assert any(best < k for k, best in choices)
+
+
+def test_one_step_of_broyden_is_no_constant():
+    for solver in (Broyden(max_steps=1), Picard(max_steps=1, iterate="best"), Anderson(max_steps=1, iterate="best")):
+        solution = solver.solve(lambda z: 0.5 * z + 1, torch.zeros(1, 1))
+        assert solution.value.tolist() == [[1.0]]
+        assert solution.residual.tolist() == pytest.approx([1 / 3])
+        assert solution.steps.tolist() == [2]
+
+
+@each_solver
+def test_a_row_whose_first_evaluation_is_not_finite_has_no_value(solver):
+    solution = replace(solver, max_steps=3).solve(
+        lambda z: torch.where(z > 0, torch.nan, z / 2 + 1), torch.tensor([[1.0], [-8.0]])
+    )
+    assert solution.diverged.tolist() == [True, solution.diverged[1].item()]
+    assert solution.value[0].isnan()
 
 
 @pytest.mark.parametrize("solver", [Picard(), Anderson(ridge=10.0), Broyden()], ids=["picard", "anderson", "broyden"])
@@ -481,10 +544,9 @@ def test_a_diverging_row_is_reported_and_harms_no_other(solver, kind, tolerance)
     else:  # the best iterate and its own residual
         assert batch.value[2].isfinite().all()
         assert batch.residual[2].isfinite()
-    if kind != "blow-up" and solver.iterate == "last":
+    if kind != "blow-up":
         assert batch.steps[2] == 1
-    elif kind != "blow-up":
-        assert torch.equal(batch.value[2], problem.start[2])  # nothing better was evaluated
+        assert not batch.value[2].isfinite().all()
 
 
 @each_solver

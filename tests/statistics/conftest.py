@@ -26,6 +26,8 @@ def make_votes() -> Callable[..., Votes]:
             nfe_audit=12000,
             residual=0.01,
             seconds=1.5,
+            sigma=0.5,
+            noise_error=0.0,
         )
         return votes._replace(**changes)
 

@@ -23,7 +23,7 @@ def test_standard_votes_use_all_of_alpha_whatever_the_audit_rule(standard_votes)
         rule = CertificationRule(alpha=0.01, alpha_audit=0.009, audit=audit)
         expected = beta.ppf(0.01, 950, 51)
         assert rule.p_a_lower(standard_votes) == pytest.approx(expected, rel=1e-12)
-        assert rule.certify(standard_votes, 0.5).sound
+        assert rule.certify(standard_votes).sound
 
 
 @pytest.mark.parametrize(
@@ -34,36 +34,36 @@ def test_audited_votes_share_alpha(make_votes, audit, effective_count, alpha_aud
     rule = CertificationRule(alpha=0.01, alpha_audit=alpha_audit, audit=audit)
     n_eff = effective_count(950, 400, 2, share)
     assert rule.p_a_lower(make_votes()) == float(clopper_pearson_lower(n_eff, 1000, 0.01 - share))
-    assert rule.certify(make_votes(), 0.5).sound
+    assert rule.certify(make_votes()).sound
 
 
 def test_votes_that_were_stopped_use_the_bound_that_holds_wherever_sampling_stops(standard_votes):
     rule = CertificationRule(alpha=0.01)
     votes = standard_votes._replace(anytime=True)
     assert rule.p_a_lower(votes) == float(anytime_lower(950, 1000, 0.01)) < rule.p_a_lower(standard_votes)
-    assert rule.p_a_lower(votes, 0.125) == rule.p_a_lower(votes) - 0.125
-    assert rule.certify(votes, 0.5).sound
+    assert rule.p_a_lower(votes._replace(noise_error=0.125)) == rule.p_a_lower(votes) - 0.125
+    assert rule.certify(votes).sound
 
 
 def test_votes_of_a_sequential_audit_use_the_bound_that_holds_wherever_it_stops(make_votes):
     rule, votes = CertificationRule(alpha=0.01, alpha_audit=0.002), make_votes(anytime=True)
     n_eff = anytime_effective_count(950, 400, 2, 0.002)
     assert rule.p_a_lower(votes) == float(clopper_pearson_lower(n_eff, 1000, 0.008)) < rule.p_a_lower(make_votes())
-    assert rule.certify(votes, 0.5).sound
+    assert rule.certify(votes).sound
     for audit in ("binomial", "published"):
         with pytest.raises(DataError, match=f"anytime = True: expected false for the {audit} rule"):
-            CertificationRule(audit=audit).certify(votes, 0.5)
+            CertificationRule(audit=audit).certify(votes)
 
 
 def test_published_rule_is_marked_unsound(make_votes):
-    certificate = CertificationRule(alpha=0.01, audit="published").certify(make_votes(), 0.5)
+    certificate = CertificationRule(alpha=0.01, audit="published").certify(make_votes())
     assert certificate.p_a_lower == float(published_p_a_lower(950, 1000, 400, 2, 0.01))
     assert not certificate.sound
 
 
 def test_certificate_of_audited_votes(make_votes):
     rule = CertificationRule()
-    certificate = rule.certify(make_votes(), 0.25)
+    certificate = rule.certify(make_votes(sigma=0.25))
     p_a_lower = rule.p_a_lower(make_votes())
     assert certificate == Certificate(7, 1, 1, 0.25 * norm.ppf(p_a_lower), p_a_lower, True)
     assert certificate.correct
@@ -71,7 +71,7 @@ def test_certificate_of_audited_votes(make_votes):
 
 
 def test_a_confident_wrong_class_is_not_correct(make_votes):
-    certificate = CertificationRule().certify(make_votes(label=0), 0.25)
+    certificate = CertificationRule().certify(make_votes(label=0, sigma=0.25))
     assert certificate.prediction == 1
     assert certificate.radius > 0
     assert not certificate.correct
@@ -82,7 +82,7 @@ def test_a_confident_wrong_class_is_not_correct(make_votes):
     "changes", [{"audited": 0, "mismatches": 0}, {"estimation": (470, 500, 30)}, {"mismatches": 400}]
 )
 def test_abstention(make_votes, audit, changes):
-    certificate = CertificationRule(audit=audit).certify(make_votes(**changes), 0.25)
+    certificate = CertificationRule(audit=audit).certify(make_votes(**changes))
     assert (certificate.prediction, certificate.radius) == (-1, 0.0)
     assert certificate.p_a_lower <= 0.5
     assert not certificate.correct
@@ -90,15 +90,15 @@ def test_abstention(make_votes, audit, changes):
 
 def test_auditing_costs_radius_and_mismatches_cost_more(make_votes, standard_votes):
     rule = CertificationRule()
-    radii = [rule.certify(standard_votes, 0.5).radius]
-    radii += [rule.certify(make_votes(mismatches=m), 0.5).radius for m in (0, 1, 5, 50)]
+    radii = [rule.certify(standard_votes).radius]
+    radii += [rule.certify(make_votes(mismatches=m)).radius for m in (0, 1, 5, 50)]
     assert radii == sorted(radii, reverse=True)
     assert len(set(radii)) == len(radii)
 
 
 def test_sigma_must_be_positive(standard_votes):
     with pytest.raises(SettingError, match=r"sigma = 0\.0"):
-        CertificationRule().certify(standard_votes, 0.0)
+        CertificationRule().certify(standard_votes._replace(sigma=0.0))
 
 
 @pytest.mark.parametrize(

@@ -77,22 +77,20 @@ def test_error_names_the_bad_argument(noise, pixels, named):
 def test_every_rule_subtracts_the_error(make_votes, standard_votes, audit, audited):
     rule, votes = CertificationRule(audit=audit), make_votes() if audited else standard_votes
     without = rule.p_a_lower(votes)
-    assert rule.p_a_lower(votes, 0.0) == without
-    assert rule.p_a_lower(votes, 0.125) == without - 0.125
-    assert rule.p_a_lower(votes, 0.999) == 0.0
-    assert rule.certify(votes, 0.5, 0.0) == rule.certify(votes, 0.5)
+    assert rule.p_a_lower(votes._replace(noise_error=0.125)) == without - 0.125
+    assert rule.p_a_lower(votes._replace(noise_error=0.999)) == 0.0
 
 
 def test_the_error_costs_radius_and_then_the_certificate(standard_votes):
     rule = CertificationRule()
-    certificate = rule.certify(standard_votes, 0.5, noise_error=0.125)
+    certificate = rule.certify(standard_votes._replace(noise_error=0.125))
     assert certificate.p_a_lower == rule.p_a_lower(standard_votes) - 0.125
-    assert 0 < certificate.radius < rule.certify(standard_votes, 0.5).radius
-    abstention = rule.certify(standard_votes, 0.5, noise_error=0.5)
+    assert 0 < certificate.radius < rule.certify(standard_votes).radius
+    abstention = rule.certify(standard_votes._replace(noise_error=0.5))
     assert (abstention.prediction, abstention.radius) == (-1, 0.0)
 
 
 @pytest.mark.parametrize("error", [-1e-9, 1.0, math.nan, math.inf])
 def test_rule_names_a_bad_error(standard_votes, error):
     with pytest.raises(SettingError, match=r"noise_error = .*: must be in \[0, 1\)"):
-        CertificationRule().certify(standard_votes, 0.5, error)
+        CertificationRule().certify(standard_votes._replace(noise_error=error))

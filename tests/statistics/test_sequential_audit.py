@@ -92,7 +92,7 @@ def test_certificates_of_audits_that_the_rule_ends_are_false_at_most_with_alpha(
     assert len(np.unique(looks)) >= 2
     lower = claims(anytime_effective_count, *FEW)[looks - 1, mismatches]
     assert (lower > p).mean() <= at_most(ALPHA)
-    whole = Votes(0, 0, 1, n, (1, 0), (n_a, 0), 10 * ends[0][0], ends[0][1], 0, 0, 0.0, 0.0, anytime=True)
+    whole = Votes(0, 0, 1, n, (1, 0), (n_a, 0), 10 * ends[0][0], ends[0][1], 0, 0, 0.0, 0.0, 0.5, 0.0, anytime=True)
     assert CertificationRule(ALPHA, ALPHA_AUDIT).p_a_lower(whole) == lower[0]
 
 

@@ -65,6 +65,12 @@ def test_consistent_votes_pass(make_votes, standard_votes):
         ("seconds", {"seconds": -1.0}),
         ("seconds", {"seconds": math.nan}),
         ("seconds", {"seconds": math.inf}),
+        ("sigma", {"sigma": 0.0}),
+        ("sigma", {"sigma": math.inf}),
+        ("sigma", {"sigma": "0.5"}),
+        ("noise_error", {"noise_error": -1e-9}),
+        ("noise_error", {"noise_error": 1.0}),
+        ("noise_error", {"noise_error": math.nan}),
         ("anytime", {"anytime": 1}),
     ],
 )
@@ -97,6 +103,8 @@ def arbitrary_votes(draw: st.DrawFn) -> Votes:
         nfe_audit=draw(st.integers(0, 10**9)) if audited else 0,
         residual=draw(st.floats(0, 1e6)),
         seconds=draw(st.floats(0, 1e6)),
+        sigma=draw(st.floats(1e-6, 100)),
+        noise_error=draw(st.floats(0, 0.5)),
         anytime=draw(st.booleans()),
     )
 

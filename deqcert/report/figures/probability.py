@@ -54,7 +54,7 @@ def plot_projections(run: Run, budgets: Sequence[tuple[int, float]]) -> Figure:
     if run.votes is None or run.sigma is None:
         raise DataError(f"{run.name}: has no votes to project from")
     projections = {
-        f"projected: n = {_grouped(n)}, α = {alpha:g}": projected_certificates(run.votes, run.sigma, n, alpha)
+        f"projected: n = {_grouped(n)}, α = {alpha:g}": projected_certificates(run.votes, n, alpha)
         for n, alpha in budgets
     }
     largest = max(each.radius for each in (*run.examples, *(p for many in projections.values() for p in many)))
