@@ -113,6 +113,18 @@ def test_truncated_image_is_refused_by_name(make, image_folder, name, workers):
         list(make(num_workers=workers).test_dataloader())
 
 
+@pytest.mark.parametrize("stage", ["fit", "test", "predict"])
+def test_both_splits_must_number_the_same_classes(make, image_folder, stage):
+    make().setup(stage)
+    # In val "ant" is class 1 now, and in train class 0.
+    (image_folder / "val" / "bee").rename(image_folder / "val" / "0_bee")
+    with pytest.raises(DataError, match=r"val: has the class folder '0_bee', but .*train has not; both must have the"):
+        make().setup(stage)
+    (image_folder / "train").rename(image_folder / "elsewhere")
+    if stage == "predict":
+        make().setup(stage)  # there is nothing to compare with
+
+
 def test_number_of_classes_must_match(make):
     with pytest.raises(DataError, match="2 class folders, but num_classes = 1000"):
         make(num_classes=1000).setup("predict")
