@@ -34,6 +34,9 @@ Schedule = Literal["cosine", "constant"]
 
 _SPECTRAL_RADIUS_IMAGES = 16
 
+_SHAPE = {"num_classes": "num_classes", "image_size": "image_size", "image_channels": "channels"}
+"""Attributes of a network and of a data module that must be equal."""
+
 
 class DEQClassifier(LightningModule):
     """Trains a classifier under noise; a DEQ first unrolled, then implicitly.
@@ -112,21 +115,29 @@ class DEQClassifier(LightningModule):
         return logits
 
     def setup(self, stage: str) -> None:
-        """Refuse data of another shape than the network's, where both tell theirs; before training, take ``weights``.
+        """Refuse data that do not fit the network; before training, take ``weights``.
 
         Raises:
             SettingError: If the shapes differ, naming both settings.
             CheckpointError: If ``weights`` cannot be read, are of another architecture or not finite.
         """
-        for field in ("num_classes", "image_size"):
-            ours = getattr(self.network, field, None)
-            theirs = getattr(getattr(self.trainer, "datamodule", None), field, None)
-            if ours is not None and theirs is not None:
-                require(ours == theirs, f"model.network.{field}", ours, f"must be {theirs}, as data.{field}")
+        self.demand_fitting(getattr(self.trainer, "datamodule", None))
         if stage == "fit" and self.weights is not None:
             given = read_checkpoint(self.weights, "model.weights")["state_dict"]
             demand_usable_weights(self.state_dict(), given, "model.weights")
             self.load_state_dict(given)
+
+    def demand_fitting(self, data: object) -> None:
+        """Refuse data of another shape than the network's, where both tell theirs.
+
+        Raises:
+            SettingError: If the number of classes, the size of the images or their channels differ, naming both
+                settings. Grey images would pass through a network for color by broadcasting.
+        """
+        for ours, theirs in _SHAPE.items():
+            expected, found = getattr(self.network, ours, None), getattr(data, theirs, None)
+            if expected is not None and found is not None:
+                require(expected == found, f"model.network.{ours}", expected, f"must be {found}, as data.{theirs}")
 
     def configure_callbacks(self) -> list[Callback]:
         """Return the guard against steps that are not finite, and what SIGTERM does."""

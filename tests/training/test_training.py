@@ -11,10 +11,10 @@ from digits_runs import ADAM, SOLVER, fit, model
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from deqcert.data import Digits
+from deqcert.data import CIFAR10, Digits
 from deqcert.errors import CheckpointError, SettingError
 from deqcert.implicit import ImplicitAdjoint, OneStep, Unrolled
-from deqcert.models import CifarResNet
+from deqcert.models import MDEQ, CifarResNet, ResNet50
 from deqcert.solvers import Broyden
 from deqcert.training import (
     CATRS,
@@ -380,3 +380,19 @@ def test_metrics_of_several_processes_are_those_of_one(count):
     assert alone["val/accuracy"] * count == pytest.approx(round(alone["val/accuracy"] * count))
     assert together == pytest.approx(alone, rel=1e-5)
     assert other_radius == pytest.approx(radius, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("network", "field"),
+    [
+        (CifarResNet(depth=8, image_channels=1, mean=(0.3,), std=(0.4,)), "image_channels = 1: must be 3, as data.ch"),
+        (CifarResNet(depth=8, num_classes=11), "num_classes = 11: must be 10, as data.num_classes"),
+        (CifarResNet(depth=8, image_size=8), "image_size = 8: must be 32, as data.image_size"),
+        (MDEQ(num_classes=10, image_channels=1, mean=(0.3,), std=(0.4,)), "image_channels = 1: must be 3"),
+        (ResNet50(), "num_classes = 1000: must be 10"),
+    ],
+)
+def test_data_that_do_not_fit_the_network_are_refused(network, field):
+    with pytest.raises(SettingError, match=f"model.network.{field}"):
+        DEQClassifier(network).demand_fitting(CIFAR10())
+    DEQClassifier(CifarResNet(depth=8)).demand_fitting(CIFAR10())
