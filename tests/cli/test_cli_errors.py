@@ -87,9 +87,10 @@ def test_bad_setting(bad: str, field: str, tmp_path: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize("verb", ["certify", "validate", "anchor"])
 def test_a_network_for_color_is_refused_on_grey_images(
-    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By broadcasting it would classify them."""
+    monkeypatch.chdir(tmp_path)
     color = [f"--model.network.{field}" for field in ("image_channels=3", "mean=[.3,.3,.3]", "std=[.4,.4,.4]")]
     command = arguments(tmp_path / "ledger", *color)
     if verb == "validate":
