@@ -171,6 +171,7 @@ class CertifiedRadius(CertificationCallback):
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "checkpoint_sha256": file_digest(trainer.ckpt_path) if trainer.ckpt_path else None,
             "votes_sha256": votes_digest(votes),
+            "classes": list(self._run.examples.classes),
             "scipy": version("scipy"),
             "files": {path.name: file_digest(path) for path in (directory / name for name in _FILES) if path.exists()},
             **self._run.identity,

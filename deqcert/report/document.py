@@ -160,7 +160,9 @@ class Report:
         if per_class:
             sections += [
                 Section(
-                    f"classes_{_slug(run.name)}", f"{run.name} by true class", class_table(run.examples, self.radii)
+                    f"classes_{_slug(run.name)}",
+                    f"{run.name} by true class",
+                    class_table(run.examples, self.radii, run.classes),
                 )
                 for run in self.runs
             ]

@@ -32,6 +32,7 @@ class Run(NamedTuple):
         seconds: Time spent on each image, by index.
         alpha: Error probability of a certificate; None for a table, which does not tell.
         sigma: Standard deviation of the noise, in pixels of [0, 1]; None for a table.
+        classes: Names of the classes by label; empty where they are not known.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Run(NamedTuple):
     seconds: Mapping[int, float]
     alpha: float | None
     sigma: float | None
+    classes: tuple[str, ...] = ()
 
     @property
     def sound(self) -> bool:
@@ -129,6 +131,7 @@ def read_runs(
             seconds={vote.index: vote.seconds for vote in votes},
             alpha=level,
             sigma=sigma,
+            classes=tuple(map(str, settings.get("classes", ()))),
         )
         for named, audit in rules
     ]

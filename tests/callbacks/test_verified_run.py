@@ -86,7 +86,9 @@ def test_an_untouched_run_follows_from_its_votes(finished):
     assert verification.images == 4
     votes = Ledger(finished, stored_identity(finished)).refresh()
     assert verification.votes_sha256 == votes_digest(votes)
-    certificates = json.loads((finished / "certificates.json").read_text())["examples"]
+    report = json.loads((finished / "certificates.json").read_text())
+    assert report["settings"]["classes"] == list("0123456789")
+    certificates = report["examples"]
     assert any(example["radius"] > 0 for example in certificates)
     assert any(example["mismatches"] > 0 for example in certificates)
 
