@@ -58,6 +58,11 @@ class Run(NamedTuple):
         """The examples by their indices."""
         return {example.index: example for example in self.examples}
 
+    @property
+    def images(self) -> frozenset[tuple[int, int]]:
+        """Index and label of each image. Runs that differ here are not of the same images."""
+        return frozenset((example.index, example.label) for example in self.examples)
+
     def restricted(self, indices: Collection[int]) -> Run:
         """Return the run on some of its images.
 
