@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torchmetrics import MetricCollection
 
 from deqcert.callbacks.board import CertificationBoard
+from deqcert.callbacks.cost import RunningCost
 from deqcert.certification.hooks import CertificationCallback, CertificationRun
 from deqcert.errors import require
 from deqcert.files import file_digest
@@ -89,6 +90,7 @@ class CertifiedRadius(CertificationCallback):
                 "abstention": AbstentionRate(sync_on_compute=False),
             }
         )
+        self._cost = RunningCost()
         self._certificates: list[Certificate] = []
         for votes in run.done:
             self._certify(votes)
@@ -100,29 +102,29 @@ class CertifiedRadius(CertificationCallback):
         self._certify(votes)
         if not trainer.is_global_zero:
             return
-        metrics = self.running_metrics(votes)
+        metrics = self.running_metrics()
         trainer.progress_bar_metrics.update(metrics)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=len(self._certificates))
         self._board.update(self._certificates)
 
-    def running_metrics(self, newest: Votes) -> dict[str, float]:
-        """Return the metrics over all images so far and the cost of the ``newest``."""
+    def running_metrics(self) -> dict[str, float]:
+        """Return the metrics over all images so far, the cost per image or noisy sample included."""
         values = self._metrics.compute()
-        samples = newest.n0 + newest.n
+        fast, audit = self._cost.evaluations
         metrics = {
             "certify/acr": float(values["acr"]),
             "certify/abstention": float(values["abstention"]),
-            "certify_cost/nfe_per_sample_fast": newest.nfe_fast / samples,
-            "certify_cost/nfe_per_sample_audit": newest.nfe_audit / samples,
-            "certify_cost/seconds_per_image": newest.seconds,
+            "certify_cost/nfe_per_sample_fast": fast,
+            "certify_cost/nfe_per_sample_audit": audit,
+            "certify_cost/seconds_per_image": self._cost.seconds,
         }
         for radius, accuracy in zip(self._radii, values["accuracy"].reshape(-1).tolist(), strict=True):
             metrics[f"certify_accuracy/at_{radius:g}"] = accuracy
-        if math.isfinite(newest.residual):
-            metrics["certify_cost/residual"] = newest.residual
-        if newest.audited:
-            metrics["certify_cost/mismatch_rate"] = newest.mismatches / newest.audited
+        if math.isfinite(self._cost.residual):
+            metrics["certify_cost/residual"] = self._cost.residual
+        if self._cost.mismatch_rate is not None:
+            metrics["certify_cost/mismatch_rate"] = self._cost.mismatch_rate
         return metrics
 
     def on_certify_end(self, trainer: Trainer, module: LightningModule, votes: Sequence[Votes]) -> None:
@@ -153,6 +155,7 @@ class CertifiedRadius(CertificationCallback):
     def _certify(self, votes: Votes) -> None:
         certificate = self.rule.certify(votes)
         self._certificates.append(certificate)
+        self._cost.add(votes)
         self._metrics.update(
             prediction=torch.tensor([certificate.prediction]),
             radius=torch.tensor([certificate.radius], dtype=torch.float64),
@@ -170,6 +173,7 @@ class CertifiedRadius(CertificationCallback):
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "checkpoint_sha256": file_digest(trainer.ckpt_path) if trainer.ckpt_path else None,
             "votes_sha256": votes_digest(votes),
+            "classes": list(self._run.examples.classes),
             "scipy": version("scipy"),
             "files": {path.name: file_digest(path) for path in (directory / name for name in _FILES) if path.exists()},
             **self._run.identity,

@@ -7,15 +7,22 @@ from collections.abc import Sequence
 from lightning.pytorch import LightningModule, Trainer
 from tqdm import tqdm
 
+from deqcert.callbacks.cost import RunningCost
 from deqcert.certification.hooks import CertificationCallback, CertificationRun
 from deqcert.statistics import Votes
 
 
 class CertificationProgress(CertificationCallback):
-    """Shows images done, images/s, time left, running ACR and cell evaluations per sample on rank 0."""
+    """Shows images done, images/s, time left, and over all images so far ACR and cell evaluations per noisy sample.
+
+    The evaluations include the audit, as in the tables. Only rank 0 shows anything.
+    """
 
     def on_certify_start(self, trainer: Trainer, module: LightningModule, run: CertificationRun) -> None:
         """Open the bar at what the ledger holds."""
+        self._cost = RunningCost()
+        for votes in run.done:
+            self._cost.add(votes)
         self._bar = tqdm(
             desc="certify",
             total=run.total,
@@ -27,8 +34,8 @@ class CertificationProgress(CertificationCallback):
 
     def on_certify_example_end(self, trainer: Trainer, module: LightningModule, votes: Votes) -> None:
         """Advance by one image."""
-        evaluations = (votes.nfe_fast + votes.nfe_audit) / (votes.n0 + votes.n)
-        shown = {"NFE/sample": f"{evaluations:.1f}"}
+        self._cost.add(votes)
+        shown = {"NFE/sample": f"{sum(self._cost.evaluations):.1f}"}
         if (acr := trainer.progress_bar_metrics.get("certify/acr")) is not None:
             shown = {"ACR": f"{acr:.3f}", **shown}
         self._bar.set_postfix(shown, refresh=False)

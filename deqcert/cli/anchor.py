@@ -47,6 +47,7 @@ def run_anchor(args: Sequence[str]) -> int:
     network, sigma = built.model.network, built.model.sigma
     if not isinstance(network, MDEQ):
         raise SettingError("model.network", type(network).__name__, "must be an MDEQ")
+    built.model.demand_fitting(built.datamodule)
     _load(network, given, (_MIXING,) if parsed.keep_start else (_START, _MIXING))
     if parsed.keep_start and network.start_sigma not in (None, sigma):
         raise CheckpointError(f"source: its start is for sigma = {network.start_sigma}, not for {sigma}")

@@ -11,10 +11,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from deqcert.cli.certified_model import CertifiedModel, certified_model
+from deqcert.cli.verify import print_verification
 from deqcert.errors import require_count
 from deqcert.files import write_atomically
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint, OneStep
-from deqcert.report import automatic_radii, format_text
+from deqcert.report import automatic_radii, format_text, verify_run
 from deqcert.robustness import (
     Campaign,
     CampaignSummary,
@@ -33,19 +34,23 @@ _GRADIENTS: dict[str, GradientEstimator] = {"implicit": ImplicitAdjoint(), "one_
 
 
 def run_attack(args: Sequence[str]) -> int:
-    """Attack the certificates of a run, print what was found and write ``attack.json`` beside them.
+    """Verify a run, attack its certificates, print what was found and write ``attack.json`` beside them.
 
     Args:
         args: Arguments after the verb.
 
     Returns:
-        1 if a sound certificate is refuted, otherwise 0.
+        1 if a file of the run does not follow from its votes, in which case nothing is attacked, or if a sound
+        certificate is refuted; otherwise 0.
     """
     parsed, overrides = _parser().parse_known_args(list(args))
     require_count("images", parsed.images, minimum=1)
     attack = SmoothedAttack(parsed.steps, parsed.samples, parsed.restarts, _GRADIENTS[parsed.gradient], parsed.seed)
     radii = (0.0,) if parsed.radii is None else tuple(parsed.radii)
     campaign = Campaign(attack, radii, tuple(parsed.factors), parsed.n, parsed.alpha_attack)
+    if not _follows(parsed.run):
+        print(f"{parsed.run}: not attacked, since that would say nothing about these files")
+        return 1
     model = certified_model(parsed.run, parsed.device, overrides)
     if parsed.radii is None:
         campaign = dataclasses.replace(campaign, radii=_reported_radii(model))
@@ -55,6 +60,10 @@ def run_attack(args: Sequence[str]) -> int:
 
     path = Path(parsed.run) / "attack.json"
     write_atomically(path, _document(parsed, campaign, model, summary, outcomes))
+    print(
+        f"attacked: the votes in the ledger (sha256 {model.votes_sha256}), certified again at alpha = "
+        f"{model.rule.alpha:g}, audit rule {model.rule.audit}"
+    )
     print(format_text(campaign_table(summary)))
     print(
         f"{summary.images} images of {parsed.run} ({model.smoothing.label_for(model.classifier)}), "
@@ -71,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="deqcert attack",
         description="Attack the smoothed classifier of a run by projected gradient descent inside and outside of the "
         "certified radii, and test each point that was found on fresh noise. Prints empirical robust accuracy beside "
-        "certified accuracy, writes RUN/attack.json, and ends with code 1 if a sound certificate is refuted.",
+        "certified accuracy, writes RUN/attack.json, and ends with code 1 if a sound certificate is refuted. Begins "
+        "with deqcert verify: a run whose files do not follow from its votes is not attacked and ends with code 1 too.",
         epilog="Model, data and smoothing are built from RUN/certify.yaml, whose relative paths are relative to the "
         "working directory; further arguments, written with =, are those of deqcert certify and replace what it says, "
         "e.g. --ckpt_path=FILE or --data.root=DIR. Other weights or data than the certified ones are refused.",
@@ -111,6 +121,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=search.seed, help="seed of attack and fresh noise (%(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: that of the run")
     return parser
+
+
+def _follows(run: str) -> bool:
+    """Verify a run, unless it has not finished; return whether nothing was found that contradicts its votes."""
+    if (Path(run) / "certificates.json").exists():
+        return print_verification(run, verify_run(run)) != 1
+    print(f"{run}: has no certificates.json to verify; the votes that its ledger has so far are attacked")
+    return True
 
 
 def _reported_radii(model: CertifiedModel) -> tuple[float, ...]:
@@ -153,6 +171,7 @@ def _document(
         "seed": campaign.attack.seed,
         "device": model.device.type,
         "version": __version__,
+        "votes_sha256": model.votes_sha256,
         "certificate": dataclasses.asdict(model.rule),
     }
     records = summary._asdict() | {"radii": [row._asdict() for row in summary.radii]}

@@ -15,9 +15,9 @@ from deqcert.certification.identity import run_identity
 from deqcert.cli.trainer_verbs import instantiate
 from deqcert.data import CertificationSet
 from deqcert.errors import DataError, LedgerError, require
-from deqcert.ledger import Ledger, identity_differences, stored_identity
+from deqcert.ledger import Ledger, identity_differences, stored_identity, votes_digest
 from deqcert.smoothing import Smoothing
-from deqcert.statistics import Certificate, CertificationRule
+from deqcert.statistics import Certificate, CertificationRule, Votes
 from deqcert.training.checkpoints import demand_usable_weights, read_checkpoint
 
 _ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
@@ -33,6 +33,7 @@ class CertifiedModel(NamedTuple):
         radii: Where its report gives certified accuracy; None leaves the choice to the report.
         examples: Its images.
         certificates: Derived from the votes in its ledger, sorted by index.
+        votes_sha256: Digest of these votes.
         identity: What its ledger says of it.
         device: Where the classifier is.
         precision_context: Within it the classifier computes in the precision of the run.
@@ -44,6 +45,7 @@ class CertifiedModel(NamedTuple):
     radii: list[float] | None
     examples: CertificationSet
     certificates: list[Certificate]
+    votes_sha256: str
     identity: dict[str, Any]
     device: torch.device
     precision_context: AbstractContextManager[Any]
@@ -93,8 +95,8 @@ def certified_model(directory: str | Path, device: str | None = None, overrides:
     if differences:
         raise LedgerError(f"{directory}: was certified with another model, data or settings ({'; '.join(differences)})")
     rule = chosen["certificate"].rule
-    certificates = _certificates(directory, identity, rule)
-    missing = {certificate.index for certificate in certificates} - set(examples.indices)
+    votes = _votes(directory, identity)
+    missing = {vote.index for vote in votes} - set(examples.indices)
     if missing:
         raise DataError(f"{directory}: image {min(missing)} has votes but is not among the selected images")
     return CertifiedModel(
@@ -103,20 +105,21 @@ def certified_model(directory: str | Path, device: str | None = None, overrides:
         rule,
         chosen["certificate"].radii,
         examples,
-        certificates,
+        [rule.certify(vote) for vote in votes],
+        votes_digest(votes),
         identity,
         root,
         cli.trainer.precision_plugin.predict_step_context(),
     )
 
 
-def _certificates(directory: Path, identity: dict[str, Any], rule: CertificationRule) -> list[Certificate]:
+def _votes(directory: Path, identity: dict[str, Any]) -> list[Votes]:
     ledger = Ledger(directory, identity)
     ledger.refresh()
     votes = ledger.contents.votes
     if not votes:
         raise DataError(f"{directory}: its ledger has no image yet")
-    return [rule.certify(votes[index]) for index in sorted(votes)]
+    return [votes[index] for index in sorted(votes)]
 
 
 def _decisive(identity: dict[str, Any]) -> dict[str, Any]:

@@ -28,8 +28,9 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments; None takes those of the process.
 
     Returns:
-        Exit code: 0; 1 if ``verify`` or ``attack`` has found something; 2 for an error that the user can mend; 141 if
-        nobody reads the output any more; 143 if SIGTERM has ended a run that the same command resumes.
+        Exit code: 0; 1 if ``verify`` or ``attack`` has found something; 2 for an error that the user can mend; 3 if
+        ``verify`` does not know a rule of a run; 141 if nobody reads the output any more; 143 if SIGTERM has ended a
+        run that the same command resumes.
     """
     try:
         code = _run(args)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
-from deqcert.report import Report, Run, common_images, read_residuals, read_runs, report_radii
+from deqcert.report import Report, ResidualCurves, Run, common_images, read_residuals, read_runs, report_radii
 from deqcert.statistics import AuditRule
 
 
@@ -22,28 +23,38 @@ def run_report(args: Sequence[str]) -> int:
         0.
     """
     parsed = _parser().parse_args(list(args))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
+    with _warnings_printed():
         runs = _runs(parsed)
-        residuals = {Path(path).parent.name or path: read_residuals(path) for path in parsed.convergence}
-    for warning in caught:
-        print(f"warning: {warning.message}")
-    if parsed.common:
-        runs = common_images(runs)
-    report = Report(
-        runs,
-        parsed.radii or report_radii(runs),
-        rho=parsed.rho,
-        per_class=parsed.per_class,
-        paired=parsed.compare,
-        residuals=residuals,
-        projected=parsed.project_n,
-    )
+        if parsed.common:
+            runs = common_images(runs)
+        report = Report(
+            runs,
+            parsed.radii or report_radii(runs),
+            rho=parsed.rho,
+            per_class=parsed.per_class,
+            paired=parsed.compare,
+            residuals=_residuals(parsed.convergence),
+            projected=parsed.project_n,
+        )
     print(report.text())
     if parsed.out is not None:
-        written = report.write(parsed.out)
+        with _warnings_printed():
+            written = report.write(parsed.out)
         print(f"\n{len(written)} files in {parsed.out}: {', '.join(path.name for path in written)}")
     return 0
+
+
+@contextmanager
+def _warnings_printed() -> Iterator[None]:
+    """Print each warning once, at the end."""
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            yield
+    finally:
+        for message in dict.fromkeys(str(warning.message) for warning in caught):
+            print(f"warning: {message}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,10 +119,20 @@ def _runs(parsed: argparse.Namespace) -> list[Run]:
     return runs
 
 
+def _residuals(paths: Sequence[str]) -> dict[str, ResidualCurves]:
+    """Read residuals, each named by the folder it lies in."""
+    folders = [Path(path).resolve().parent for path in paths]
+    names = [_shortest_name(folder, folders) for folder in folders]
+    return {name: read_residuals(path) for name, path in zip(names, paths, strict=True)}
+
+
 def _named(text: str) -> tuple[str, Path]:
-    """Split ``NAME=PATH``; without a name it is empty."""
-    name, equals, path = text.partition("=")
-    return (name, Path(path)) if equals and not Path(text).exists() else ("", Path(text))
+    """Split ``NAME=PATH`` at the first ``=`` after which there is such a path; without a name it is empty."""
+    if "=" not in text or Path(text).exists():
+        return "", Path(text)
+    splits = [(text[:place], text[place + 1 :]) for place, character in enumerate(text) if character == "="]
+    name, path = next((split for split in splits if split[1] and Path(split[1]).exists()), splits[-1])
+    return name, Path(path)
 
 
 def _shortest_name(path: Path, others: Sequence[Path]) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from deqcert.report import verify_run
+from deqcert.report import Verification, verify_run
 
 _SHOWN = 20
+_NOT_VERIFIED = 3
 
 
 def run_verify(args: Sequence[str]) -> int:
@@ -17,26 +18,35 @@ def run_verify(args: Sequence[str]) -> int:
         args: Arguments after the verb.
 
     Returns:
-        0 if every number of every run follows from its votes, otherwise 1.
+        0 if every number of every run follows from its votes; 1 if one does not; otherwise 3, if a rule of a run is
+        unknown, so that how its votes were taken cannot be verified.
     """
     parser = argparse.ArgumentParser(
         prog="deqcert verify",
         description="Compute every certificate, total and table of a run again from the votes in its ledger, and check "
         "its digests and settings. Needs neither model nor data.",
+        epilog="Ends with code 1 if something does not follow from the votes, with code 3 if a run uses a strategy, "
+        "audit or stopping rule that is not deqcert's: then it is not known how many votes it should have taken.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="directory of a finished run, its ledger_dir")
     parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint whose digest must be the certified one")
     parsed = parser.parse_args(list(args))
-    code = 0
-    for run in parsed.runs:
-        found = verify_run(run, parsed.ckpt_path)
-        for finding in found.findings[:_SHOWN]:
-            print(f"{run}: {finding}")
-        if len(found.findings) > _SHOWN:
-            print(f"{run}: and {len(found.findings) - _SHOWN} more")
-        if found.findings:
-            code = 1
-            print(f"{run}: does NOT follow from its votes")
-        else:
-            print(f"{run}: {found.images} images follow from their votes; votes sha256 {found.votes_sha256}")
-    return code
+    codes = {print_verification(run, verify_run(run, parsed.ckpt_path)) for run in parsed.runs}
+    return 1 if 1 in codes else max(codes)
+
+
+def print_verification(run: str, verification: Verification) -> int:
+    """Print what was found about ``run`` and return its exit code, see :func:`run_verify`."""
+    findings = verification.findings
+    for finding in findings[:_SHOWN]:
+        print(f"{run}: {finding}")
+    if len(findings) > _SHOWN:
+        print(f"{run}: and {len(findings) - _SHOWN} more")
+    for name in verification.unknown:
+        print(f"{run}: not verified: unknown rule {name}")
+    if findings:
+        print(f"{run}: does NOT follow from its votes")
+        return 1
+    claim = "have the certificates of their votes" if verification.unknown else "follow from their votes"
+    print(f"{run}: {verification.images} images {claim}; votes sha256 {verification.votes_sha256}")
+    return _NOT_VERIFIED if verification.unknown else 0

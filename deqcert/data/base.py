@@ -36,7 +36,9 @@ class ImageDataModule(LightningDataModule, ABC):
         split: Split to certify: test or train.
         skip: Certify every skip-th image of the split, >= 1.
         start: Position of the first image to certify, >= 0.
-        max_examples: Certify at most this many images, >= 1; null = no limit.
+        max_examples: Certify at most this many images, >= 1; null = no limit. They are the first ones of the selection;
+            where images are sorted by class and the last classes would be left out, that is refused: a larger skip
+            spreads as many images over the split.
 
     Raises:
         SettingError: A setting is outside of what is allowed.
@@ -202,7 +204,14 @@ class ImageDataModule(LightningDataModule, ABC):
 
         Raises:
             DataError: Nothing is left, or a label is outside of ``[0, num_classes)``.
+            SettingError: Images are sorted by class, and ``max_examples`` leaves out the last classes.
         """
         images = self._certification_split
-        positions = range(self.start, len(images), self.skip)[: self.max_examples]
-        return CertificationSet(images, positions, self.split, self.num_classes)
+        chosen = range(self.start, len(images), self.skip)[: self.max_examples]
+        if chosen and bool((images.labels.diff() >= 0).all()):
+            skip = -(-(len(images) - self.start) // len(chosen))
+            spread = range(self.start, len(images), skip)
+            reaches = images.labels[chosen[-1]] >= images.labels[spread[-1]]
+            allowed = f"takes the first classes only, for images are sorted by class; skip = {skip} spreads them"
+            require(bool(reaches), "max_examples", self.max_examples, allowed)
+        return CertificationSet(images, chosen, self.split, self.num_classes)

@@ -12,6 +12,7 @@ import torch
 import torchvision
 from PIL import Image
 from torch import Tensor
+from torchvision.datasets.folder import find_classes
 from torchvision.transforms import v2
 
 from deqcert.data.decoding import demand_pixels, opened_image
@@ -126,6 +127,18 @@ class FolderImages(IndexedImages):
             demand_pixels(self._resize, resized, f"{file}: resized to {self._resize} pixels on its shorter side")
             colour: Image.Image = image.convert("RGB")
             return colour
+
+
+def class_folders(folder: Path) -> tuple[str, ...]:
+    """Return the names of the class folders of a split, in the order of their numbers.
+
+    Raises:
+        DataError: There is none.
+    """
+    try:
+        return tuple(find_classes(str(folder))[0])
+    except OSError as error:
+        raise DataError(f"{folder}: {error}") from error
 
 
 def _size(file: Path) -> int:

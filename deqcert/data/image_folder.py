@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deqcert.data.base import ImageDataModule, Split
-from deqcert.data.folder_images import FolderImages
+from deqcert.data.folder_images import FolderImages, class_folders
 from deqcert.errors import DataError, require
 
 _FOLDERS: dict[Split, str] = {"train": "train", "test": "val"}
@@ -16,7 +16,8 @@ class ImageFolder(ImageDataModule):
     """Images in ``root/train/<class>/*`` and ``root/val/<class>/*``; the test split is ``val``.
 
     Classes are numbered in the sorted order of their folders, images in the sorted order of their files.
-    Training images are cropped, resized and flipped at random.
+    Both splits must have the same class folders, or a label of one would be another class in the other; where only one
+    of them is there, it cannot be compared. Training images are cropped, resized and flipped at random.
 
     Args:
         root: Folder that holds train and val.
@@ -56,10 +57,23 @@ class ImageFolder(ImageDataModule):
         """List the files of one whole split, sorted.
 
         Raises:
-            DataError: The folder is missing or has another number of classes.
+            DataError: The folder is missing, has another number of classes or, if both are there, other class folders
+                than the other split.
         """
         folder = Path(self.root) / _FOLDERS[split]
         images = FolderImages(folder, self.image_size, self.resize)
         if len(images.classes) != self.num_classes:
             raise DataError(f"{folder}: has {len(images.classes)} class folders, but num_classes = {self.num_classes}")
+        for other in (Path(self.root) / name for name in _FOLDERS.values()):
+            if other.is_dir():
+                _demand_same_classes(folder, images.classes, other)
         return images
+
+
+def _demand_same_classes(folder: Path, classes: tuple[str, ...], other: Path) -> None:
+    """Refuse a split whose class folders are not those of another one: each would number its own."""
+    theirs = class_folders(other)
+    if theirs != classes:
+        odd = min(set(classes) ^ set(theirs))
+        has, lacks = (folder, other) if odd in classes else (other, folder)
+        raise DataError(f"{has}: has the class folder {odd!r}, but {lacks} has not; both must have the same ones")

@@ -59,6 +59,8 @@ class Ledger:
     def claim(self) -> Iterator[None]:
         """Create the directory and hold it: one run writes to it at a time. The lock dies with the process.
 
+        Files of another run that ended before its first measurement are removed: they would only block the directory.
+
         Raises:
             LedgerError: The directory cannot be written, or a process of another run still writes to it.
         """
@@ -81,9 +83,20 @@ class Ledger:
                     raise LedgerError(f"{named}: another run is writing to it ({file.name}); it may be about to end")
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            self._remove_empty()
             yield
         finally:
             os.close(descriptor)
+
+    def _remove_empty(self) -> None:
+        """Remove each file that holds the identity of another run and no measurement."""
+        for path in sorted(self.directory.glob(_PATTERN)):
+            lines = _read(path, 0).split(b"\n")[:-1]
+            if len(lines) != 1:
+                continue
+            with suppress(ValueError):  # refresh says what is damaged
+                if unseal(lines[0], START)[0].get("identity", self.identity) != self.identity:
+                    path.unlink()
 
     def refresh(self) -> list[Entry]:
         """Read what has been added to any file since the last call.

@@ -127,6 +127,7 @@ class MDEQ(DEQ):
 
         self.num_classes = num_classes
         self.image_size = image_size
+        self.image_channels = image_channels
         self.dropout = dropout
         resolution = image_size // 2**downsample_times
         self.shapes = tuple((c, resolution // 2**i, resolution // 2**i) for i, c in enumerate(channels))

@@ -47,6 +47,7 @@ class CifarResNet(nn.Module):
         require(image_size >= 4 and image_size % 4 == 0, "image_size", image_size, "must be a multiple of 4")
         self.num_classes = num_classes
         self.image_size = image_size
+        self.image_channels = image_channels
         _normalise_by(self, mean, std, image_channels)
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(image_channels, 16, 3, padding=1, bias=False)
@@ -95,7 +96,8 @@ class ResNet50(ResNet):  # type: ignore[misc]  # torchvision ships no type infor
         super().__init__(Bottleneck, [3, 4, 6, 3], num_classes=num_classes)
         self.num_classes = num_classes
         self.image_size = image_size
-        _normalise_by(self, mean, std, image_channels=3)
+        self.image_channels = 3
+        _normalise_by(self, mean, std, self.image_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of images ``x`` in [0, 1], shape (B, 3, H, W) to (B, classes)."""

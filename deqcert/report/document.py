@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -51,7 +52,7 @@ class Section(NamedTuple):
 
 
 class Report:
-    """Runs side by side.
+    """Runs side by side. Warns of runs that give the same image other labels.
 
     Args:
         runs: The runs, at least one, with different names.
@@ -86,6 +87,7 @@ class Report:
         for position, run in enumerate(runs):
             mine = files[position] not in files[:position]
             require(mine, "run", run.name, "must have a name of its own, as in NAME=PATH, which its files can have too")
+        _warn_of_labels(runs)
         self.runs = list(runs)
         self.radii = tuple(radii)
         self.residuals = dict(residuals or {})
@@ -136,7 +138,7 @@ class Report:
         first, *others = self.runs
         if any(summary.nfe_total is not None for summary in self.summaries.values()):
             figures["tradeoff"] = plot_tradeoff(self.summaries)
-        if others and all(run.by_index.keys() == first.by_index.keys() for run in others):
+        if others and all(run.images == first.images for run in others):
             figures["retention"] = plot_retention(first, others)
         measured = _distinct_votes(self.runs)
         if measured:
@@ -160,7 +162,9 @@ class Report:
         if per_class:
             sections += [
                 Section(
-                    f"classes_{_slug(run.name)}", f"{run.name} by true class", class_table(run.examples, self.radii)
+                    f"classes_{_slug(run.name)}",
+                    f"{run.name} by true class",
+                    class_table(run.examples, self.radii, run.classes),
                 )
                 for run in self.runs
             ]
@@ -173,7 +177,7 @@ class Report:
         images = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         alphas = sorted({alpha for alpha in self.alphas.values() if alpha is not None})
         stated = f", alpha = {' and '.join(f'{alpha:g}' for alpha in alphas)}" if alphas else ""
-        different = len({frozenset(run.by_index) for run in self.runs}) > 1
+        different = len({run.images for run in self.runs}) > 1
         return f"{images} images{', not the same in all runs' if different else ''}{stated}"
 
     def _comparison(self, first: Run, other: Run) -> Section:
@@ -224,6 +228,18 @@ def _distinct_votes(runs: Sequence[Run]) -> list[Run]:
         if run.votes is not None and all(run.votes != other.votes for other in distinct):
             distinct.append(run)
     return distinct
+
+
+def _warn_of_labels(runs: Sequence[Run]) -> None:
+    """Warn of runs whose images have the same indices, but other labels: they are of another data set."""
+    known: dict[int, tuple[int, str]] = {}
+    for run in runs:
+        for index, label in sorted(run.images):
+            theirs, name = known.setdefault(index, (label, run.name))
+            if theirs != label:
+                text = f"image {index} has label {theirs} in {name}, but {label} in {run.name}: not the same images"
+                warnings.warn(text, stacklevel=3)
+                break
 
 
 def _slug(name: str) -> str:

@@ -41,7 +41,7 @@ def format_text(table: Table) -> str:
 
     lines_of_cells = [_cells(row) for row in shown.rows]
     heading = [*shown.headings, ""]
-    names = [table.corner, *(_shortened(row.name, name_width) for row in shown.rows)]
+    names = [table.corner, *_shortened_names([row.name for row in shown.rows], name_width)]
     widths = _column_widths([heading, *lines_of_cells])
     header, *body = [
         " ".join([name.ljust(name_width), *map(str.rjust, cells, widths)]).rstrip()
@@ -132,5 +132,15 @@ def _name_room(table: Table) -> int:
     return WIDTH - sum(width + 1 for width in _column_widths(lines))
 
 
-def _shortened(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 3]}..."
+def _shortened_names(names: Sequence[str], width: int) -> list[str]:
+    """Cut names at their ends, in their middles where that makes different ones equal, or number them as well."""
+    for tail in (0, (width - 3) // 2):
+        cut = [_shortened(name, width, tail) for name in names]
+        if len(set(cut)) == len(set(names)):
+            return cut
+    return [f"{number} {_shortened(name, width - len(f'{number} '))}" for number, name in enumerate(names, start=1)]
+
+
+def _shortened(text: str, width: int, tail: int = 0) -> str:
+    """Cut a text to ``width`` characters, of which it keeps the last ``tail``."""
+    return text if len(text) <= width else f"{text[: width - 3 - tail]}...{text[len(text) - tail :]}"

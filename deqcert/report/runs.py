@@ -33,6 +33,7 @@ class Run(NamedTuple):
         seconds: Time spent on each image, by index.
         alpha: Error probability of a certificate; None for a table, which does not tell.
         sigma: Standard deviation of the noise, in pixels of [0, 1]; None for a table.
+        classes: Names of the classes by label; empty where they are not known.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Run(NamedTuple):
     seconds: Mapping[int, float]
     alpha: float | None
     sigma: float | None
+    classes: tuple[str, ...] = ()
 
     @property
     def sound(self) -> bool:
@@ -56,6 +58,11 @@ class Run(NamedTuple):
     def by_index(self) -> dict[int, CertifiedExample]:
         """The examples by their indices."""
         return {example.index: example for example in self.examples}
+
+    @property
+    def images(self) -> frozenset[tuple[int, int]]:
+        """Index and label of each image. Runs that differ here are not of the same images."""
+        return frozenset((example.index, example.label) for example in self.examples)
 
     def restricted(self, indices: Collection[int]) -> Run:
         """Return the run on some of its images.
@@ -131,6 +138,7 @@ def read_runs(
             seconds={vote.index: vote.seconds for vote in votes},
             alpha=level,
             sigma=sigma,
+            classes=tuple(map(str, settings.get("classes", ()))),
         )
         for named, audit in rules
     ]

@@ -144,12 +144,13 @@ def lower_bounds(summary: Summary, alpha: float | None, rho: float) -> list[floa
     return [max(0.0, accuracy - false) for accuracy in summary.certified_accuracy]
 
 
-def class_table(examples: Sequence[CertifiedExample], radii: Sequence[float]) -> Table:
+def class_table(examples: Sequence[CertifiedExample], radii: Sequence[float], classes: Sequence[str] = ()) -> Table:
     """Break a run down by the true class of the images.
 
     Args:
         examples: Certificates, or rows of a table.
         radii: Where to give certified accuracy.
+        classes: Names of the classes by label; a label beyond them stands for itself.
 
     Raises:
         DataError: There is no image.
@@ -166,7 +167,8 @@ def class_table(examples: Sequence[CertifiedExample], radii: Sequence[float]) ->
         _percent("abstain%", [each.abstention_rate for each in every], best=None),
         _Column("images", [each.examples for each in every], "{:.0f}".format, None),
     ]
-    return _table("class", _AT_RADIUS, grouped, further, [str(label) for label in labels], [e.sound for e in every])
+    names = [classes[label] if label < len(classes) else str(label) for label in labels]
+    return _table("class", _AT_RADIUS, grouped, further, names, [each.sound for each in every])
 
 
 def _percent(heading: str, values: Sequence[float | None], best: Callable[[Sequence[float]], float] | None) -> _Column:

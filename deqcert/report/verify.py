@@ -41,6 +41,10 @@ _STOPPINGS: dict[str, type[Stopping]] = {
     f"{kind.__module__}.{kind.__qualname__}": kind
     for kind in (AbsolutePrecision, InputSpecific, RelativePrecision, TargetRadius)
 }
+# By name: importing them would import torch.
+_STRATEGIES = tuple(
+    f"deqcert.smoothing.{name}" for name in ("anchored.Anchored", "serialized.Serialized", "standard.Standard")
+)
 
 # Of scipy's quantiles in different versions.
 _ROUNDING = 1e-9
@@ -53,11 +57,14 @@ class Verification(NamedTuple):
         images: Images whose certificates were computed again.
         votes_sha256: Digest of their votes.
         findings: What does not follow, one sentence each; empty if everything does.
+        unknown: Classes of the settings that are not deqcert's, each with its setting. Only the run itself knows what
+            numbers of noisy samples they ask for, and whether they look at votes, so that was not verified.
     """
 
     images: int
     votes_sha256: str
     findings: list[str]
+    unknown: list[str]
 
 
 def verify_run(directory: str | Path, checkpoint: str | Path | None = None) -> Verification:
@@ -83,7 +90,7 @@ def verify_run(directory: str | Path, checkpoint: str | Path | None = None) -> V
     votes = [ledger.contents.votes[index] for index in sorted(examples.keys() & ledger.contents.votes.keys())]
     digest = votes_digest(votes)
 
-    findings = []
+    findings, unknown = [], []
     if len(examples) < len(report["examples"]):
         findings.append("examples: an index comes twice or is no integer")
     findings += [f"image {index}: has a certificate but no votes" for index in examples.keys() - ledger.contents.votes]
@@ -93,6 +100,7 @@ def verify_run(directory: str | Path, checkpoint: str | Path | None = None) -> V
     if checkpoint is not None:
         findings += _checkpoint_findings(Path(checkpoint), report["settings"])
     try:
+        unknown = _unknown_classes(identity["smoothing"])
         for each in votes:
             findings += noise_findings(each, identity)
             findings += _vote_findings(each, identity["smoothing"])
@@ -102,7 +110,7 @@ def verify_run(directory: str | Path, checkpoint: str | Path | None = None) -> V
     except (DeqcertError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         # Anything may stand in settings that somebody has written by hand.
         findings.append(f"settings: cannot be used to certify anything ({error!r})")
-    return Verification(len(votes), digest, findings)
+    return Verification(len(votes), digest, findings, unknown)
 
 
 def _certificates(votes: Sequence[Votes], settings: Mapping[str, Any]) -> list[Certificate]:
@@ -171,6 +179,20 @@ def noise_findings(votes: Votes, identity: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _unknown_classes(smoothing: Mapping[str, Any]) -> list[str]:
+    """Name the classes that decide how many votes are taken, and by what, unless this module knows them."""
+    given = {"smoothing": (smoothing, _STRATEGIES)} | {
+        f"smoothing.{field}": (smoothing[field], known)
+        for field, known in (("audit", _AUDITS), ("stopping", _STOPPINGS))
+        if smoothing.get(field) is not None
+    }
+    return [
+        f"{settings['class']} ({setting})"
+        for setting, (settings, known) in given.items()
+        if settings["class"] not in known
+    ]
+
+
 def _vote_findings(votes: Votes, smoothing: Mapping[str, Any]) -> list[str]:
     """Check the votes of an image against the settings they were taken with."""
     found = [
@@ -189,7 +211,7 @@ def _vote_findings(votes: Votes, smoothing: Mapping[str, Any]) -> list[str]:
 def _audit_findings(votes: Votes, settings: Mapping[str, Any]) -> list[str]:
     """Check where the audit ended, as far as the last counts tell: earlier ones are known only without mismatches."""
     if settings["class"] not in _AUDITS:
-        return []
+        return []  # verify_run names it
     audit = _AUDITS[settings["class"]](**{key: value for key, value in settings.items() if key != "class"})
     if votes.anytime != audit.sequential:
         return [f"anytime = {votes.anytime}, but the run has audit = {settings}"]
@@ -224,7 +246,7 @@ def _stopping_findings(votes: Votes, smoothing: Mapping[str, Any]) -> list[str]:
     if votes.n > n_max or (votes.n < n_max and votes.n % batch):
         return [f"n = {votes.n}, but the run looks at its votes every {batch} copies, up to {n_max}"]
     if stopping["class"] not in _STOPPINGS:
-        return []
+        return []  # verify_run names it
     rule = _STOPPINGS[stopping["class"]](**{key: value for key, value in stopping.items() if key != "class"})
     if votes.anytime != rule.anytime:
         return [f"anytime = {votes.anytime}, but the run has stopping = {stopping}"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import hypergeom
+from scipy.stats import beta, hypergeom
 
 from deqcert.errors import is_real, require, require_count
 from deqcert.statistics.arguments import FloatArray, IntArray, checked_counts, checked_level, demand
@@ -114,9 +114,9 @@ def published_p_a_lower(
 ) -> FloatArray:
     """Bound p_A as the public code of serialized randomized smoothing does. NOT sound.
 
-    Both N_A and n are scaled by the bound on the match probability, so their ratio stays, and mismatches
-    hardly lower the result: it exceeds the true p_A far more often than ``alpha``. Only for comparing with
-    published tables.
+    Both N_A and n are scaled by the bound on the match probability and put into the Clopper-Pearson bound as the
+    fractions that this makes of them. Their ratio stays, and mismatches hardly lower the result: it exceeds the true
+    p_A far more often than ``alpha``. Only for comparing with published tables.
 
     Args:
         n_a: Copies with cheap label A, <= n.
@@ -137,8 +137,9 @@ def published_p_a_lower(
     demand(n_a <= n, "n_a", n_a, "must be <= n")
     half = checked_level("alpha", alpha) / 2
     conserve = _match_probability(audited, mismatches, half)
-    kept_a, kept = np.floor(n_a * conserve).astype(np.int64), np.floor(n * conserve).astype(np.int64)
-    return np.where(kept == 0, 0.0, clopper_pearson_lower(kept_a, np.maximum(kept, 1), half))
+    kept_a, kept = n_a * conserve, n * conserve
+    nothing = kept_a == 0  # there the beta distribution does not exist
+    return np.where(nothing, 0.0, beta.ppf(half, np.where(nothing, 1.0, kept_a), kept - kept_a + 1))
 
 
 class AuditSize(ABC):

@@ -34,6 +34,9 @@ Schedule = Literal["cosine", "constant"]
 
 _SPECTRAL_RADIUS_IMAGES = 16
 
+_SHAPE = {"num_classes": "num_classes", "image_size": "image_size", "image_channels": "channels"}
+"""Attributes of a network and of a data module that must be equal."""
+
 
 class DEQClassifier(LightningModule):
     """Trains a classifier under noise; a DEQ first unrolled, then implicitly.
@@ -104,6 +107,7 @@ class DEQClassifier(LightningModule):
         self.stream_seed = torch.initial_seed()
         self.checkpoint_sigma: float | None = None
         self._compiled: Callable[..., Any] | None = None
+        self._sums: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of images ``x``, shape (B, C, H, W) to (B, classes)."""
@@ -111,21 +115,29 @@ class DEQClassifier(LightningModule):
         return logits
 
     def setup(self, stage: str) -> None:
-        """Refuse data of another shape than the network's, where both tell theirs; before training, take ``weights``.
+        """Refuse data that do not fit the network; before training, take ``weights``.
 
         Raises:
             SettingError: If the shapes differ, naming both settings.
             CheckpointError: If ``weights`` cannot be read, are of another architecture or not finite.
         """
-        for field in ("num_classes", "image_size"):
-            ours = getattr(self.network, field, None)
-            theirs = getattr(getattr(self.trainer, "datamodule", None), field, None)
-            if ours is not None and theirs is not None:
-                require(ours == theirs, f"model.network.{field}", ours, f"must be {theirs}, as data.{field}")
+        self.demand_fitting(getattr(self.trainer, "datamodule", None))
         if stage == "fit" and self.weights is not None:
             given = read_checkpoint(self.weights, "model.weights")["state_dict"]
             demand_usable_weights(self.state_dict(), given, "model.weights")
             self.load_state_dict(given)
+
+    def demand_fitting(self, data: object) -> None:
+        """Refuse data of another shape than the network's, where both tell theirs.
+
+        Raises:
+            SettingError: If the number of classes, the size of the images or their channels differ, naming both
+                settings. Grey images would pass through a network for color by broadcasting.
+        """
+        for ours, theirs in _SHAPE.items():
+            expected, found = getattr(self.network, ours, None), getattr(data, theirs, None)
+            if expected is not None and found is not None:
+                require(expected == found, f"model.network.{ours}", expected, f"must be {found}, as data.{theirs}")
 
     def configure_callbacks(self) -> list[Callback]:
         """Return the guard against steps that are not finite, and what SIGTERM does."""
@@ -220,16 +232,31 @@ class DEQClassifier(LightningModule):
 
     # Evaluation.
 
+    def on_validation_epoch_start(self) -> None:
+        """Begin the sums of the validation."""
+        self._sums = {}
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log accuracy without and with noise and, on the first batch, the spectral radius."""
+        """Add accuracy without and with noise and, on the first batch, the spectral radius."""
         self._evaluate("val", batch, batch_idx)
         if batch_idx == 0 and isinstance(self.network, DEQ):
-            radius = _mean_spectral_radius(self.network, batch[0][:_SPECTRAL_RADIUS_IMAGES])
-            self.log("val/spectral_radius", radius, batch_size=1, sync_dist=True)
+            self._add("val/spectral_radius", _spectral_radii(self.network, batch[0][:_SPECTRAL_RADIUS_IMAGES]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over the images of all processes."""
+        self._log_means()
+
+    def on_test_epoch_start(self) -> None:
+        """Begin the sums of the test."""
+        self._sums = {}
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log accuracy without and with noise."""
+        """Add accuracy without and with noise."""
         self._evaluate("test", batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the means over the images of all processes."""
+        self._log_means()
 
     def _evaluate(self, stage: str, batch: Batch, batch_idx: int) -> None:
         images, labels, _ = batch
@@ -239,20 +266,28 @@ class DEQClassifier(LightningModule):
         noise = torch.randn(images.shape, generator=generator, device=images.device)
         clean, _ = self._classify(images)
         noisy, solution = self._classify(images + self.sigma * noise)
-        metrics = {
-            "accuracy": _accuracy(clean, labels),
-            "accuracy_under_noise": _accuracy(noisy, labels),
-            "loss_under_noise": F.cross_entropy(noisy, labels),
-        }
+        self._add(f"{stage}/accuracy", clean.argmax(dim=1) == labels)
+        self._add(f"{stage}/accuracy_under_noise", noisy.argmax(dim=1) == labels)
+        self._add(f"{stage}/loss_under_noise", F.cross_entropy(noisy, labels, reduction="none"))
         if solution is not None:
-            metrics["forward_steps"] = solution.steps.float().mean()
-            metrics["forward_residual"] = solution.residual.mean()
-        self.log_dict(
-            {f"{stage}/{name}": value for name, value in metrics.items()},
-            batch_size=len(labels),
-            sync_dist=True,
-            prog_bar=False,
-        )
+            self._add(f"{stage}/forward_steps", solution.steps)
+            self._add(f"{stage}/forward_residual", solution.residual)
+
+    def _add(self, name: str, values: Tensor) -> None:
+        """Add a value of each image, shape (B,), to the sum and the count of a metric."""
+        values = values.detach().double()
+        added = torch.stack([values.sum(), values.new_tensor(len(values))])
+        self._sums[name] = self._sums[name] + added if name in self._sums else added
+
+    def _log_means(self) -> None:
+        """Reduce sums and counts: Lightning's mean rounds the mean number of images per process to an integer."""
+        if not self._sums:
+            return
+        sums = self.trainer.strategy.reduce(torch.stack(list(self._sums.values())), reduce_op="sum")
+        assert isinstance(sums, Tensor)
+        for name, (total, count) in zip(self._sums, sums, strict=True):
+            # The same on every process; without sync_dist Lightning warns that it might not be.
+            self.log(name, total / count, batch_size=1, sync_dist=True)
 
     def _classify(self, x: Tensor) -> tuple[Tensor, Solution | None]:
         """Return logits, and what the solver of a DEQ reported."""
@@ -332,15 +367,11 @@ class DEQClassifier(LightningModule):
         )
 
 
-def _mean_spectral_radius(network: DEQ, images: Tensor) -> Tensor:
+def _spectral_radii(network: DEQ, images: Tensor) -> Tensor:
     # Lightning evaluates in inference mode, whose tensors autograd refuses.
     with torch.inference_mode(False), torch.enable_grad():
         injection = network.inject(images.clone())
         fixed_point = ImplicitAdjoint().fixed_point(
             lambda z: network.cell(z, injection), network.initial_state(injection), network.solver
         )
-        return spectral_radius(fixed_point.state, fixed_point.image).value.detach().mean()
-
-
-def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    return (logits.argmax(dim=1) == labels).float().mean()
+        return spectral_radius(fixed_point.state, fixed_point.image).value.detach()

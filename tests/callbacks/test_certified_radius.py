@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from deqcert.errors import SettingError
 from deqcert.report import read_tsv
 from deqcert.smoothing import Serialized, Standard
 from deqcert.solvers import Picard
-from deqcert.statistics import CertificationRule, FixedAudit
+from deqcert.statistics import AdaptiveAudit, CertificationRule, FixedAudit
 
 STANDARD = Standard(sigma=0.5, n0=20, n=200, batch_size=64)
 SERIALIZED = Serialized(
@@ -141,12 +142,14 @@ def test_the_exact_rule_counts_mismatches(tmp_path, threshold_module):
     for example, each in zip(report["examples"], votes, strict=True):
         assert example["p_a_lower"] == rule.p_a_lower(each)
         assert example["sound"] is True
-    last = votes[-1]
-    metrics = trainer.progress_bar_metrics
-    assert metrics["certify_cost/mismatch_rate"] == last.mismatches / last.audited
-    assert metrics["certify_cost/nfe_per_sample_fast"] == last.nfe_fast / 220 == (220 + 15) / 220
-    assert metrics["certify_cost/nfe_per_sample_audit"] == last.nfe_audit / 220 == last.audited * 15 / 220
-    assert metrics["certify_cost/residual"] == last.residual
+    metrics, summary = trainer.progress_bar_metrics, report["summary"]
+    assert metrics["certify_cost/mismatch_rate"] == pytest.approx(summary["mismatch_rate"])
+    assert metrics["certify_cost/nfe_per_sample_fast"] == pytest.approx(summary["nfe_fast"]) == (220 + 15) / 220
+    audited = sum(each.audited for each in votes)
+    assert metrics["certify_cost/nfe_per_sample_audit"] == pytest.approx(summary["nfe_audit"])
+    assert summary["nfe_audit"] == audited * 15 / (220 * len(votes))
+    assert metrics["certify_cost/residual"] == pytest.approx(summary["mean_residual"])
+    assert metrics["certify_cost/seconds_per_image"] == pytest.approx(summary["seconds_per_image"])
 
 
 def test_a_single_radius(tmp_path):
@@ -286,3 +289,16 @@ def test_the_progress_bar_starts_at_what_is_done_and_shows_acr_and_cost(tmp_path
     assert "6/6" in shown
     assert "ACR=" in shown
     assert "NFE/sample=1.0" in shown
+
+
+def test_the_progress_bar_shows_the_mean_evaluations_of_the_table(tmp_path, threshold_module, capsys):
+    strategy = dataclasses.replace(SERIALIZED, audit=AdaptiveAudit(radius_loss=0.3))
+    certify(tmp_path, CertifiedRadius(radii=[0.0]), threshold_module, strategy, images=3)
+    capsys.readouterr()
+    progress = [CertificationProgress()]
+    _, votes = certify(tmp_path, CertifiedRadius(radii=[0.0]), threshold_module, strategy, images=6, progress=progress)
+    summary = json.loads((tmp_path / "certificates.json").read_text())["summary"]
+    shown = re.findall(r"NFE/sample=([0-9.]+)", capsys.readouterr().err)
+    assert shown[-1] == f"{summary['nfe_total']:.1f}"
+    costs = [(each.nfe_fast + each.nfe_audit) / (each.n0 + each.n) for each in votes]
+    assert abs(costs[-1] - summary["nfe_total"]) > 0.1

@@ -17,9 +17,17 @@ from deqcert.ledger import Ledger, stored_identity, votes_digest
 from deqcert.ledger.lines import START, seal, unseal
 from deqcert.report import verify_run
 from deqcert.report.json_report import _seal
-from deqcert.smoothing import Serialized, Standard
+from deqcert.report.verify import _unknown_classes
+from deqcert.smoothing import Anchored, Serialized, Standard
 from deqcert.solvers import Picard
-from deqcert.statistics import AdaptiveAudit, CertificationRule, InputSpecific, RelativePrecision, SequentialAudit
+from deqcert.statistics import (
+    AdaptiveAudit,
+    CertificationRule,
+    FixedAudit,
+    InputSpecific,
+    RelativePrecision,
+    SequentialAudit,
+)
 
 STRATEGY = Serialized(
     n0=10,
@@ -78,7 +86,9 @@ def test_an_untouched_run_follows_from_its_votes(finished):
     assert verification.images == 4
     votes = Ledger(finished, stored_identity(finished)).refresh()
     assert verification.votes_sha256 == votes_digest(votes)
-    certificates = json.loads((finished / "certificates.json").read_text())["examples"]
+    report = json.loads((finished / "certificates.json").read_text())
+    assert report["settings"]["classes"] == list("0123456789")
+    certificates = report["examples"]
     assert any(example["radius"] > 0 for example in certificates)
     assert any(example["mismatches"] > 0 for example in certificates)
 
@@ -295,6 +305,51 @@ def test_votes_of_an_audit_of_fixed_size_are_not_stopped(finished_by_audit, tmp_
     standard = {"audit": None, "stopping": None}
     reseal_ledger(run, lambda r: r["identity"]["smoothing"].update(standard) if "identity" in r else None)
     assert re.search("audited = .*, but the run has audit = None", "\n".join(found(run)))
+
+
+class OwnStopping(RelativePrecision):
+    """A user's stopping rule: what it looks at is known to nobody else."""
+
+
+class OwnAudit(FixedAudit):
+    """A user's audit."""
+
+
+class OwnStrategy(Standard):
+    """A user's strategy."""
+
+
+SHORT = {"n0": 10, "n": 60, "batch_size": 20, "solver": Picard(max_steps=2)}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "name", "setting"),
+    [
+        (Standard(**SHORT, stopping=OwnStopping(precision=0.2, alpha=0.05)), "OwnStopping", "smoothing.stopping"),
+        (Serialized(**SHORT, audit=OwnAudit(samples=20)), "OwnAudit", "smoothing.audit"),
+        (OwnStrategy(**SHORT), "OwnStrategy", "smoothing"),
+    ],
+)
+def test_a_rule_of_the_user_is_not_verified(tmp_path, capsys, strategy, name, setting):
+    certify(ShippedModule(), tmp_path, strategy, images=1, callbacks=[CertifiedRadius(alpha=0.05)])
+    # The votes might have been stopped by their outcome and say that they were not.
+    reseal_ledger(tmp_path, lambda record: record.update(anytime=False) if "index" in record else None)
+    certify(ShippedModule(), tmp_path, strategy, images=1, callbacks=[CertifiedRadius(alpha=0.05)])
+    verification = verify_run(tmp_path)
+    assert verification.findings == []
+    assert verification.unknown == [f"{__name__}.{name} ({setting})"]
+    capsys.readouterr()
+    assert main(["verify", str(tmp_path)]) == 3
+    out = capsys.readouterr().out
+    assert f"not verified: unknown rule {__name__}.{name} ({setting})" in out
+    assert "follow from their votes" not in out
+    (tmp_path / "certificates.tsv").unlink()
+    assert main(["verify", str(tmp_path)]) == 1
+
+
+@pytest.mark.parametrize("strategy", [Anchored(**SHORT), Serialized(**SHORT), Standard(**SHORT)])
+def test_the_strategies_of_deqcert_are_known(strategy):
+    assert _unknown_classes(strategy.identity) == []
 
 
 @pytest.mark.parametrize("rule", ["binomial", "published"])

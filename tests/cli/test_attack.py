@@ -59,9 +59,16 @@ def test_a_run_is_attacked_end_to_end(run, capsys):
     assert "certified% empirical%" in out
     assert "0.9 R" in out
     assert "no violation found in" in out
+    digest = json.loads((run / "certificates.json").read_text())["settings"]["votes_sha256"]
+    assert f"{run}: 3 images follow from their votes; votes sha256 {digest}" in out
+    attacked = (
+        f"attacked: the votes in the ledger (sha256 {digest}), certified again at alpha = 0.001, audit rule exact"
+    )
+    assert attacked in out
     assert {path.name for path in run.iterdir()} == before | {"attack.json"}
     document = json.loads((run / "attack.json").read_text(), parse_constant=pytest.fail)
     assert document["settings"]["samples"] == 4
+    assert document["settings"]["votes_sha256"] == digest
     assert document["run"] == stored_identity(run)
     certificates = json.loads((run / "certificates.json").read_text())["examples"][:2]
     attacked = [each for each in certificates if each["prediction"] >= 0]
@@ -80,10 +87,37 @@ def test_a_run_is_attacked_end_to_end(run, capsys):
     assert main(["verify", str(run)]) == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new", "code"),
+    [
+        ("certificates.tsv", "\n", "0\n", 1),
+        ("certificates.json", '"alpha": 0.001', '"alpha": 0.002', 2),
+        ("certify.yaml", "alpha: 0.001", "alpha: 0.01", 1),
+    ],
+)
+def test_files_that_do_not_follow_from_the_votes_are_not_attacked(run, tmp_path, capsys, name, old, new, code):
+    edited = shutil.copytree(run, tmp_path / "edited")
+    (edited / "attack.json").unlink(missing_ok=True)
+    content = (edited / name).read_text()
+    assert old in content
+    (edited / name).write_text(content.replace(old, new))
+    assert main(["attack", str(edited), "--images=1", *QUICK]) == code
+    captured = capsys.readouterr()
+    assert name in captured.out + captured.err
+    assert "attacked: " not in captured.out
+    assert not (edited / "attack.json").exists()
+
+
+def test_another_alpha_than_that_of_the_run_is_stated(run, capsys):
+    assert main(["attack", str(run), "--images=1", *QUICK, "--certificate.alpha=0.05"]) == 0
+    assert "certified again at alpha = 0.05, audit rule exact" in capsys.readouterr().out
+
+
 def test_a_false_certificate_is_found_loudly(copied, capsys):
     directory = copied(another_class)
     assert main(["attack", str(directory), *QUICK]) == 1
     out = capsys.readouterr().out
+    assert "has no certificates.json to verify; the votes that its ledger has so far are attacked" in out
     assert "VIOLATION OF A SOUND CERTIFICATE: IMAGE 1, CLASS" in out
     assert "FALSE ONES ARE TO BE EXPECTED" in out
     refuted = {

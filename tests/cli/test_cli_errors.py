@@ -85,6 +85,22 @@ def test_bad_setting(bad: str, field: str, tmp_path: Path, capsys: pytest.Captur
     assert not list(ledger.glob("votes*")) or bad.startswith("--data.start")
 
 
+@pytest.mark.parametrize("verb", ["certify", "validate", "anchor"])
+def test_a_network_for_color_is_refused_on_grey_images(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By broadcasting it would classify them."""
+    monkeypatch.chdir(tmp_path)
+    color = [f"--model.network.{field}" for field in ("image_channels=3", "mean=[.3,.3,.3]", "std=[.4,.4,.4]")]
+    command = arguments(tmp_path / "ledger", *color)
+    if verb == "validate":
+        command = ["validate", f"--config={DIGITS}", "--trainer.logger=false", "--trainer.accelerator=cpu", *color]
+    if verb == "anchor":
+        target = tmp_path / "anchored.ckpt"
+        command = ["anchor", str(CHECKPOINT), f"--to={target}", "--start=mean", f"--config={DIGITS}", *color]
+    assert_refused(command, "model.network.image_channels = 3: must be 1, as data.channels", capsys)
+
+
 @pytest.mark.parametrize(
     ("objective", "bad", "field"),
     [

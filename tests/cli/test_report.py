@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from deqcert.cli import main
+from deqcert.cli.report import _residuals
 
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
 ROWS = "0\t3\t3\t0.53\t1\t0:00:09.2\n20\t5\t-1\t0.0\t0\t0:01:00\n40\t5\t6\t1.6\t0\t12.89\n"
@@ -48,6 +49,46 @@ def test_names_can_be_given_and_are_needed_where_they_are_equal(write, tmp_path,
     assert "\nother/sigma_0.50 " in capsys.readouterr().out
     assert main(["report", f"a={first}", f"a={second}"]) == 2
     assert "must have a name of its own" in capsys.readouterr().err
+
+
+def test_a_name_may_hold_an_equals_sign(write, tmp_path, capsys):
+    path = write(HEADER + ROWS)
+    assert main(["report", f"SRS sigma=0.5={path}"]) == 0
+    assert "\nSRS sigma=0.5 33.3" in capsys.readouterr().out
+    (tmp_path / "a=b").mkdir()
+    equals = write(HEADER + ROWS, "a=b/log")
+    assert main(["report", equals, f"x=y={equals}"]) == 0
+    out = capsys.readouterr().out
+    assert "\nlog " in out
+    assert "\nx=y " in out
+    assert main(["report", "SRS sigma=0.5=nothing"]) == 2
+    assert "error: nothing: cannot be read" in capsys.readouterr().err
+
+
+def test_names_that_differ_at_their_ends_only_stay_different(write, capsys):
+    path = write(HEADER + ROWS)
+    name = "MDEQ-SMALL trained by consistency regularization on CIFAR-10, weight of the regularization "
+    assert main(["report", f"{name}0.25={path}", f"{name}0.5={path}", f"{name}1={path}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 110
+    for weight in ("0.25", "0.5", "1"):
+        assert sum(line.startswith("MDEQ") and f"regularization {weight} " in line for line in lines) == 1
+
+
+def test_residuals_in_folders_of_one_name_are_all_drawn(write, tmp_path, capsys):
+    for run in ("one", "two"):
+        (tmp_path / run / "version_0").mkdir(parents=True)
+        write("step\tcold\twarm\tmismatches\taudited\n1\t0.5\t0.1\t\t\n", f"{run}/version_0/convergence.tsv")
+    tables = [str(tmp_path / run / "version_0" / "convergence.tsv") for run in ("one", "two")]
+    found = {name: curves.cold for name, curves in _residuals(tables).items()}
+    assert found == {"one/version_0": [0.5], "two/version_0": [0.5]}
+
+
+def test_warnings_of_the_report_itself_are_printed(write, capsys):
+    other = write(HEADER + ROWS.replace("0\t3\t3", "0\t4\t4"), "other")
+    assert main(["report", write(HEADER + ROWS), other]) == 0
+    warning = "warning: image 0 has label 3 in sigma_0.50, but 4 in other: not the same images"
+    assert warning in capsys.readouterr().out
 
 
 def test_files_are_written_where_asked(write, tmp_path, capsys):

@@ -113,6 +113,36 @@ def test_truncated_image_is_refused_by_name(make, image_folder, name, workers):
         list(make(num_workers=workers).test_dataloader())
 
 
+@pytest.mark.parametrize(
+    ("settings", "skip"),
+    [({"max_examples": 2}, 3), ({"max_examples": 3}, 2), ({"max_examples": 2, "start": 1}, 3)],
+)
+def test_a_number_of_images_that_leaves_out_classes_is_refused(make, settings, skip):
+    """Files are sorted by class: the first three are ants."""
+    with pytest.raises(SettingError, match=rf"max_examples = \d: takes the first classes only.*skip = {skip} spreads"):
+        make(**settings).certification_set()
+    spread = make(**settings, skip=skip).certification_set()
+    assert 1 < len(spread) <= settings["max_examples"]
+    assert {label for _, label, _ in spread} == {0, 1}
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_examples": 4}, {"max_examples": 1}, {"skip": 3, "max_examples": 9}])
+def test_a_number_of_images_that_reaches_all_classes_or_cannot_is_taken(make, settings):
+    assert len(make(**settings).certification_set()) > 0
+
+
+@pytest.mark.parametrize("stage", ["fit", "test", "predict"])
+def test_both_splits_must_number_the_same_classes(make, image_folder, stage):
+    make().setup(stage)
+    # In val "ant" is class 1 now, and in train class 0.
+    (image_folder / "val" / "bee").rename(image_folder / "val" / "0_bee")
+    with pytest.raises(DataError, match=r"val: has the class folder '0_bee', but .*train has not; both must have the"):
+        make().setup(stage)
+    (image_folder / "train").rename(image_folder / "elsewhere")
+    if stage == "predict":
+        make().setup(stage)  # there is nothing to compare with
+
+
 def test_number_of_classes_must_match(make):
     with pytest.raises(DataError, match="2 class folders, but num_classes = 1000"):
         make(num_classes=1000).setup("predict")

@@ -136,6 +136,32 @@ def test_votes_of_another_run_are_refused_and_the_differences_named(written):
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("torn", [b"", b'{"index": 3, "lab'])
+def test_a_run_that_ended_before_its_first_votes_makes_room(tmp_path, make_votes, torn):
+    for rank in (0, 1):
+        Ledger(tmp_path, IDENTITY | {"device": "cuda"}).open(rank).__exit__(None, None, None)
+    with (tmp_path / "votes.rank1.jsonl").open("ab") as file:
+        file.write(torn)
+    ledger = Ledger(tmp_path, IDENTITY)
+    with ledger.claim():
+        assert ledger.refresh() == []
+        with ledger.open(0):
+            ledger.append(make_votes(7))
+    assert list(read(tmp_path)) == [7]
+    assert stored_identity(tmp_path) == IDENTITY
+
+
+def test_a_single_vote_or_a_damaged_identity_stays(written, make_votes):
+    path, _ = written
+    first, second, *_ = path.read_bytes().splitlines(keepends=True)
+    for content, message in ((first + second, "another run"), (first.replace(b"0.5", b"0.6"), "line 1: damaged")):
+        path.write_bytes(content)
+        ledger = Ledger(path.parent, IDENTITY | {"device": "cuda"})
+        with pytest.raises(LedgerError, match=message), ledger.claim():
+            ledger.refresh()
+        assert path.read_bytes() == content
+
+
 def test_an_identity_is_compared_as_json(tmp_path):
     with Ledger(tmp_path, {"radii": (1, 2)}).open(0):
         pass

@@ -47,7 +47,7 @@ def make_votes() -> Callable[..., Votes]:
 def make_run(tmp_path, make_votes) -> Callable[..., Path]:
     """The directory of a finished run, unless told otherwise of five images with fewer and fewer votes."""
 
-    def make(name="run", votes=None, audit="exact", sigma=0.5, alpha=0.001):
+    def make(name="run", votes=None, audit="exact", sigma=0.5, alpha=0.001, **further):
         if votes is None:
             votes = [make_votes(10 * i, estimation=(5 * i, 0, 0, 100 - 5 * i), mismatches=0) for i in range(5)]
         votes = [vote._replace(sigma=sigma) for vote in votes]
@@ -56,6 +56,7 @@ def make_run(tmp_path, make_votes) -> Callable[..., Path]:
             "certificate": {"alpha": alpha, "alpha_audit": None, "audit": audit},
             "smoothing": {"sigma": sigma, "noise": "float32"},
             "image": [1, 8, 8],
+            **further,
         }
         (tmp_path / name).mkdir()
         write_json(tmp_path / name / "certificates.json", certificates, votes, settings, radii=[0.0])

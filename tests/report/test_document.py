@@ -36,6 +36,15 @@ def test_the_title_tells_when_images_differ(runs):
     assert Report(runs[:2], [0.0]).sections[0].title == "5 images, alpha = 0.001"
 
 
+def test_images_with_other_labels_are_not_the_same_images(runs):
+    other = runs[0]._replace(name="other", examples=tuple(e._replace(label=1) for e in runs[0].examples))
+    with pytest.warns(UserWarning, match="image 0 has label 3 in ours exact, but 1 in other: not the same images"):
+        report = Report([runs[0], other], [0.0])
+    assert report.sections[0].title == "5 images, not the same in all runs, alpha = 0.001"
+    assert "retention" not in report.figures()
+    assert "retention" in Report(runs[:2], [0.0]).figures()
+
+
 def test_runs_are_compared_on_their_common_images(runs):
     section = Report(runs, [0.0], paired=True).sections[-1]
     assert "over 2 images" in section.table.notes[0]

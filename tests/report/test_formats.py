@@ -1,9 +1,10 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from summaries import summary_of
 
 from deqcert.report import Row, Table, format_latex, format_markdown, format_text, summary_table
-from deqcert.report.formats import WIDTH
+from deqcert.report.formats import WIDTH, _shortened_names
 
 
 def test_the_table_of_two_runs():
@@ -100,3 +101,16 @@ def test_a_table_without_a_group_has_no_line_for_it():
     assert format_text(table).splitlines() == ["class images", "------------", "3          7", "A note."]
     assert format_markdown(table).splitlines() == ["| class | images |", "| --- | ---: |", "| 3 | 7 |", "", "A note."]
     assert "multicolumn{1}" not in format_latex(table)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["abcdefghijklmnop", "abcdefghijklmnoq"], ["abcde...mnop", "abcde...mnoq"]),
+        (["abcdefghijklmnop", "bbcdefghijklmnop"], ["abcdefghi...", "bbcdefghi..."]),
+        (["a" * 20 + "b" + "c" * 20, "a" * 20 + "d" + "c" * 20, "x"], ["1 aaaaaaa...", "2 aaaaaaa...", "3 x"]),
+        (["abc", ""], ["abc", ""]),
+    ],
+)
+def test_names_that_are_cut_stay_different(names, expected):
+    assert _shortened_names(names, 12) == expected

@@ -29,6 +29,12 @@ def test_a_finished_run_has_the_certificates_of_its_votes(make_run):
     assert run.summary([0.0]).nfe_total == (330 + 600) / 110
 
 
+def test_the_names_of_the_classes_are_read(make_run):
+    assert read_runs(make_run(), "name")[0].classes == ()
+    (run,) = read_runs(make_run("named", classes=["ant", "bee"]), "name")
+    assert run.classes == ("ant", "bee")
+
+
 def test_another_alpha_certifies_again(make_run):
     (run,) = read_runs(make_run(), "name", alpha=0.1)
     assert run.alpha == 0.1

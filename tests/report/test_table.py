@@ -92,6 +92,8 @@ def test_classes_are_broken_down_by_their_true_labels(make_certificate):
     assert cells(table, 0) == ("50.0", "0.0", "0.150", "0.0", "2")
     assert cells(table, 1) == ("50.0", "50.0", "0.250", "50.0", "2")
     assert [row.sound for row in table.rows] == [False, True]
+    named = class_table(certificates, [0.0, 0.4], ("ant", "bee", "cat"))
+    assert [row.name for row in named.rows] == ["bee", "3"]
 
 
 def test_no_run_and_no_image_are_refused():

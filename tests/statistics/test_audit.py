@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import betainc
 
 from deqcert.errors import SettingError
 from deqcert.statistics import (
@@ -90,10 +91,17 @@ def test_exact_rule_is_never_looser_than_the_binomial_one(alpha):
         assert (exact >= binomial).all()
 
 
+@pytest.mark.parametrize(("counts", "radius"), [((923, 1000, 525, 15), 0.614208), ((91, 100, 60, 6), 0.334845)])
+def test_published_rule_keeps_fractions_of_counts(counts, radius):
+    """As the public code does; whole counts give 0.611914 and 0.345648."""
+    assert float(certified_radius(published_p_a_lower(*counts, 0.001), 0.5)) == pytest.approx(radius, abs=5e-7)
+
+
 def test_published_rule_scales_both_counts():
+    """The bound is where a binomial tail, continued to fractions, has half of alpha."""
     conserve = float(clopper_pearson_lower(328, 400, 0.0005))
-    expected = clopper_pearson_lower(int(5490 * conserve), int(10_000 * conserve), 0.0005)
-    assert published_p_a_lower(5490, 10_000, 400, 72, 0.001) == expected
+    bound = published_p_a_lower(5490, 10_000, 400, 72, 0.001)
+    assert betainc(5490 * conserve, 4510 * conserve + 1, bound) == pytest.approx(0.0005, rel=1e-9)
 
 
 def test_published_rule_claims_nothing_when_nothing_is_left():

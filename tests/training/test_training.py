@@ -6,14 +6,15 @@ import signal
 
 import pytest
 import torch
+from certification_runs import shipped_network
 from digits_runs import ADAM, SOLVER, fit, model
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from deqcert.data import Digits
+from deqcert.data import CIFAR10, Digits
 from deqcert.errors import CheckpointError, SettingError
 from deqcert.implicit import ImplicitAdjoint, OneStep, Unrolled
-from deqcert.models import CifarResNet
+from deqcert.models import MDEQ, CifarResNet, ResNet50
 from deqcert.solvers import Broyden
 from deqcert.training import (
     CATRS,
@@ -346,3 +347,52 @@ def test_a_short_run_learns_the_digits():
     losses = list(record.losses.values())
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     assert trainer.callback_metrics["val/accuracy"] > 0.3  # guessing: 0.1
+
+
+class FewDigits(Digits):
+    """The first ``count`` images of each split."""
+
+    def __init__(self, count):
+        super().__init__(batch_size=2, eval_batch_size=2)
+        self.count = count
+
+    def load_split(self, split):
+        return super().load_split(split).subset(range(self.count))
+
+
+@pytest.mark.parametrize("count", [3, 7])
+def test_metrics_of_several_processes_are_those_of_one(count):
+    """As many images as cannot be shared out evenly: each counts once."""
+    network = shipped_network()
+    settings = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
+
+    def metrics(devices):
+        strategy = "ddp_fork" if devices > 1 else "auto"
+        trainer = Trainer(devices=devices, strategy=strategy, enable_model_summary=False, **settings)
+        module = DEQClassifier(network, sigma=0.0)
+        (validated,) = trainer.validate(module, FewDigits(count), verbose=False)
+        (tested,) = trainer.test(module, FewDigits(count), verbose=False)
+        radius = validated.pop("val/spectral_radius")  # its power iteration starts at random
+        return validated | tested, radius
+
+    (alone, radius), (together, other_radius) = metrics(1), metrics(2)
+    assert 0 < alone["val/loss_under_noise"] < 3
+    assert alone["val/accuracy"] * count == pytest.approx(round(alone["val/accuracy"] * count))
+    assert together == pytest.approx(alone, rel=1e-5)
+    assert other_radius == pytest.approx(radius, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("network", "field"),
+    [
+        (CifarResNet(depth=8, image_channels=1, mean=(0.3,), std=(0.4,)), "image_channels = 1: must be 3, as data.ch"),
+        (CifarResNet(depth=8, num_classes=11), "num_classes = 11: must be 10, as data.num_classes"),
+        (CifarResNet(depth=8, image_size=8), "image_size = 8: must be 32, as data.image_size"),
+        (MDEQ(num_classes=10, image_channels=1, mean=(0.3,), std=(0.4,)), "image_channels = 1: must be 3"),
+        (ResNet50(), "num_classes = 1000: must be 10"),
+    ],
+)
+def test_data_that_do_not_fit_the_network_are_refused(network, field):
+    with pytest.raises(SettingError, match=f"model.network.{field}"):
+        DEQClassifier(network).demand_fitting(CIFAR10())
+    DEQClassifier(CifarResNet(depth=8)).demand_fitting(CIFAR10())

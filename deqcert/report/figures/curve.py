@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from deqcert.errors import DataError
 from deqcert.report.examples import CertifiedExample
-from deqcert.report.figures.style import UNSOUND_STYLE, add_legend, line_looks, new_axes
+from deqcert.report.figures.style import UNSOUND_STYLE, add_legend, line_looks, new_axes, notice_repeats
 from deqcert.report.summary import average_certified_radius, certified_accuracy
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def certified_accuracy_curve(
 def plot_curves(runs: Mapping[str, Sequence[CertifiedExample]]) -> Figure:
     """Draw the curves of several runs into one figure.
 
-    A run with a certificate that has no proof is dashed and labelled ``(unsound)``; no other run is dashed.
+    A run with a certificate that has no proof is dashed and labelled ``(unsound)``; no other run is dashed. Warns where
+    there are so many runs, more than 21 sound or 7 unsound ones, that some look alike.
 
     Args:
         runs: Certificates, or rows of a table, by the name for the legend.
@@ -57,16 +58,19 @@ def plot_curves(runs: Mapping[str, Sequence[CertifiedExample]]) -> Figure:
     )
     radii = np.linspace(0.0, 1.03 * largest or 1.0, 1000)
     figure, axes = new_axes("radius r (ℓ2)", "certified accuracy")
+    looks = []
     for (name, examples), (colour, style) in zip(runs.items(), line_looks(), strict=False):
         sound = all(example.sound for example in examples)
+        looks.append((colour, style if sound else UNSOUND_STYLE))
         acr = average_certified_radius([e.radius for e in examples], [e.correct for e in examples])
         axes.plot(
             radii,
             certified_accuracy_curve(examples, radii),
             color=colour,
-            linestyle=style if sound else UNSOUND_STYLE,
+            linestyle=looks[-1][1],
             label=f"{name}{'' if sound else ' (unsound)'}, ACR {acr:.3f}",
         )
+    notice_repeats(looks)
     axes.set(xlim=(0.0, radii[-1]), ylim=(0.0, 1.0))
     add_legend(figure, axes, "upper right")
     return figure

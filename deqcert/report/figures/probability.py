@@ -9,7 +9,7 @@ import numpy as np
 
 from deqcert.errors import DataError
 from deqcert.report.figures.curve import certified_accuracy_curve
-from deqcert.report.figures.style import UNSOUND_STYLE, add_legend, line_looks, new_axes
+from deqcert.report.figures.style import UNSOUND_STYLE, add_legend, line_looks, new_axes, notice_repeats
 from deqcert.report.probability import probability_of_label, projected_certificates, survival
 from deqcert.report.runs import Run
 
@@ -31,7 +31,9 @@ def plot_probabilities(runs: Sequence[Run]) -> Figure:
     known = [run for run in runs if run.votes is not None]
     if not known:
         raise DataError("no run has votes to estimate probabilities from")
-    for run, (colour, style) in zip(known, line_looks(), strict=False):
+    looks = [look for _, look in zip(known, line_looks(), strict=False)]
+    notice_repeats(looks)
+    for run, (colour, style) in zip(known, looks, strict=True):
         probabilities = [probability_of_label(vote) for vote in run.votes or ()]
         axes.plot(at, survival(probabilities, at), color=colour, linestyle=style, label=run.name)
     axes.axvline(0.5, color="0.6", linewidth=0.8)
@@ -70,7 +72,9 @@ def plot_projections(run: Run, budgets: Sequence[tuple[int, float]]) -> Figure:
         linestyle=style if run.sound else UNSOUND_STYLE,
         label=f"{run.labelled_name}, as certified",
     )
-    for (name, certificates), (colour, _) in zip(projections.items(), looks, strict=False):
+    colours = [colour for _, (colour, _) in zip(projections, looks, strict=False)]
+    notice_repeats(colours)
+    for (name, certificates), colour in zip(projections.items(), colours, strict=True):
         axes.plot(radii, certified_accuracy_curve(certificates, radii), color=colour, linestyle="dashed", label=name)
     axes.set(xlim=(0.0, radii[-1]), ylim=(0.0, 1.0))
     add_legend(figure, axes, "upper right")

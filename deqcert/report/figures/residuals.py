@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from deqcert.errors import DataError
-from deqcert.report.figures.style import COLOURS, add_legend, new_axes
+from deqcert.report.figures.style import COLOURS, add_legend, new_axes, notice_repeats
 from deqcert.report.tsv import read_text
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ def plot_residuals(curves: Mapping[str, ResidualCurves]) -> Figure:
         raise DataError("there are no residuals to draw")
     figure, axes = new_axes("solver steps", "relative residual")
     single = len(curves) == 1
-    for (name, curve), colour in zip(curves.items(), cycle(COLOURS), strict=False):
+    looks = [look for _, look in zip(curves, cycle(COLOURS), strict=False)]
+    notice_repeats(looks)
+    for (name, curve), colour in zip(curves.items(), looks, strict=True):
         for kind, residuals, style, marker in (
             ("cold start", curve.cold, "solid", "o"),
             ("warm start", curve.warm, "dashdot", "s"),

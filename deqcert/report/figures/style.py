@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import textwrap
+import warnings
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +16,7 @@ from deqcert.files import write_atomically
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
 
 # Okabe and Ito, "Color universal design", 2008, without the yellow that no projector shows.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -22,9 +25,9 @@ UNSOUND_STYLE = "dashed"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 
 _INCHES = (3.4, 2.55)
-_INCHES_PER_LINE = 0.13
 _DOTS_PER_INCH = 300
-_MOST_INSIDE, _LONGEST_OF_TWO = 3, 28  # entries of a legend inside of the axes; characters of one in two columns
+_MOST_INSIDE = 3  # entries of a legend inside of the axes
+_WIDEST_INSIDE, _WIDEST = 0.8, 0.98  # legends, of the width of the figure
 _FONT_SIZE = 8.0
 SETTINGS: Any = {  # matplotlib's own annotation of these differs from version to version
     "font.size": _FONT_SIZE,
@@ -56,16 +59,41 @@ def new_axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 
 
 def add_legend(figure: Figure, axes: Axes, location: Literal["upper left", "upper right", "lower left"]) -> None:
-    """Add a legend without a frame: inside, or above the axes where it is so long that it would hide what is drawn."""
+    """Add a legend without a frame that nothing of is cut off.
+
+    It stands inside, or above the axes where it is so long or wide that it would hide what is drawn: there in as many
+    columns as fit, at most two, the labels on several lines where one column is too wide.
+    """
     handles, labels = axes.get_legend_handles_labels()
     settings: dict[str, Any] = {"frameon": False, "fontsize": SETTINGS["legend.fontsize"], "handlelength": 2.6}
     if len(handles) <= _MOST_INSIDE:
-        axes.legend(loc=location, **settings)
-        return
-    columns = 2 if max(map(len, labels)) <= _LONGEST_OF_TWO else 1
+        legend = axes.legend(loc=location, **settings)
+        if _width(legend, figure) <= _WIDEST_INSIDE:
+            return
+        legend.remove()
+    columns, characters = 2, max(map(len, labels))
+    while True:
+        shown = [textwrap.fill(label, characters) for label in labels]
+        legend = figure.legend(handles, shown, loc="outside upper left", ncols=columns, columnspacing=1.0, **settings)
+        excess = _width(legend, figure) / _WIDEST
+        if excess <= 1:
+            break
+        legend.remove()
+        columns, characters = (1, characters) if columns == 2 else (1, min(characters - 1, int(characters / excess)))
     width, height = _INCHES
-    figure.set_size_inches(width, height + _INCHES_PER_LINE * -(-len(handles) // columns))
-    figure.legend(handles, labels, loc="outside upper left", ncols=columns, columnspacing=1.0, **settings)
+    figure.set_size_inches(width, height + legend.get_window_extent().height / figure.dpi)
+
+
+def _width(legend: Legend, figure: Figure) -> float:
+    """Return the width of a legend in units of the figure's."""
+    return float(legend.get_window_extent().width / figure.bbox.width)
+
+
+def notice_repeats(looks: Sequence[Hashable]) -> None:
+    """Warn if two things in a figure look alike."""
+    if len(set(looks)) < len(looks):
+        text = f"{len(looks)} runs in a figure share {len(set(looks))} looks: some cannot be told apart"
+        warnings.warn(text, stacklevel=3)
 
 
 def line_looks() -> Iterator[tuple[str, str]]:

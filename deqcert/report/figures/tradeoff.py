@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from deqcert.errors import DataError
-from deqcert.report.figures.style import add_legend, marker_looks, new_axes
+from deqcert.report.figures.style import add_legend, marker_looks, new_axes, notice_repeats
 from deqcert.report.summary import Summary
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ def plot_tradeoff(summaries: Mapping[str, Summary]) -> Figure:
     if not known:
         raise DataError("no run tells its evaluations of the cell")
     figure, axes = new_axes("cell evaluations per noisy sample (NFE)", "ACR")
+    looks = []
     for (name, (cost, summary)), (colour, marker) in zip(known.items(), marker_looks(), strict=False):
+        looks.append((colour, marker, summary.sound))
         axes.plot(
             [cost],
             [summary.average_certified_radius],
@@ -43,6 +45,7 @@ def plot_tradeoff(summaries: Mapping[str, Summary]) -> Figure:
             fillstyle="full" if summary.sound else "none",
             label=name if summary.sound else f"{name} (unsound)",
         )
+    notice_repeats(looks)
     costs, drawn = zip(*known.values(), strict=True)
     axes.set_xscale("log")
     axes.set_xlim(min(costs) / 1.3, max(costs) * 1.3)

@@ -7,6 +7,7 @@ from summaries import summary_of
 from deqcert.errors import DataError
 from deqcert.report import (
     ResidualCurves,
+    plot_curves,
     plot_probabilities,
     plot_projections,
     plot_residuals,
@@ -106,6 +107,64 @@ def test_a_long_legend_stands_above_the_axes(run):
     assert many.axes[0].get_legend() is None
     assert labels(many) == [str(i) for i in range(8)]
     assert many.get_size_inches()[1] > few.get_size_inches()[1]
+
+
+NAMES = [
+    [f"consistency-{weight} at the noise level of the published runs" for weight in (0.25, 0.5, 1, 2, 4)],
+    [f"run {letter}, twenty-eight of them" for letter in "ABCDE"],
+    ["three words of " + "x" * 120, "a", "b"],
+    ["standard smoothing with a cold start of thirty Anderson steps per noisy sample"],
+]
+
+
+@pytest.mark.parametrize("names", NAMES)
+def test_nothing_of_a_legend_is_cut_off(run, names):
+    runs = [run._replace(name=name) for name in names]
+    for figure in (plot_probabilities(runs), plot_curves({each.name: each.examples for each in runs})):
+        figure.canvas.draw()
+        legend = figure.legends[0] if figure.legends else figure.axes[0].get_legend()
+        extent, whole = legend.get_window_extent(), figure.bbox
+        assert whole.x0 <= extent.x0 < extent.x1 <= whole.x1
+        assert whole.y0 <= extent.y0 < extent.y1 <= whole.y1
+        plot = figure.axes[0].get_window_extent()
+        assert plot.width > 0.7 * whole.width
+        assert plot.height > 200  # of 2.55 inches in 300 dots each
+        for name, label in zip(names, labels(figure), strict=True):
+            assert label.replace("\n", "").replace(" ", "").startswith(name.replace(" ", ""))
+
+
+def test_looks_that_repeat_are_noticed(run):
+    runs = {str(i): run.examples for i in range(22)}
+    with pytest.warns(UserWarning, match="22 runs in a figure share 21 looks: some cannot be told apart"):
+        plot_curves(runs)
+    unsound = tuple(e._replace(sound=False) for e in run.examples)
+    with pytest.warns(UserWarning, match="8 runs in a figure share 7 looks"):
+        plot_curves({str(i): unsound for i in range(8)})
+    with pytest.warns(UserWarning, match="8 runs in a figure share 7 looks"):
+        plot_residuals({str(i): ResidualCurves([0.1], [0.01]) for i in range(8)})
+    with pytest.warns(UserWarning, match="71 runs in a figure share 70 looks"):
+        plot_tradeoff({str(i): summary_of() for i in range(71)})
+    plot_curves({str(i): run.examples for i in range(21)})  # a warning would be an error
+
+
+def test_retention_of_very_many_images_is_that_of_a_sample(run, make_certificate):
+    radii = np.random.default_rng(1).uniform(0.01, 1, 5000)
+    many = run._replace(votes=None, examples=tuple(make_certificate(i, radius) for i, radius in enumerate(radii)))
+    other = many._replace(name="half", examples=tuple(e._replace(radius=e.radius / 2) for e in many.examples))
+    figure = plot_retention(many, [other, other._replace(name="too")])
+    _, first, second = figure.axes[0].get_lines()
+    assert len(first.get_xdata()) == 1000
+    assert list(first.get_xdata()) == list(second.get_xdata())
+    assert set(first.get_xdata()) < set(radii)
+    assert figure.axes[0].get_title() == "a random sample of 1000 of 5000 images"
+    assert labels(figure) == ["half: 50 % kept", "too: 50 % kept"]
+    assert plot_retention(run, [run]).axes[0].get_title() == ""
+
+
+def test_retention_needs_the_same_labels(run):
+    other = run._replace(examples=tuple(e._replace(label=e.label + 1) for e in run.examples))
+    with pytest.raises(DataError, match="not of the same images with the same labels"):
+        plot_retention(run, [other])
 
 
 def test_residuals_leave_a_gap_where_they_diverged():
