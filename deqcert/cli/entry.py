@@ -63,7 +63,7 @@ def _run(args: Sequence[str] | None) -> int:
     # Takes seconds to import: only for verbs that need it.
     from deqcert.cli.trainer_verbs import run_trainer_verb
 
-    run_trainer_verb(args)
+    run_trainer_verb(given)
     return 0
 
 

@@ -15,7 +15,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from deqcert.callbacks import CertificationProgress, CertifiedRadius, log_hyperparameters
 from deqcert.certification import CertificationCallback, CertificationRun
 from deqcert.certification import Trainer as CertifyingTrainer
+from deqcert.cli.arguments import in_order_of_precedence
 from deqcert.cli.configs import demand_sound_configs
+from deqcert.cli.replacements import replacements_start_afresh
 from deqcert.data import ImageDataModule
 from deqcert.training import DEQClassifier, SafeCheckpointIO, read_checkpoint
 
@@ -80,6 +82,11 @@ class DeqCertCLI(LightningCLI):
             parser.add_lightning_class_args(CertifiedRadius, "certificate")
         return parser
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the command line; what replaces a class or a list begins afresh."""
+        with replacements_start_afresh():
+            super().parse_arguments(parser, args)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; checkpoints are replaced in one step unless a plugin of the user's writes them."""
         trainer = super().instantiate_trainer(**kwargs)
@@ -105,13 +112,13 @@ class _Instantiation(DeqCertCLI):
         pass
 
 
-def run_trainer_verb(args: Sequence[str] | None) -> None:
+def run_trainer_verb(args: Sequence[str]) -> None:
     """Parse the command line and do what it says.
 
     Args:
-        args: Arguments, the verb first; None takes those of the process.
+        args: Arguments, the verb first.
     """
-    _command_line(DeqCertCLI, args)
+    _command_line(DeqCertCLI, _ordered(args))
 
 
 def instantiate(args: Sequence[str]) -> DeqCertCLI:
@@ -130,19 +137,21 @@ def instantiate(args: Sequence[str]) -> DeqCertCLI:
         CheckpointError: The checkpoint of the command line cannot be used.
     """
     demand_sound_configs(args)
-    verb, *rest = args
-    return _command_line(_Instantiation, [verb, *rest, *_ALONE])
+    return _command_line(_Instantiation, [*_ordered(args), *_ALONE])
 
 
-def _command_line(kind: type[DeqCertCLI], args: Sequence[str] | None) -> DeqCertCLI:
+def _ordered(args: Sequence[str]) -> list[str]:
+    return in_order_of_precedence(args, DeqCertCLI.subcommands())
+
+
+def _command_line(kind: type[DeqCertCLI], args: list[str]) -> DeqCertCLI:
     # None of these is the user's to mend: lightning 2.6 uses old names of torch and jsonargparse.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # The averaged weights are a checkpoint's state_dict: loading that is what certify is to do.
     warnings.filterwarnings("ignore", message=".*WeightAveraging callback, but loading.*")
-    if args is not None:
-        warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
+    warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
     return kind(
         DEQClassifier,
         ImageDataModule,
@@ -155,5 +164,5 @@ def _command_line(kind: type[DeqCertCLI], args: Sequence[str] | None) -> DeqCert
         parser_kwargs={
             "epilog": "Further verbs, each with its own --help: deqcert report, verify, attack, convert, anchor."
         },
-        args=args,  # type: ignore[arg-type]  # lightning says list where any sequence does
+        args=args,
     )
