@@ -60,7 +60,8 @@ class Trainer(lightning.pytorch.Trainer):
             shard: What several processes share: whole "images", or the "samples" of each image, which needs
                 smoothing.chains >= 2 (for a few very expensive images). Votes are the same.
             patience: Seconds without new votes after which a waiting rank gives up, > 0.
-            ckpt_path: Checkpoint to certify; null certifies the weights the model has.
+            ckpt_path: Checkpoint to certify; None certifies the weights that the model has (on the command line, where
+                the configuration builds the model: none).
 
         Returns:
             The votes of all images, sorted by index.

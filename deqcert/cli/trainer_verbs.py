@@ -19,9 +19,12 @@ from deqcert.cli.arguments import in_order_of_precedence
 from deqcert.cli.configs import demand_sound_configs
 from deqcert.cli.replacements import replacements_start_afresh
 from deqcert.data import ImageDataModule
+from deqcert.errors import require
 from deqcert.training import DEQClassifier, SafeCheckpointIO, read_checkpoint
 
 _DATA = {"model", "dataloaders", "datamodule"}
+
+_NO_CHECKPOINT = "none"
 
 _ALONE = (
     "--trainer.devices=1",
@@ -94,6 +97,20 @@ class DeqCertCLI(LightningCLI):
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
         return trainer
 
+    def before_instantiate_classes(self) -> None:
+        """Refuse to evaluate a model whose weights nobody has named.
+
+        Raises:
+            SettingError: There is no checkpoint, and ``none`` does not ask for that.
+        """
+        settings = self.config[self.subcommand]
+        if self.subcommand == "fit":
+            return
+        allowed = "must be a checkpoint; none takes the weights that the model is built with, random ones for most"
+        require(bool(settings.ckpt_path), "ckpt_path", settings.ckpt_path, allowed)
+        if settings.ckpt_path == _NO_CHECKPOINT:
+            settings.ckpt_path = None
+
     def _parse_ckpt_path(self) -> None:
         """Check the checkpoint before any work.
 
@@ -101,12 +118,16 @@ class DeqCertCLI(LightningCLI):
         """
         verb = self.config.get("subcommand")
         path = self.config[verb].get("ckpt_path") if verb else None
-        if path and not (verb == "fit" and path in ("last", "best", "hpc")):
+        names = ("last", "best", "hpc") if verb == "fit" else (_NO_CHECKPOINT,)
+        if path and path not in names:
             read_checkpoint(path)
 
 
 class _Instantiation(DeqCertCLI):
     """Builds model, data and trainer of a verb and leaves it at that."""
+
+    def before_instantiate_classes(self) -> None:
+        """Weights do not matter yet."""
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import signal
@@ -116,6 +117,23 @@ def test_damaged_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "ckpt_path" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["certify", "validate", "test"])
+def test_weights_that_nobody_has_named(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("ckpt_path: null\n")
+    for more in ([], [f"--config={overlay}"]):
+        arguments = [verb, f"--config={DIGITS}", *more, f"--trainer.default_root_dir={tmp_path}"]
+        assert_refused(arguments, "ckpt_path = None: must be a checkpoint; none takes", capsys)
+    assert not list(tmp_path.glob("*/"))
+
+
+def test_weights_that_the_model_is_built_with(tmp_path: Path) -> None:
+    assert main(arguments(tmp_path, "--ckpt_path=none")) == 0
+    settings = json.loads((tmp_path / "certificates.json").read_text())["settings"]
+    assert settings["checkpoint"] is None
+    assert main(["attack", str(tmp_path), "--images=1", "--steps=1", "--samples=2", "--n=2"]) == 0
+
+
 def test_checkpoint_of_another_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments(tmp_path / "ledger", "--model.network.channels=[16,16]")) == 2
     error = capsys.readouterr().err
@@ -128,7 +146,8 @@ def test_data_folder_missing_or_empty(content: str | None, tmp_path: Path, capsy
     root = tmp_path / "data"
     if content == "empty":
         root.mkdir()
-    assert main(["validate", f"--config={CIFAR}", f"--data.root={root}", "--trainer.logger=false"]) == 2
+    arguments = ["validate", f"--config={CIFAR}", "--ckpt_path=none", f"--data.root={root}", "--trainer.logger=false"]
+    assert main(arguments) == 2
     assert "root" in capsys.readouterr().err
 
 
