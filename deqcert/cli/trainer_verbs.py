@@ -18,6 +18,7 @@ from deqcert.certification import Trainer as CertifyingTrainer
 from deqcert.cli.arguments import in_order_of_precedence
 from deqcert.cli.configs import demand_sound_configs
 from deqcert.cli.replacements import replacements_start_afresh
+from deqcert.cli.resume import LAST, LAST_OR_NEW, beginning
 from deqcert.data import ImageDataModule
 from deqcert.errors import require
 from deqcert.training import DEQClassifier, SafeCheckpointIO, read_checkpoint
@@ -118,9 +119,14 @@ class DeqCertCLI(LightningCLI):
         """
         verb = self.config.get("subcommand")
         path = self.config[verb].get("ckpt_path") if verb else None
-        names = ("last", "best", "hpc") if verb == "fit" else (_NO_CHECKPOINT,)
+        names = (LAST, LAST_OR_NEW) if verb == "fit" else (_NO_CHECKPOINT,)
         if path and path not in names:
             read_checkpoint(path)
+
+    def before_fit(self) -> None:
+        """Find what to resume."""
+        settings = self.config_init["fit"]
+        settings.ckpt_path = beginning(self.trainer, settings.ckpt_path)
 
 
 class _Instantiation(DeqCertCLI):

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from torchvision.io import write_jpeg
+from image_folders import write_images
 
 from deqcert.cli import main
 from deqcert.report import read_tsv
@@ -54,15 +53,6 @@ QUIET = [
 def _away_from_the_repository(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even a fast_dev_run leaves a checkpoint in the working directory."""
     monkeypatch.chdir(tmp_path_factory.mktemp("work"))
-
-
-def write_images(root: Path, classes: list[str], size: int, splits: tuple[str, str]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for split in splits:
-        for number, name in enumerate(classes):
-            (root / split / name).mkdir(parents=True)
-            image = torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8)
-            write_jpeg(image, str(root / split / name / f"{number:05d}.jpg"))
 
 
 def fit(config: Path, *arguments: str) -> int:
