@@ -17,7 +17,7 @@ from deqcert.certification import CertificationCallback, CertificationRun
 from deqcert.certification import Trainer as CertifyingTrainer
 from deqcert.cli.arguments import in_order_of_precedence
 from deqcert.cli.configs import demand_sound_configs
-from deqcert.cli.replacements import replacements_start_afresh
+from deqcert.cli.parsing import settings_as_written
 from deqcert.cli.resume import LAST, LAST_OR_NEW, beginning
 from deqcert.data import ImageDataModule
 from deqcert.errors import require
@@ -85,11 +85,6 @@ class DeqCertCLI(LightningCLI):
         if subcommand == "certify":
             parser.add_lightning_class_args(CertifiedRadius, "certificate")
         return parser
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the command line; what replaces a class or a list begins afresh."""
-        with replacements_start_afresh():
-            super().parse_arguments(parser, args)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; checkpoints are replaced in one step unless a plugin of the user's writes them."""
@@ -179,17 +174,19 @@ def _command_line(kind: type[DeqCertCLI], args: list[str]) -> DeqCertCLI:
     # The averaged weights are a checkpoint's state_dict: loading that is what certify is to do.
     warnings.filterwarnings("ignore", message=".*WeightAveraging callback, but loading.*")
     warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
-    return kind(
-        DEQClassifier,
-        ImageDataModule,
-        subclass_mode_data=True,
-        trainer_class=CertifyingTrainer,
-        trainer_defaults={"callbacks": [CertificationProgress()]},
-        seed_everything_default=0,
-        save_config_callback=SaveVerbConfig,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={
-            "epilog": "Further verbs, each with its own --help: deqcert report, verify, attack, convert, anchor."
-        },
-        args=args,
-    )
+    with settings_as_written():  # also where they are saved
+        return kind(
+            DEQClassifier,
+            ImageDataModule,
+            subclass_mode_data=True,
+            trainer_class=CertifyingTrainer,
+            trainer_defaults={"callbacks": [CertificationProgress()]},
+            seed_everything_default=0,
+            save_config_callback=SaveVerbConfig,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={
+                "prog": "deqcert",
+                "epilog": "Further verbs, each with its own --help: deqcert report, verify, attack, convert, anchor."
+            },
+            args=args,
+        )

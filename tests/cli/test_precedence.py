@@ -20,7 +20,7 @@ from torch import nn
 
 from deqcert.cli import main
 from deqcert.cli.arguments import in_order_of_precedence
-from deqcert.cli.replacements import replacements_start_afresh
+from deqcert.cli.parsing import settings_as_written
 from deqcert.cli.trainer_verbs import instantiate
 from deqcert.data import CIFAR10, Digits, ImageDataModule, ImageFolder
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint, OneStep, Phantom, Unrolled
@@ -88,7 +88,7 @@ class Parser:
             self._parser.add_subclass_arguments(base, "group", required=False)
 
     def __call__(self, *arguments: str) -> Any:
-        with replacements_start_afresh():
+        with settings_as_written():
             return self._parser.parse_args(arguments).group
 
 
@@ -143,7 +143,7 @@ def test_a_list_that_replaces_another_takes_none_of_its_settings(tmp_path):
     kinds = "{class_path: LearningRateMonitor}, {class_path: ModelCheckpoint, init_args: "
     for name, settings in (("a", "{save_top_k: 0, monitor: loss}"), ("b", "{filename: mine}")):
         (tmp_path / f"{name}.yaml").write_text(f"callbacks: [{kinds}{settings}}}]\n")
-    with replacements_start_afresh():
+    with settings_as_written():
         configs = [f"--config={tmp_path / name}.yaml" for name in "ab"]
         found = parser.parse_args(
             [*configs, "--callbacks.mode=max", "--callbacks+=Timer", "--callbacks.interval=epoch"]
@@ -151,6 +151,20 @@ def test_a_list_that_replaces_another_takes_none_of_its_settings(tmp_path):
     *_, saver, timer = (each.init_args for each in found.callbacks)
     assert (saver.filename, saver.save_top_k, saver.monitor, saver.mode) == ("mine", 1, None, "max")
     assert timer.interval == "epoch"
+
+
+def test_a_whole_number_is_no_fraction(tmp_path):
+    (tmp_path / "a.yaml").write_text("trainer: {limit_val_batches: 1, limit_test_batches: 1.0}\n")
+    given = [
+        "--trainer.limit_train_batches=1",
+        "--trainer.limit_predict_batches=1.0",
+        "--trainer.gradient_clip_val=0.5",
+    ]
+    trainer = instantiate(["fit", f"--config={DIGITS}", f"--config={tmp_path / 'a.yaml'}", *given, *QUIET]).trainer
+    limits = [getattr(trainer, f"limit_{name}_batches") for name in ("train", "val", "test", "predict")]
+    assert limits == [1, 1, 1.0, 1.0]
+    assert [type(limit) for limit in limits] == [int, int, float, float]
+    assert trainer.gradient_clip_val == 0.5
 
 
 SRS = f"--config={CERTIFY / 'srs_3a.yaml'}"

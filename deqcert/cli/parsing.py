@@ -1,10 +1,11 @@
-"""Classes and lists that replace others take none of their settings. Uses private names of jsonargparse."""
+"""Settings as they are written. The only module that uses private names of jsonargparse."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 from jsonargparse import Namespace, _typehints
 from jsonargparse._util import import_object
@@ -13,16 +14,19 @@ _adapt = _typehints.adapt_typehints
 
 
 @contextmanager
-def replacements_start_afresh() -> Iterator[None]:
-    """Within it, a class or list that replaces another has the settings that it is given, and its own defaults.
+def settings_as_written() -> Iterator[None]:
+    """Within it, a parser changes three of its ways.
 
-    On its own, jsonargparse keeps every setting that the new class has too, default values included: ``Standard`` in
-    place of ``Serialized`` would be solved by the three steps that ``Serialized`` has by default. It merges lists of
-    the same length entry by entry, so that a callback would take over settings of the one in its place before.
+    - A class that replaces another has its own defaults. On its own, jsonargparse keeps every setting that the new
+      class has too, default values included: ``Standard`` in place of ``Serialized`` would be solved by the three
+      steps that ``Serialized`` has by default.
+    - A list replaces a list. Lists of the same length are merged entry by entry otherwise, so that a callback would
+      take over settings of the one in its place before.
+    - A whole number stays one where fractions are allowed too: to Lightning, 1 is one batch and 1.0 is all of them.
     """
     discard = _typehints.discard_init_args_on_class_path_change
     _typehints.discard_init_args_on_class_path_change = _forget_another_class
-    _typehints.adapt_typehints = _adapt_whole_lists
+    _typehints.adapt_typehints = _adapt_as_written
     try:
         yield
     finally:
@@ -38,8 +42,10 @@ def _forget_another_class(_: Any, previous: Any, value: Any) -> None:
         previous["init_args"] = Namespace()
 
 
-def _adapt_whole_lists(value: Any, typehint: Any, **settings: Any) -> Any:
-    """Adapt a value to a type; a list that is not appended without a look at the previous one."""
+def _adapt_as_written(value: Any, typehint: Any, **settings: Any) -> Any:
+    kinds = get_args(typehint)
+    if int in kinds and float in kinds and re.fullmatch(r"-?\d+", str(value)):
+        return int(value)
     if isinstance(value, list) and not settings.get("append"):
         settings["prev_val"] = None
     return _adapt(value, typehint, **settings)
