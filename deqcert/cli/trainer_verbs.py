@@ -180,13 +180,13 @@ def _command_line(kind: type[DeqCertCLI], args: list[str]) -> DeqCertCLI:
             ImageDataModule,
             subclass_mode_data=True,
             trainer_class=CertifyingTrainer,
-            trainer_defaults={"callbacks": [CertificationProgress()]},
+            trainer_defaults={"callbacks": [CertificationProgress()], "default_root_dir": "runs"},
             seed_everything_default=0,
             save_config_callback=SaveVerbConfig,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={
                 "prog": "deqcert",
-                "epilog": "Further verbs, each with its own --help: deqcert report, verify, attack, convert, anchor."
+                "epilog": "Further verbs, each with its own --help: deqcert report, verify, attack, convert, anchor.",
             },
             args=args,
         )

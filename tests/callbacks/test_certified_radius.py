@@ -12,7 +12,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
 
 from deqcert.callbacks import CertificationProgress, CertifiedRadius
-from deqcert.certification import Trainer
+from deqcert.certification import CertificationCallback, Trainer
 from deqcert.data import Digits
 from deqcert.errors import SettingError
 from deqcert.report import read_tsv
@@ -252,3 +252,24 @@ def test_the_progress_bar_starts_at_what_is_done_and_shows_acr_and_cost(tmp_path
     assert "6/6" in shown
     assert "ACR=" in shown
     assert "NFE/sample=1.0" in shown
+
+
+class BarAtTheEnd(CertificationCallback):
+    """Whether the progress bar has ended its line when the first callback hears of the end."""
+
+    def __init__(self, progress):
+        self.progress = progress
+        self.ended = []
+
+    def on_certify_end(self, trainer, module, votes):
+        self.ended.append(self.progress._bar.disable)
+
+
+def test_the_summary_stands_below_the_bar_and_can_be_pasted(tmp_path, capsys):
+    directory = tmp_path / "my run"
+    for _ in range(2):  # the second time, no image is left
+        progress = CertificationProgress()
+        first = BarAtTheEnd(progress)
+        certify(directory, CertifiedRadius(), images=2, progress=[first, progress])
+        assert first.ended == [True]
+        assert f"; deqcert verify '{directory}' computes" in capsys.readouterr().out

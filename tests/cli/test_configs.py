@@ -156,7 +156,8 @@ def test_validate_and_test_with_a_checkpoint(capsys: pytest.CaptureFixture[str])
             *QUIET,
         ]
         assert main(arguments) == 0
-        assert "digits_mdeq_tiny" in Path(f"{verb}.yaml").read_text()
+        assert "digits_mdeq_tiny" in Path("runs", f"{verb}.yaml").read_text()
+        assert [path.name for path in Path().iterdir()] == ["runs"]
     assert "accuracy_under_noise" in capsys.readouterr().out
 
 
@@ -170,6 +171,7 @@ def test_convergence_overlay(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     else:
         arguments += ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
     assert main([verb, "--config", str(DIGITS), *overlay, *arguments]) == 0
+    assert [path.name for path in Path().iterdir()] == ["runs"]
     (table,) = Path("runs").rglob("convergence.tsv")
     assert len(table.read_text().splitlines()) == 1 + 30
     assert ("of audited" in capsys.readouterr().out) == (verb == "validate")
