@@ -44,6 +44,10 @@ class Trainer(lightning.pytorch.Trainer):
             which training resumes.
     """
 
+    # Lightning sets these from outside of its class.
+    fast_dev_run: int | bool
+    overfit_batches: int | float
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         require(

@@ -26,7 +26,7 @@ def settings_as_written() -> Iterator[None]:
     """
     discard = _typehints.discard_init_args_on_class_path_change
     _typehints.discard_init_args_on_class_path_change = _forget_another_class
-    _typehints.adapt_typehints = _adapt_as_written
+    _typehints.adapt_typehints = _adapt_as_written  # type: ignore[assignment]  # the signature is theirs
     try:
         yield
     finally:
@@ -39,7 +39,7 @@ def _forget_another_class(_: Any, previous: Any, value: Any) -> None:
     if not previous or "init_args" not in previous or not previous["class_path"]:
         return
     if import_object(previous["class_path"]) is not import_object(value["class_path"]):
-        previous["init_args"] = Namespace()
+        previous["init_args"] = Namespace()  # type: ignore[no-untyped-call]
 
 
 def _adapt_as_written(value: Any, typehint: Any, **settings: Any) -> Any:
@@ -48,4 +48,4 @@ def _adapt_as_written(value: Any, typehint: Any, **settings: Any) -> Any:
         return int(value)
     if isinstance(value, list) and not settings.get("append"):
         settings["prev_val"] = None
-    return _adapt(value, typehint, **settings)
+    return _adapt(value, typehint, **settings)  # type: ignore[no-untyped-call]
