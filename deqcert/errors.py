@@ -62,3 +62,8 @@ def is_real(value: object) -> bool:
 def require_nonnegative(field: str, value: float) -> None:
     """Raise :class:`SettingError` unless ``value`` is finite and >= 0."""
     require(is_real(value) and math.isfinite(value) and value >= 0, field, value, "must be finite and >= 0")
+
+
+def reason(error: Exception) -> str:
+    """Return what went wrong; of an error of the system in words alone, for messages that name the file themselves."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

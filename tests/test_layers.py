@@ -26,6 +26,7 @@ LAYERS = [
     {"robustness"},
     {"callbacks"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 WITHOUT_TORCH = {"ledger", "version", "errors", "files", "termination", "statistics", "report"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -144,7 +145,8 @@ class CertifiedRadius(CertificationCallback):
         self._board.finish(self.rule, summary)
         print(format_text(summary_table({name: summary})))
         print(f"{len(votes)} images, sigma = {sigma:g}, alpha = {self.rule.alpha:g}; results in {directory}")
-        print(f"votes sha256 {settings['votes_sha256']}; deqcert verify {directory} computes everything again")
+        verify = shlex.join(["deqcert", "verify", str(directory)])
+        print(f"votes sha256 {settings['votes_sha256']}; {verify} computes everything again")
 
     @property
     def run_name(self) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from lightning.pytorch import LightningModule, Trainer
 from tqdm import tqdm
 
@@ -31,6 +29,7 @@ class CertificationProgress(CertificationCallback):
             dynamic_ncols=True,
             disable=not trainer.is_global_zero,
         )
+        self._close_if_complete()
 
     def on_certify_example_end(self, trainer: Trainer, module: LightningModule, votes: Votes) -> None:
         """Advance by one image."""
@@ -40,10 +39,12 @@ class CertificationProgress(CertificationCallback):
             shown = {"ACR": f"{acr:.3f}", **shown}
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
+        self._close_if_complete()
 
-    def on_certify_end(self, trainer: Trainer, module: LightningModule, votes: Sequence[Votes]) -> None:
-        """Close the bar."""
-        self._bar.close()
+    def _close_if_complete(self) -> None:
+        """End the line of the bar before other callbacks print the summary."""
+        if self._bar.n >= self._bar.total:
+            self._bar.close()
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         """Close the bar so that the error stands below it."""

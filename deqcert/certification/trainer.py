@@ -33,11 +33,31 @@ class _Signals(_SignalConnector):
             launcher.kill(signum)
 
 
+_PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed")
+
+
 class Trainer(lightning.pytorch.Trainer):
-    """A Lightning trainer that also certifies; but for how SIGTERM is noted, everything else is unchanged."""
+    """A Lightning trainer that also certifies; but for how SIGTERM is noted, everything else is unchanged.
+
+    Raises:
+        SettingError: ``precision`` would round images and noise; or ``overfit_batches`` would replace the sampler by
+            which training resumes.
+    """
+
+    # Lightning sets these from outside of its class.
+    fast_dev_run: int | bool
+    overfit_batches: int | float
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        require(
+            self.precision in _PRECISIONS,
+            "trainer.precision",
+            self.precision,
+            f"must be one of {', '.join(_PRECISIONS)}",
+        )
+        fewer = "must be 0; limit_train_batches and limit_val_batches take fewer batches"
+        require(self.overfit_batches == 0, "trainer.overfit_batches", self.overfit_batches, fewer)
         self._signal_connector = _Signals(self)
 
     def certify(
@@ -60,7 +80,8 @@ class Trainer(lightning.pytorch.Trainer):
             shard: What several processes share: whole "images", or the "samples" of each image, which needs
                 smoothing.chains >= 2 (for a few very expensive images). Votes are the same.
             patience: Seconds without new votes after which a waiting rank gives up, > 0.
-            ckpt_path: Checkpoint to certify; null certifies the weights the model has.
+            ckpt_path: Checkpoint to certify; None certifies the weights that the model has (on the command line, where
+                the configuration builds the model: none).
 
         Returns:
             The votes of all images, sorted by index.
@@ -71,6 +92,10 @@ class Trainer(lightning.pytorch.Trainer):
         """
         require(shard in SHARDS, "shard", shard, f"must be one of {', '.join(SHARDS)}")
         require(patience > 0, "patience", patience, "must be > 0 seconds")
+        everything = "does not apply to certify; data.max_examples takes fewer images"
+        require(not self.fast_dev_run, "trainer.fast_dev_run", self.fast_dev_run, everything)
+        limit = self.limit_predict_batches
+        require(isinstance(limit, float) and limit == 1, "trainer.limit_predict_batches", limit, everything)
         loop = self.predict_loop
         self.predict_loop = CertificationLoop(self, smoothing, ledger_dir, shard, patience)  # type: ignore[assignment]
         try:

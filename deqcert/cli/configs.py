@@ -7,9 +7,9 @@ from pathlib import Path
 
 import yaml
 
+from deqcert.cli.arguments import config_files
 from deqcert.errors import SettingError
 
-_FLAGS = ("--config", "-c")
 _MOST_BYTES, _MOST_NODES, _DEEPEST, _LONGEST = 2**18, 2000, 50, 1000
 
 
@@ -20,21 +20,13 @@ def demand_sound_configs(args: Sequence[str]) -> None:
         SettingError: A file is not UTF-8, too large or too deep, has anchors (which can stand for endlessly much) or a
             key twice (of which the parser would take the last one without a word).
     """
-    for name in _config_files(args):
+    for name in config_files(args):
         path = Path(name)
         if not path.is_file():
             continue
         complaint = _complaint(path)
         if complaint:
             raise SettingError("config", name, complaint)
-
-
-def _config_files(args: Sequence[str]) -> Iterator[str]:
-    for position, argument in enumerate(args):
-        flag, equals, value = argument.partition("=")
-        if flag in _FLAGS:
-            following = args[position + 1] if position + 1 < len(args) else ""
-            yield value if equals else following
 
 
 def _complaint(path: Path) -> str:

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from deqcert.cli.arguments import config_files
 from deqcert.cli.targets import demand_free
 from deqcert.cli.trainer_verbs import instantiate
 from deqcert.errors import CheckpointError, SettingError, require
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _import(source: Path, target: Path, model_args: Sequence[str]) -> list[str]:
-    if not any(argument.partition("=")[0] in ("--config", "-c") for argument in model_args):
+    if not any(config_files(model_args)):
         raise SettingError(
             "config", None, "must name the configuration of the model, e.g. configs/cifar10/mdeq_large.yaml"
         )

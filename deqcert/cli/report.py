@@ -36,10 +36,9 @@ def run_report(args: Sequence[str]) -> int:
             residuals=_residuals(parsed.convergence),
             projected=parsed.project_n,
         )
+        written = [] if parsed.out is None else report.write(parsed.out)
     print(report.text())
-    if parsed.out is not None:
-        with _warnings_printed():
-            written = report.write(parsed.out)
+    if written:
         print(f"\n{len(written)} files in {parsed.out}: {', '.join(path.name for path in written)}")
     return 0
 

@@ -15,11 +15,17 @@ from lightning.pytorch.trainer.states import TrainerFn
 from deqcert.callbacks import CertificationProgress, CertifiedRadius, log_hyperparameters
 from deqcert.certification import CertificationCallback, CertificationRun
 from deqcert.certification import Trainer as CertifyingTrainer
+from deqcert.cli.arguments import in_order_of_precedence
 from deqcert.cli.configs import demand_sound_configs
+from deqcert.cli.parsing import settings_as_written
+from deqcert.cli.resume import LAST, LAST_OR_NEW, beginning
 from deqcert.data import ImageDataModule
+from deqcert.errors import require
 from deqcert.training import DEQClassifier, SafeCheckpointIO, read_checkpoint
 
 _DATA = {"model", "dataloaders", "datamodule"}
+
+_NO_CHECKPOINT = "none"
 
 _ALONE = (
     "--trainer.devices=1",
@@ -87,6 +93,20 @@ class DeqCertCLI(LightningCLI):
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
         return trainer
 
+    def before_instantiate_classes(self) -> None:
+        """Refuse to evaluate a model whose weights nobody has named.
+
+        Raises:
+            SettingError: There is no checkpoint, and ``none`` does not ask for that.
+        """
+        settings = self.config[self.subcommand]
+        if self.subcommand == "fit":
+            return
+        allowed = "must be a checkpoint; none takes the weights that the model is built with, random ones for most"
+        require(bool(settings.ckpt_path), "ckpt_path", settings.ckpt_path, allowed)
+        if settings.ckpt_path == _NO_CHECKPOINT:
+            settings.ckpt_path = None
+
     def _parse_ckpt_path(self) -> None:
         """Check the checkpoint before any work.
 
@@ -94,27 +114,36 @@ class DeqCertCLI(LightningCLI):
         """
         verb = self.config.get("subcommand")
         path = self.config[verb].get("ckpt_path") if verb else None
-        if path and not (verb == "fit" and path in ("last", "best", "hpc")):
+        names = (LAST, LAST_OR_NEW) if verb == "fit" else (_NO_CHECKPOINT,)
+        if path and path not in names:
             read_checkpoint(path)
+
+    def before_fit(self) -> None:
+        """Find what to resume."""
+        settings = self.config_init["fit"]
+        settings.ckpt_path = beginning(self.trainer, settings.ckpt_path)
 
 
 class _Instantiation(DeqCertCLI):
     """Builds model, data and trainer of a verb and leaves it at that."""
 
+    def before_instantiate_classes(self) -> None:
+        """Weights do not matter yet."""
+
     def _run_subcommand(self, subcommand: str) -> None:
         pass
 
 
-def run_trainer_verb(args: Sequence[str] | None) -> DeqCertCLI:
+def run_trainer_verb(args: Sequence[str]) -> DeqCertCLI:
     """Parse the command line and do what it says.
 
     Args:
-        args: Arguments, the verb first; None takes those of the process.
+        args: Arguments, the verb first.
 
     Returns:
         The command line with its ``model``, ``datamodule`` and ``trainer``, as the verb has left them.
     """
-    return _command_line(DeqCertCLI, args)
+    return _command_line(DeqCertCLI, _ordered(args))
 
 
 def instantiate(args: Sequence[str]) -> DeqCertCLI:
@@ -133,30 +162,34 @@ def instantiate(args: Sequence[str]) -> DeqCertCLI:
         CheckpointError: The checkpoint of the command line cannot be used.
     """
     demand_sound_configs(args)
-    verb, *rest = args
-    return _command_line(_Instantiation, [verb, *rest, *_ALONE])
+    return _command_line(_Instantiation, [*_ordered(args), *_ALONE])
 
 
-def _command_line(kind: type[DeqCertCLI], args: Sequence[str] | None) -> DeqCertCLI:
+def _ordered(args: Sequence[str]) -> list[str]:
+    return in_order_of_precedence(args, DeqCertCLI.subcommands())
+
+
+def _command_line(kind: type[DeqCertCLI], args: list[str]) -> DeqCertCLI:
     # None of these is the user's to mend: lightning 2.6 uses old names of torch and jsonargparse.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # The averaged weights are a checkpoint's state_dict: loading that is what certify is to do.
     warnings.filterwarnings("ignore", message=".*WeightAveraging callback, but loading.*")
-    if args is not None:
-        warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
-    return kind(
-        DEQClassifier,
-        ImageDataModule,
-        subclass_mode_data=True,
-        trainer_class=CertifyingTrainer,
-        trainer_defaults={"callbacks": [CertificationProgress()]},
-        seed_everything_default=0,
-        save_config_callback=SaveVerbConfig,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={
-            "epilog": "Further verbs, each with its own --help: deqcert report, verify, attack, convert, anchor."
-        },
-        args=args,  # type: ignore[arg-type]  # lightning says list where any sequence does
-    )
+    warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
+    with settings_as_written():  # also where they are saved
+        return kind(
+            DEQClassifier,
+            ImageDataModule,
+            subclass_mode_data=True,
+            trainer_class=CertifyingTrainer,
+            trainer_defaults={"callbacks": [CertificationProgress()], "default_root_dir": "runs"},
+            seed_everything_default=0,
+            save_config_callback=SaveVerbConfig,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={
+                "prog": "deqcert",
+                "epilog": "Further verbs, each with its own --help: deqcert report, verify, attack, convert, anchor.",
+            },
+            args=args,
+        )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deqcert.errors import DataError
+from deqcert.errors import DataError, reason
 from deqcert.files import write_atomically
 from deqcert.report.summary import match_votes, summarize
 from deqcert.statistics import Certificate, Votes
@@ -81,7 +81,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     except RecursionError:
         raise DataError(f"{path}: nested too deeply") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+        raise DataError(f"{path}: cannot be read: {reason(error)}") from error
     parts = {"settings": dict, "summary": dict, "examples": list, "sha256": str}
     if not isinstance(report, dict) or report.keys() != parts.keys():
         raise DataError(f"{path}: must be an object with {', '.join(parts)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -237,5 +238,5 @@ def _demand_derived(certificates: Sequence[Certificate], stated: Mapping[int, Ma
         if not same:
             raise DataError(
                 f"{path}: the certificate of image {certificate.index} does not follow from its votes; "
-                f"deqcert verify {path} says more"
+                f"{shlex.join(['deqcert', 'verify', str(path)])} says more"
             )

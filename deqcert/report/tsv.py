@@ -16,7 +16,7 @@ from decimal import ROUND_DOWN, Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deqcert.errors import DataError
+from deqcert.errors import DataError, reason
 from deqcert.files import write_atomically
 from deqcert.report.examples import CertifiedExample
 from deqcert.statistics import ABSTAIN
@@ -149,7 +149,7 @@ def read_text(path: str | Path) -> str:
         content = Path(path).read_bytes()
         text = content.decode()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+        raise DataError(f"{path}: cannot be read: {reason(error)}") from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}, line {line}: cannot be read: no UTF-8 text") from error

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from deqcert.errors import DeqcertError
+from deqcert.errors import DataError, DeqcertError, reason
 from deqcert.files import file_digest
 from deqcert.ledger import Ledger, identity_differences, stored_identity, votes_digest
 from deqcert.report.json_report import read_json, report_examples
@@ -79,12 +79,17 @@ def verify_run(directory: str | Path, checkpoint: str | Path | None = None) -> V
 
     Raises:
         LedgerError: There is no ledger, or one of its lines was changed, lost or damaged.
-        DataError: ``certificates.json`` cannot be read.
+        DataError: The run is not finished, or ``certificates.json`` cannot be read.
     """
     directory = Path(directory)
     identity = stored_identity(directory)
     ledger = Ledger(directory, identity)
     ledger.refresh()
+    if not (directory / "certificates.json").exists():
+        done = len(ledger.contents.votes)
+        raise DataError(
+            f"{directory}: is not finished ({done} images have votes); the command that began it resumes it"
+        )
     report = read_json(directory / "certificates.json")
     examples = {example.get("index"): example for example in report["examples"] if type(example.get("index")) is int}
     votes = [ledger.contents.votes[index] for index in sorted(examples.keys() & ledger.contents.votes.keys())]
@@ -162,7 +167,7 @@ def _digest(path: Path) -> str:
     try:
         return file_digest(path)
     except (OSError, ValueError) as error:
-        return f"unreadable: {error}"
+        return f"unreadable: {reason(error)}"
 
 
 def noise_findings(votes: Votes, identity: Mapping[str, Any]) -> list[str]:
@@ -291,7 +296,7 @@ def _table_findings(path: Path, report: Mapping[str, Any], votes: Sequence[Votes
     try:
         found = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        return [f"{path.name}: cannot be read: {error}"]
+        return [f"{path.name}: cannot be read: {reason(error)}"]
     theirs, ours = found.split("\n"), expected.split("\n")
     lines = [number for number, (one, other) in enumerate(zip(theirs, ours, strict=False), start=1) if one != other]
     lines += [min(len(theirs), len(ours)) + 1] if len(theirs) != len(ours) else []

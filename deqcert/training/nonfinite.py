@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
@@ -65,9 +66,9 @@ class NonFiniteGuard(Callback):
         if self.in_a_row >= self.limit:
             raise TrainingError(
                 f"loss or gradient not finite in {self.in_a_row} steps in a row, the last of them step "
-                f"{trainer.global_step} (epoch {trainer.current_epoch}); the weights of before are kept and so is the "
-                f"last checkpoint. Try a smaller learning rate, trainer.gradient_clip_val or more Jacobian "
-                f"regularisation; max_skipped_steps = {self.limit} sets how many are allowed"
+                f"{trainer.global_step} (epoch {trainer.current_epoch}); {_saved(trainer)}. Try a smaller learning "
+                f"rate, trainer.gradient_clip_val or more Jacobian regularisation; max_skipped_steps = {self.limit} "
+                "sets how many are allowed"
             )
 
     def state_dict(self) -> dict[str, int]:
@@ -77,3 +78,10 @@ class NonFiniteGuard(Callback):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Go on counting."""
         self.skipped, self.in_a_row = state_dict["skipped"], state_dict["in_a_row"]
+
+
+def _saved(trainer: Trainer) -> str:
+    """Say what is left of a run that stops here; weights that are not finite are never saved."""
+    saver = trainer.checkpoint_callback
+    path = (saver.last_model_path or saver.best_model_path) if isinstance(saver, ModelCheckpoint) else ""
+    return f"{path} holds weights of before" if path else "no checkpoint has been saved yet"

@@ -14,7 +14,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
 
 from deqcert.callbacks import CertificationProgress, CertifiedRadius
-from deqcert.certification import Trainer
+from deqcert.certification import CertificationCallback, Trainer
 from deqcert.data import Digits
 from deqcert.errors import SettingError
 from deqcert.report import read_tsv
@@ -302,3 +302,24 @@ def test_the_progress_bar_shows_the_mean_evaluations_of_the_table(tmp_path, thre
     assert shown[-1] == f"{summary['nfe_total']:.1f}"
     costs = [(each.nfe_fast + each.nfe_audit) / (each.n0 + each.n) for each in votes]
     assert abs(costs[-1] - summary["nfe_total"]) > 0.1
+
+
+class BarAtTheEnd(CertificationCallback):
+    """Whether the progress bar has ended its line when the first callback hears of the end."""
+
+    def __init__(self, progress):
+        self.progress = progress
+        self.ended = []
+
+    def on_certify_end(self, trainer, module, votes):
+        self.ended.append(self.progress._bar.disable)
+
+
+def test_the_summary_stands_below_the_bar_and_can_be_pasted(tmp_path, capsys):
+    directory = tmp_path / "my run"
+    for _ in range(2):  # the second time, no image is left
+        progress = CertificationProgress()
+        first = BarAtTheEnd(progress)
+        certify(directory, CertifiedRadius(), images=2, progress=[first, progress])
+        assert first.ended == [True]
+        assert f"; deqcert verify '{directory}' computes" in capsys.readouterr().out

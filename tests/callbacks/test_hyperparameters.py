@@ -41,7 +41,9 @@ def test_other_loggers_are_left_alone(tmp_path):
 def test_fit_logs_its_settings_beside_its_last_metrics(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = [
-        argument for argument in fit_command(tmp_path) if argument not in ("--trainer.logger=false", "--ckpt_path=last")
+        argument
+        for argument in fit_command(tmp_path)
+        if argument not in ("--trainer.logger=false", "--ckpt_path=last_or_new")
     ]
     logger = ["--trainer.logger.save_dir", str(tmp_path), "--trainer.logger.name", "board"]
     assert (

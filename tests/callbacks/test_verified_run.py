@@ -372,3 +372,11 @@ def test_the_command_line(run, tmp_path, capsys):
     assert main(["verify", str(run), "--ckpt_path", str(tmp_path / "none")]) == 1
     with pytest.raises(SystemExit):
         main(["verify"])
+
+
+def test_a_run_that_is_not_finished_says_so(run, capsys):
+    (run / "certificates.json").unlink()
+    assert main(["verify", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert f"{run}: is not finished (4 images have votes); the command that began it resumes it" in error
+    assert "Errno" not in error

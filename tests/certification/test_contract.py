@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lightning.pytorch
 import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.loops.prediction_loop import _PredictionLoop
@@ -106,3 +107,7 @@ def test_predict_takes_what_certify_gives():
     parameters = inspect.signature(lightning.pytorch.Trainer.predict).parameters
     assert {"model", "datamodule", "return_predictions", "ckpt_path"} <= set(parameters)
     assert hasattr(lightning.pytorch.Trainer, "received_sigterm")
+
+
+def test_the_search_for_last_checkpoints_exists():
+    assert list(inspect.signature(ModelCheckpoint._find_last_checkpoints).parameters) == ["self", "trainer"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
+import json
 import os
 import re
 import signal
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import Ranks
 
 from deqcert.cli import main
 from deqcert.errors import DataError
@@ -77,6 +80,11 @@ def assert_refused(arguments: list[str], field: str, capsys: pytest.CaptureFixtu
         ("--data.start=5000", "no image"),
         ("--model.network.num_classes=11", "model.network.num_classes"),
         ("--model.network.image_size=16", "model.network.image_size"),
+        ("--trainer.precision=bf16-true", "trainer.precision = 'bf16-true': must be one of 32-true, 64-true, 16-mixed"),
+        ("--trainer.precision=16-true", "trainer.precision = '16-true': must be one of"),
+        ("--trainer.fast_dev_run=true", "trainer.fast_dev_run = True: does not apply to certify; data.max_examples"),
+        ("--trainer.limit_predict_batches=1", "trainer.limit_predict_batches = 1: does not apply to certify"),
+        ("--trainer.limit_predict_batches=0.5", "trainer.limit_predict_batches = 0.5: does not apply"),
     ],
 )
 def test_bad_setting(bad: str, field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,6 +123,8 @@ def test_a_network_for_color_is_refused_on_grey_images(
         ("gaussian", "--model.max_skipped_steps=0", "max_skipped_steps"),
         ("gaussian", "--model.weights=missing.ckpt", "model.weights"),
         ("gaussian", "--model.objective=Newton", "objective"),
+        ("gaussian", "--trainer.precision=16-true", "trainer.precision = '16-true': must be one of"),
+        ("gaussian", "--trainer.overfit_batches=2", "trainer.overfit_batches = 2: must be 0; limit_train_batches"),
     ],
 )
 def test_bad_training_setting(
@@ -132,6 +142,23 @@ def test_damaged_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "ckpt_path" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["certify", "validate", "test"])
+def test_weights_that_nobody_has_named(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("ckpt_path: null\n")
+    for more in ([], [f"--config={overlay}"]):
+        arguments = [verb, f"--config={DIGITS}", *more, f"--trainer.default_root_dir={tmp_path}"]
+        assert_refused(arguments, "ckpt_path = None: must be a checkpoint; none takes", capsys)
+    assert not list(tmp_path.glob("*/"))
+
+
+def test_weights_that_the_model_is_built_with(tmp_path: Path) -> None:
+    assert main(arguments(tmp_path, "--ckpt_path=none")) == 0
+    settings = json.loads((tmp_path / "certificates.json").read_text())["settings"]
+    assert settings["checkpoint"] is None
+    assert main(["attack", str(tmp_path), "--images=1", "--steps=1", "--samples=2", "--n=2"]) == 0
+
+
 def test_checkpoint_of_another_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments(tmp_path / "ledger", "--model.network.channels=[16,16]")) == 2
     error = capsys.readouterr().err
@@ -144,7 +171,8 @@ def test_data_folder_missing_or_empty(content: str | None, tmp_path: Path, capsy
     root = tmp_path / "data"
     if content == "empty":
         root.mkdir()
-    assert main(["validate", f"--config={CIFAR}", f"--data.root={root}", "--trainer.logger=false"]) == 2
+    arguments = ["validate", f"--config={CIFAR}", "--ckpt_path=none", f"--data.root={root}", "--trainer.logger=false"]
+    assert main(arguments) == 2
     assert "root" in capsys.readouterr().err
 
 
@@ -204,6 +232,104 @@ def test_what_a_user_can_mend_is_said_in_a_line(error, message, monkeypatch, cap
     else:
         assert main(["fit"]) == 2
         assert re.search(message, capsys.readouterr().err.strip())
+
+
+FIT = ["fit", f"--config={DIGITS}", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("--trainer.accelerator=gpu", "No supported gpu backend found!"),
+        ("--trainer.accelerator=abacus", "invalid accelerator name: `accelerator='abacus'`"),
+        ("--trainer.logger=false", "Cannot use `LearningRateMonitor` callback with `Trainer` that has no logger."),
+        ("--trainer.logger=WandbLogger", "Requirement 'wandb"),
+        ("--trainer.strategy=abacus", "invalid strategy name: `strategy='abacus'`"),
+        ("--trainer.limit_train_batches=-1", "invalid value -1 for limit_train_batches"),
+        ("--trainer.val_check_interval=1000", "`val_check_interval` (1000) must be less than or equal"),
+        (f"--seed_everything={10**30}", "is not in bounds"),
+        ("--trainer.precision=transformer-engine", "'transformer_engine>=0.11.0' not met"),
+    ],
+)
+def test_what_lightning_refuses_is_said_in_a_line(
+    bad: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "wandb" in message.lower() and importlib.util.find_spec("wandb") is not None:
+        pytest.skip("wandb is here")
+    elsewhere = [f"--trainer.logger.save_dir={tmp_path}", "--trainer.accelerator=cpu", bad]
+    assert main([*FIT, *(each for each in elsewhere if "logger=" not in bad or "save_dir" not in each)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("deqcert: error: ")
+    assert message in error
+
+
+def test_a_job_of_several_tasks_outside_of_srun(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_JOB_NAME", "job")
+    assert main([*FIT, f"--trainer.logger.save_dir={tmp_path}", "--trainer.accelerator=cpu"]) == 2
+    assert "deqcert: error: You set `--ntasks=2`" in capsys.readouterr().err
+
+
+def test_tensorboard_is_missing(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
+    assert main([*FIT, f"--trainer.logger.save_dir={tmp_path}", "--trainer.accelerator=cpu"]) == 2
+    assert "deqcert: error: Neither `tensorboard` nor `tensorboardX` is available" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lightning", [True, False])
+@pytest.mark.parametrize(
+    ("verb", "advice"), [("certify", "run the same command again"), ("fit", "--ckpt_path last"), ("report", None)]
+)
+def test_ctrl_c(verb, advice, lightning, monkeypatch, capsys):
+    def interrupt(args):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            if not lightning:
+                raise
+            sys.exit(1)  # as Lightning does
+
+    monkeypatch.setattr("deqcert.cli.trainer_verbs.run_trainer_verb", interrupt)
+    monkeypatch.setattr("deqcert.cli.report.run_report", interrupt)
+    assert main([verb, f"--config={DIGITS}"]) == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("deqcert: interrupted")
+    assert advice is None or advice in line
+
+
+def test_ctrl_c_in_a_run(tmp_path):
+    def certify() -> int:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+        return main(arguments(tmp_path / "run", "--data.max_examples=400"))
+
+    ranks = Ranks(1, certify, tmp_path / "log")
+    ledger = tmp_path / "run" / "votes.rank0.jsonl"
+    while not (ledger.exists() and ledger.read_bytes().count(b"\n") >= 3):
+        assert not ranks.run_for(0.01), (tmp_path / "log").read_text()
+    ranks.kill(signal.SIGINT)
+    assert ranks.wait() == [130]
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log
+    assert log.splitlines()[-1] == (
+        "deqcert: interrupted; what was saved before is safe, run the same command again to resume"
+    )
+
+
+def test_a_closed_pipe_loses_no_training(tmp_path):
+    """As ``deqcert fit | true``: the progress bar goes to the standard output."""
+    command = [*FIT, f"--trainer.logger.save_dir={tmp_path}", "--trainer.logger.version=0", "--trainer.accelerator=cpu"]
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    def fit_unread() -> int:
+        os.dup2(writer, 1)
+        os.dup2(writer, 2)
+        return main(command)
+
+    ranks = Ranks(1, fit_unread, tmp_path / "log")
+    os.close(writer)
+    assert ranks.wait() == [141]
+    assert len(list(tmp_path.rglob("last.ckpt"))) == 1
 
 
 def test_kill_and_resume(tmp_path: Path) -> None:

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from torchvision.io import write_jpeg
+from image_folders import write_images
 
 from deqcert.cli import main
 from deqcert.report import read_tsv
@@ -57,15 +56,6 @@ QUIET = [
 def _away_from_the_repository(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even a fast_dev_run leaves a checkpoint in the working directory."""
     monkeypatch.chdir(tmp_path_factory.mktemp("work"))
-
-
-def write_images(root: Path, classes: list[str], size: int, splits: tuple[str, str]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for split in splits:
-        for number, name in enumerate(classes):
-            (root / split / name).mkdir(parents=True)
-            image = torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8)
-            write_jpeg(image, str(root / split / name / f"{number:05d}.jpg"))
 
 
 def fit(config: Path, *arguments: str) -> int:
@@ -137,6 +127,7 @@ def test_fit_resnet110(tmp_path: Path) -> None:
 def test_certify_resnets(config: str, split: str, tmp_path: Path) -> None:
     write_images(tmp_path, ["airplane", "automobile"], 48 if split == "val" else 32, ("train", split))
     arguments = [f"--data.root={tmp_path}", "--data.max_examples=1", "--smoothing.n=20", "--smoothing.n0=5"]
+    arguments += ["--ckpt_path=none"]
     if split == "val":
         arguments += ["--data.image_size=32", "--data.resize=36", "--data.num_classes=2", "--data.num_workers=0"]
         arguments += ["--model.network.image_size=32", "--model.network.num_classes=2"]
@@ -182,7 +173,8 @@ def test_validate_and_test_with_a_checkpoint(capsys: pytest.CaptureFixture[str])
             *QUIET,
         ]
         assert main(arguments) == 0
-        assert "digits_mdeq_tiny" in Path(f"{verb}.yaml").read_text()
+        assert "digits_mdeq_tiny" in Path("runs", f"{verb}.yaml").read_text()
+        assert [path.name for path in Path().iterdir()] == ["runs"]
     assert "accuracy_under_noise" in capsys.readouterr().out
 
 
@@ -196,6 +188,7 @@ def test_convergence_overlay(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     else:
         arguments += ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2"]
     assert main([verb, "--config", str(DIGITS), *overlay, *arguments]) == 0
+    assert [path.name for path in Path().iterdir()] == ["runs"]
     (table,) = Path("runs").rglob("convergence.tsv")
     assert len(table.read_text().splitlines()) == 1 + 30
     assert ("of audited" in capsys.readouterr().out) == (verb == "validate")

@@ -135,9 +135,10 @@ def test_a_missing_run_is_named(tmp_path, capsys):
     assert "missing: cannot be read" in capsys.readouterr().err
 
 
-def test_a_reader_that_has_had_enough_is_no_error(write):
-    command = [sys.executable, "-m", "deqcert.cli", "report", write(HEADER + ROWS)]
+def test_a_reader_that_has_had_enough_is_no_error(write, tmp_path):
+    command = [sys.executable, "-m", "deqcert", "report", write(HEADER + ROWS), "--out", str(tmp_path / "out")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait() == 141
+    assert (tmp_path / "out" / "report.md").read_text().startswith("#")

@@ -168,7 +168,7 @@ def test_files_that_are_no_text_are_refused_by_line(tmp_path):
     (tmp_path / "binary").write_bytes(HEADER.encode() + b"0\t\xff\xfe\x00")
     with pytest.raises(DataError, match="binary, line 2: cannot be read: no UTF-8"):
         read_tsv(tmp_path / "binary")
-    with pytest.raises(DataError, match="missing: cannot be read"):
+    with pytest.raises(DataError, match=r"missing: cannot be read"):
         read_tsv(tmp_path / "missing")
 
 
@@ -182,3 +182,8 @@ def test_columns_are_found_by_name_and_others_ignored_with_a_warning(table):
 def test_a_column_that_comes_twice_is_refused(table):
     with pytest.raises(DataError, match="line 1: expected the columns"):
         read_tsv(table("", HEADER.strip() + "\ttime\n"))
+
+
+def test_a_missing_file_is_said_in_words(tmp_path):
+    with pytest.raises(DataError, match=r"missing: cannot be read: No such file or directory$"):
+        read_tsv(tmp_path / "missing")

@@ -53,4 +53,4 @@ def fit_command(folder: Path, *more: str) -> list[str]:
     overlay = folder / "overlay.yaml"
     overlay.write_text(FIT)
     settings = [f"--config={DIGITS}", f"--config={overlay}", f"--trainer.default_root_dir={folder}"]
-    return ["fit", *settings, "--ckpt_path=last", *QUIET, *more]
+    return ["fit", *settings, "--ckpt_path=last_or_new", *QUIET, *more]

@@ -82,13 +82,20 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(kind):
 def test_too_many_in_a_row_stop_training_and_the_last_good_checkpoint_stays(tmp_path):
     schedule.update(dict.fromkeys(range(4, 100), "images"))
     saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
-    with pytest.raises(TrainingError, match=r"not finite in 3 steps in a row.*learning rate.*max_skipped_steps = 3"):
+    message = r"not finite in 3 steps in a row.*step=6.ckpt holds weights of before.*max_skipped_steps = 3"
+    with pytest.raises(TrainingError, match=message):
         fit(model(objective=Faulty(), gradient=OneStep(), max_skipped_steps=3), 20, callbacks=[saver])
     assert len(calls) == 7
     for path in tmp_path.glob("*.ckpt"):
         weights = torch.load(path, weights_only=True)["state_dict"]
         assert all(tensor.isfinite().all() for tensor in weights.values())
     assert (tmp_path / "step=4.ckpt").exists()
+
+
+def test_a_run_that_stops_before_its_first_checkpoint_promises_none():
+    schedule.update(dict.fromkeys(range(100), "images"))
+    with pytest.raises(TrainingError, match="; no checkpoint has been saved yet"):
+        fit(model(objective=Faulty(), gradient=OneStep(), max_skipped_steps=3), 20)
 
 
 def test_only_steps_in_a_row_stop_training():

@@ -1,0 +1,45 @@
+"""Output whose reader may leave."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+class Output:
+    """A stream of text; once its reader has closed the pipe (``| head``), work goes on unread instead of ending there.
+
+    Args:
+        stream: Where the text goes.
+
+    Attributes:
+        unread: Whether the reader has left before the end.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.unread = False
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the stream's."""
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, or not if nobody reads."""
+        try:
+            self._stream.write(text)
+        except BrokenPipeError:
+            self._discard()
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or not if nobody reads."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._discard()
+
+    def _discard(self) -> None:
+        """Send the rest nowhere, also what the stream still holds and Python flushes when it ends."""
+        self.unread = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())

@@ -1,0 +1,18 @@
+"""Folders of random images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torchvision.io import write_jpeg
+
+
+def write_images(root: Path, classes: list[str], size: int, splits: tuple[str, str]) -> None:
+    """Write one JPEG of each class into each split of ``root``."""
+    generator = torch.Generator().manual_seed(0)
+    for split in splits:
+        for number, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            image = torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8)
+            write_jpeg(image, str(root / split / name / f"{number:05d}.jpg"))
