@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from deqcert.errors import CheckpointError
 from deqcert.interchange import mdeq_names
 from deqcert.models import MDEQ, CifarResNet, ResNet50
+from deqcert.training.architecture import architecture_of
 from deqcert.training.checkpoints import demand_usable_weights, printable
 
 _PREFIXES = ("module.", "network.")
@@ -19,6 +20,9 @@ _PUBLIC_MDEQ = "public MDEQ"
 _COHEN = "Cohen et al., ResNet"
 _IN_SEQUENCE = re.compile(r"1\.(?:module\.)?")
 """Cohen et al. certify ``Sequential(normalisation, network)``, the network in a ``DataParallel`` or not."""
+
+_NORMALISATION = {"0.means": "mean", "0.sds": "std"}
+"""Buffers of that normalisation, where they were saved, and ours."""
 
 _COUNTER = ".num_batches_tracked"
 
@@ -31,12 +35,15 @@ class Conversion(NamedTuple):
         weights: By the names of the network.
         ignored: What the file has besides them, by its names, with the reason why it is not needed.
         supplied: What the file has not, by names like its own, with what was put in its place.
+        on_trust: Settings of the network that the file does not show, with their values; None if the network does not
+            say which those are.
     """
 
     form: str
     weights: dict[str, Tensor]
     ignored: dict[str, str]
     supplied: dict[str, str]
+    on_trust: dict[str, Any] | None
 
 
 def convert_weights(given: Mapping[str, Tensor], network: nn.Module, shown: str) -> Conversion:
@@ -71,7 +78,8 @@ def convert_weights(given: Mapping[str, Tensor], network: nn.Module, shown: str)
             kept[name] = torch.zeros((), dtype=torch.int64)
             supplied[name] = "zero: a counter of batches, of use in training only"
     demand_usable_weights({name: own[ours] for name, ours in names.items()}, kept, shown)
-    return Conversion(form, {ours: kept[name].to(own[ours].dtype) for name, ours in names.items()}, ignored, supplied)
+    weights = {ours: kept[name].to(own[ours].dtype) for name, ours in names.items()}
+    return Conversion(form, weights, ignored, supplied, _on_trust(network, ignored))
 
 
 def _recognise(given: Mapping[str, Tensor], network: nn.Module, shown: str) -> tuple[str, Callable[[str], str]]:
@@ -109,8 +117,8 @@ def _of_sequence(
     kept: dict[str, Tensor] = {}
     ignored = {}
     for name, tensor in given.items():
-        if name in ("0.means", "0.sds"):
-            ours = network.get_buffer("mean" if name == "0.means" else "std").flatten()
+        if name in _NORMALISATION:
+            ours = network.get_buffer(_NORMALISATION[name]).flatten()
             if tensor.shape != ours.shape or not torch.allclose(tensor.to(ours), ours, atol=1e-4):
                 raise CheckpointError(f"{shown}: {name} = {tensor.tolist()}, but the network has {ours.tolist()}")
             ignored[name] = "the normalisation, which is that of the network"
@@ -122,6 +130,16 @@ def _of_sequence(
             raise CheckpointError(f"{shown}: {printable(name)} comes twice")
         kept[short] = tensor
     return kept, ignored
+
+
+def _on_trust(network: nn.Module, ignored: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return the settings that nothing in the file was compared with."""
+    architecture = architecture_of(network)
+    if architecture is None:
+        return None
+    compared = {ours for name, ours in _NORMALISATION.items() if name in ignored}
+    settings = architecture["settings"]
+    return {name: settings[name] for name in getattr(network, "UNSEEN", settings) if name not in compared}
 
 
 def _redundant(given: Mapping[str, Tensor], names: Mapping[str, str], network: nn.Module) -> dict[str, str]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from deqcert.errors import CheckpointError
+from deqcert.training.architecture import ARCHITECTURE, plain_architecture
 
 _SHOWN = 3
 _LONGEST_NAME = 100
@@ -99,6 +100,7 @@ def demand_plain(checkpoint: Any, shown: str = "ckpt_path") -> None:
         sigma = parameters.get("sigma", 0.0)
         if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 <= sigma <= sys.float_info.max:
             raise CheckpointError(f"{shown}: {field} must have a finite sigma >= 0")
+    plain_architecture(checkpoint.get(ARCHITECTURE), shown)
     seed = checkpoint.get("stream_seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise CheckpointError(f"{shown}: stream_seed must be an integer in [0, 2**64)")

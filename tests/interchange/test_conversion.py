@@ -254,10 +254,33 @@ def test_a_saved_normalisation_must_be_the_network_s():
     net = CifarResNet(depth=8)
     weights = {f"1.{name}": tensor for name, tensor in net.state_dict().items()}
     weights |= {"0.means": torch.tensor(MEAN), "0.sds": torch.tensor(STD)}
-    assert set(converted(weights, net).ignored) == {"0.means", "0.sds"}
+    conversion = converted(weights, net)
+    assert set(conversion.ignored) == {"0.means", "0.sds"}
+    assert conversion.on_trust == {"image_size": 32}
     weights["0.sds"] = torch.tensor([0.5, 0.5, 0.5])
     with pytest.raises(CheckpointError, match=r"file: 0.sds = \[0.5, 0.5, 0.5\], but the network has \[0.20"):
         convert_weights(weights, net, "file")
+
+
+def test_what_a_file_does_not_show_is_taken_on_trust_by_name():
+    net = CifarResNet(depth=8, mean=(0, 0, 0), std=(1, 1, 1))
+    assert converted(net.state_dict(), net).on_trust == {"mean": [0, 0, 0], "std": [1, 1, 1], "image_size": 32}
+    found = converted(public(), network()).on_trust
+    assert found == {
+        "mean": list(MEAN),
+        "std": list(STD),
+        "image_size": 32,
+        "downsample_times": 0,
+        "num_groups": 8,
+    }
+
+
+def test_networks_that_do_not_state_their_settings_are_taken_on_trust(threshold_deq):
+    net = threshold_deq()
+    net.register_buffer("scale", torch.ones(1))
+    assert converted(net.state_dict(), net).on_trust is None
+    net.architecture = {"rate": 0.5}
+    assert converted(net.state_dict(), net).on_trust == {"rate": 0.5}
 
 
 def test_two_names_for_one_weight_are_refused():

@@ -14,6 +14,7 @@ from deqcert.errors import CheckpointError
 from deqcert.interchange import read_weights, write_checkpoint, write_safetensors
 from deqcert.training.checkpoints import read_checkpoint
 
+ARCHITECTURE = {"network": "Small", "settings": {"mean": [0.5, 0], "start": "zero", "affine": True}}
 WEIGHTS = {"fc.weight": torch.arange(6.0).view(2, 3), "fc.bias": torch.tensor([1.0, -2.0])}
 
 
@@ -33,12 +34,15 @@ def test_weights_are_found_plain_or_beside_other_things(tmp_path, holder, zipped
 
 
 def test_what_is_written_is_a_checkpoint_of_ours_and_can_be_read(tmp_path):
-    write_checkpoint(tmp_path / "w.ckpt", WEIGHTS, sigma=0.25)
+    write_checkpoint(tmp_path / "w.ckpt", WEIGHTS, 0.25, ARCHITECTURE)
     checkpoint = read_checkpoint(tmp_path / "w.ckpt")
     assert checkpoint["hyper_parameters"] == {"sigma": 0.25}
     found = read_weights(tmp_path / "w.ckpt")
     assert same(found.tensors, {f"network.{name}": tensor for name, tensor in WEIGHTS.items()})
-    assert found.sigma == 0.25
+    assert (found.sigma, found.architecture) == (0.25, ARCHITECTURE)
+    assert "architecture" not in found.beside
+    write_checkpoint(tmp_path / "unknown.ckpt", WEIGHTS, 0.25, None)
+    assert "architecture" not in read_checkpoint(tmp_path / "unknown.ckpt")
 
 
 @pytest.mark.parametrize("sigma", [0.1, None])
@@ -50,7 +54,27 @@ def test_safetensors_come_back_bit_for_bit(tmp_path, sigma):
         assert file.metadata() == {"format": "pt", "source_sha256": "0f" * 32} | stated
     found = read_weights(tmp_path / "w.safetensors")
     assert same(found.tensors, weights)
-    assert found.sigma == sigma
+    assert (found.sigma, found.architecture) == (sigma, None)
+
+
+def test_safetensors_carry_the_architecture(tmp_path):
+    write_safetensors(tmp_path / "w.safetensors", WEIGHTS, 0.5, "", ARCHITECTURE)
+    assert read_weights(tmp_path / "w.safetensors").architecture == ARCHITECTURE
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("{", "cannot be read as safetensors"),
+        ("[" * 100_000, "cannot be read as safetensors"),
+        ("[]", "architecture must have"),
+        ('{"network": "MDEQ", "settings": {"mean": {"a": 1}}}', "architecture must have numbers"),
+    ],
+)
+def test_an_architecture_of_safetensors_that_is_none_is_refused(tmp_path, text, complaint):
+    save_file(WEIGHTS, tmp_path / "w.safetensors", {"architecture": text})
+    with pytest.raises(CheckpointError, match=rf"w\.safetensors: {complaint}"):
+        read_weights(tmp_path / "w.safetensors")
 
 
 class Harmful:
