@@ -12,9 +12,8 @@ from deqcert.cli.trainer_verbs import instantiate
 from deqcert.errors import CheckpointError, SettingError, require
 from deqcert.files import file_digest
 from deqcert.interchange import convert_weights, read_weights, write_checkpoint, write_safetensors
-from deqcert.interchange.files import SAFETENSORS
 from deqcert.training.architecture import architecture_differences, architecture_of
-from deqcert.training.checkpoints import demand_usable_weights, printable
+from deqcert.training.checkpoints import SAFETENSORS, demand_usable_weights, printable
 
 _OWN_PREFIX = "network."
 _SHOWN = 5
@@ -74,7 +73,7 @@ def _import(source: Path, target: Path, model_args: Sequence[str]) -> list[str]:
     architecture = architecture_of(module.network)
     write_checkpoint(target, conversion.weights, sigma, architecture)
     lines = [f"{source}: {conversion.form}; {len(conversion.weights)} tensors written to {target}"]
-    lines += _by_reason("left out", conversion.ignored | dict.fromkeys(found.beside, "no weights"))
+    lines += _by_reason("left out", conversion.ignored | found.beside)
     lines += _by_reason("put in", conversion.supplied)
     if found.sigma is not None and found.sigma != sigma:
         lines.append(f"warning: the file says sigma = {found.sigma}, the configuration {sigma}, which was written")

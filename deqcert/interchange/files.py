@@ -16,14 +16,13 @@ from torch import Tensor
 
 from deqcert.errors import CheckpointError
 from deqcert.files import write_atomically
+from deqcert.interchange.numpy_scalars import STAND_INS
 from deqcert.training import SafeCheckpointIO
 from deqcert.training.architecture import ARCHITECTURE, plain_architecture
-from deqcert.training.checkpoints import demand_tensors, load_plain, printable
+from deqcert.training.checkpoints import SAFETENSORS, demand_no_other_kind, demand_tensors, load_plain, printable
 
-SAFETENSORS = ".safetensors"
-
-_HOLDERS = ("state_dict", "model_state_dict", "model")
-"""Where training scripts put the weights beside other things."""
+_HOLDERS = ("state_dict", "model_state_dict", "model", "net", "params", "ema")
+"""Where training scripts put the weights beside other things; of several in one file, the first is read."""
 
 
 class Weights(NamedTuple):
@@ -31,13 +30,13 @@ class Weights(NamedTuple):
 
     Attributes:
         tensors: The weights by their names in the file.
-        beside: Names of what else is in it, e.g. the state of an optimiser.
+        beside: Names of what else is in it, e.g. the state of an optimiser, with the reason why it is left out.
         sigma: Standard deviation of the training noise, where the file tells.
         architecture: Class and settings of the network, see :func:`architecture_of`, where the file tells.
     """
 
     tensors: dict[str, Tensor]
-    beside: tuple[str, ...]
+    beside: dict[str, str]
     sigma: float | None
     architecture: Mapping[str, Any] | None = None
 
@@ -52,10 +51,11 @@ def read_weights(path: str | Path) -> Weights:
     shown = str(path)
     if Path(path).suffix == SAFETENSORS:
         return _read_safetensors(Path(path))
-    content = load_plain(path, shown)
+    content = load_plain(path, shown, stand_ins=STAND_INS)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{shown}: must hold a dictionary of weights, not a {type(content).__name__}")
-    holder = next((name for name in _HOLDERS if isinstance(content.get(name), Mapping)), None)
+    holders = [name for name in _HOLDERS if isinstance(content.get(name), Mapping)]
+    holder = holders[0] if holders else None
     tensors = content if holder is None else content[holder]
     demand_tensors(tensors, shown)
     if not tensors:
@@ -63,7 +63,11 @@ def read_weights(path: str | Path) -> Weights:
     for name, tensor in tensors.items():
         if tensor.nbytes > os.path.getsize(path):
             raise CheckpointError(f"{shown}: {printable(name)} has shape {tuple(tensor.shape)}, larger than the file")
-    beside = () if holder is None else tuple(str(name) for name in content if name not in (holder, ARCHITECTURE))
+    beside = {
+        str(name): f"other weights; those of {holder} are taken" if name in holders else "no weights"
+        for name in content
+        if holder is not None and name not in (holder, ARCHITECTURE)
+    }
     parameters = content.get("hyper_parameters")
     sigma = parameters.get("sigma") if isinstance(parameters, Mapping) else None
     architecture = None if holder is None else plain_architecture(content.get(ARCHITECTURE), shown)
@@ -85,7 +89,7 @@ def write_checkpoint(
         "epoch": 0,
         "global_step": 0,
         "pytorch-lightning_version": version("lightning"),
-        "state_dict": {f"network.{name}": tensor for name, tensor in network_weights.items()},
+        "state_dict": {f"network.{name}": _alone(tensor) for name, tensor in network_weights.items()},
         "hyper_parameters": {"sigma": sigma},
     }
     if architecture is not None:
@@ -117,8 +121,14 @@ def write_safetensors(
     write_atomically(path, save(tensors, metadata))
 
 
+def _alone(tensor: Tensor) -> Tensor:
+    """Return a view without the rest of its storage, which torch.save would write too."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+
+
 def _read_safetensors(path: Path) -> Weights:
     try:
+        demand_no_other_kind(path, str(path))
         tensors = load(path.read_bytes())
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -128,7 +138,7 @@ def _read_safetensors(path: Path) -> Weights:
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from error
     if not tensors:
         raise CheckpointError(f"{path}: holds no weights")
-    return Weights(tensors, (), sigma, plain_architecture(architecture, str(path)))
+    return Weights(tensors, {}, sigma, plain_architecture(architecture, str(path)))
 
 
 def _sigma(value: object, shown: str) -> float | None:
