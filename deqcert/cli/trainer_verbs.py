@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from deqcert.callbacks import CertificationProgress, CertifiedRadius, log_hyperparameters
 from deqcert.certification import CertificationCallback, CertificationRun
 from deqcert.certification import Trainer as CertifyingTrainer
+from deqcert.cli.checkpoint_network import with_checkpoint_network
 from deqcert.cli.configs import demand_sound_configs
 from deqcert.data import ImageDataModule
 from deqcert.training import DEQClassifier, SafeCheckpointIO, read_checkpoint
@@ -141,8 +143,7 @@ def _command_line(kind: type[DeqCertCLI], args: Sequence[str] | None) -> DeqCert
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # The averaged weights are a checkpoint's state_dict: loading that is what certify is to do.
     warnings.filterwarnings("ignore", message=".*WeightAveraging callback, but loading.*")
-    if args is not None:
-        warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
+    warnings.filterwarnings("ignore", message=".*args parameter is intended.*")
     return kind(
         DEQClassifier,
         ImageDataModule,
@@ -155,5 +156,5 @@ def _command_line(kind: type[DeqCertCLI], args: Sequence[str] | None) -> DeqCert
         parser_kwargs={
             "epilog": "Further verbs, each with its own --help: deqcert report, verify, attack, convert, anchor."
         },
-        args=args,  # type: ignore[arg-type]  # lightning says list where any sequence does
+        args=with_checkpoint_network(sys.argv[1:] if args is None else args),
     )

@@ -6,6 +6,7 @@ nor how many groups a group norm has. So checkpoints carry the settings of the n
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -13,10 +14,16 @@ from typing import Any
 from torch import nn
 
 from deqcert.errors import CheckpointError
-from deqcert.models import MDEQ
+from deqcert.models import MDEQ, CifarResNet, ResNet50
 
 ARCHITECTURE = "architecture"
 """Where it stands in a checkpoint."""
+
+_NETWORKS: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (MDEQ, CifarResNet, ResNet50)}
+"""All that a checkpoint may choose from: a class named by a file would have to be imported."""
+
+_OBJECTS = {"solver"}
+"""Arguments of theirs that are not plain data: a string in their place would name a class too."""
 
 _OPTION = "model.network.init_args"
 _LONGEST = 200
@@ -54,6 +61,19 @@ def plain_architecture(stated: Any, shown: str) -> Mapping[str, Any] | None:
         if not (isinstance(name, str) and plain):
             raise CheckpointError(f"{shown}: {ARCHITECTURE} must have numbers, strings and lists of numbers only")
     return dict(stated)
+
+
+def network_of(stated: Mapping[str, Any] | None) -> tuple[type[nn.Module], dict[str, Any]] | None:
+    """Return class and arguments of the network that a file states; None if that is not one of deqcert's.
+
+    Args:
+        stated: What the file says, checked by :func:`plain_architecture`; None for nothing.
+    """
+    kind = None if stated is None else _NETWORKS.get(stated["network"])
+    if stated is None or kind is None:
+        return None
+    known = inspect.signature(kind).parameters.keys() - _OBJECTS
+    return kind, {name: value for name, value in stated["settings"].items() if name in known}
 
 
 def architecture_differences(

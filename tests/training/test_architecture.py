@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from deqcert.errors import CheckpointError
 from deqcert.models import MDEQ, CifarResNet, ResNet50
 from deqcert.training import DEQClassifier
+from deqcert.training.architecture import network_of
 
 NOT_ARCHITECTURE = {"self", "solver", "dropout"}
 
@@ -104,6 +105,21 @@ def test_the_same_settings_and_those_that_a_checkpoint_does_not_state_are_accept
     assert DEQClassifier.load_from_checkpoint(tmp_path / "model.ckpt", network=classifier().network)
     del checkpoint["architecture"]["settings"]["num_groups"]
     classifier(num_groups=4).on_load_checkpoint(checkpoint)
+
+
+def test_the_network_can_be_built_from_the_checkpoint_alone():
+    source = classifier(num_groups=4, start="mean").network.eval()
+    kind, settings = network_of(saved(DEQClassifier(source))["architecture"])
+    built = kind(**settings).eval()
+    built.load_state_dict(source.state_dict())
+    x = torch.rand(2, 1, 8, 8)
+    assert torch.equal(built(x), source(x))
+    assert built.architecture == source.architecture
+
+
+@pytest.mark.parametrize("stated", [None, {"network": "torch.nn.Linear", "settings": {}}])
+def test_only_networks_of_deqcert_are_built(stated):
+    assert network_of(stated) is None
 
 
 def test_another_class_is_refused_by_its_name():
