@@ -6,6 +6,7 @@ Numpy's constructors take more than numbers (objects, structures); these take a 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def number(kind: NumberType, content: bytes) -> bool | int | float:
     return value  # type: ignore[no-any-return]
 
 
-STAND_INS = [
+STAND_INS: list[tuple[Callable[..., Any], str]] = [
     (NumberType, "numpy.dtype"),
     (number, "numpy.core.multiarray.scalar"),
     (number, "numpy._core.multiarray.scalar"),

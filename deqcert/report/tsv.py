@@ -184,7 +184,8 @@ def _parse(line: str, columns: Sequence[str]) -> TsvRow:
     if len(fields) != len(columns):
         raise ValueError(f"expected {len(columns)} columns, found {len(fields)}")
     found = {column: _read(column, field) for column, field in zip(columns, fields, strict=True) if column in _READERS}
-    return TsvRow(*(found[column] for column in _DEMANDED), found.get(TIME_COLUMN), found.get(SOUND_COLUMN, True))
+    demanded = [found[column] for column in _DEMANDED]
+    return TsvRow._make([*demanded, found.get(TIME_COLUMN), found.get(SOUND_COLUMN, True)])
 
 
 def _has_index(line: str, columns: Sequence[str]) -> bool:
