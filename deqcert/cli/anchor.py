@@ -18,6 +18,7 @@ from deqcert.interchange import write_checkpoint
 from deqcert.models import MDEQ
 from deqcert.seeding import Purpose, purpose_seed
 from deqcert.solvers import Anderson
+from deqcert.training.architecture import architecture_of, demand_same_architecture
 from deqcert.training.checkpoints import demand_usable_weights, read_checkpoint
 from deqcert.training.mixing import train_mixing
 from deqcert.training.starts import compute_start
@@ -41,14 +42,16 @@ def run_anchor(args: Sequence[str]) -> int:
     computes_start = not (parsed.keep_start or parsed.start == "zero")
     if not computes_start:
         require_count("mixing_steps", parsed.mixing_steps, minimum=1)
-    given = read_checkpoint(parsed.source, "source")["state_dict"]
+    checkpoint = read_checkpoint(parsed.source, "source")
     settings = [f"--model.network.init_args.{name}={getattr(parsed, name)}" for name in ("start", "mixing_steps")]
     built = instantiate(["certify", *config_args, *settings])
     network, sigma = built.model.network, built.model.sigma
     if not isinstance(network, MDEQ):
         raise SettingError("model.network", type(network).__name__, "must be an MDEQ")
     built.model.demand_fitting(built.datamodule)
-    _load(network, given, (_MIXING,) if parsed.keep_start else (_START, _MIXING))
+    computed = ("mixing_steps",) if parsed.keep_start else ("start", "mixing_steps")
+    demand_same_architecture(network, checkpoint, "source", computed)
+    _load(network, checkpoint["state_dict"], (_MIXING,) if parsed.keep_start else (_START, _MIXING))
     if parsed.keep_start and network.start_sigma not in (None, sigma):
         raise CheckpointError(f"source: its start is for sigma = {network.start_sigma}, not for {sigma}")
     torch.manual_seed(purpose_seed(Purpose.ANCHOR, parsed.seed))
@@ -70,7 +73,7 @@ def run_anchor(args: Sequence[str]) -> int:
         )
         for name in ("plain", "anderson", "learned"):
             print(f"  {name:8}", *(f"{error:.4f}" for error in getattr(mixing, name)))
-    write_checkpoint(target, network.cpu().state_dict(), sigma)
+    write_checkpoint(target, network.cpu().state_dict(), sigma, architecture_of(network))
     print(f"written to {target}; use it with {' '.join(settings)} --smoothing.start={parsed.start}")
     return 0
 

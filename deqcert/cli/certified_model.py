@@ -18,7 +18,7 @@ from deqcert.errors import DataError, LedgerError, require
 from deqcert.ledger import Ledger, identity_differences, stored_identity, votes_digest
 from deqcert.smoothing import Smoothing
 from deqcert.statistics import Certificate, CertificationRule, Votes
-from deqcert.training.checkpoints import demand_usable_weights, read_checkpoint
+from deqcert.training.checkpoints import read_checkpoint
 
 _ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
 
@@ -78,9 +78,9 @@ def certified_model(directory: str | Path, device: str | None = None, overrides:
     cli = instantiate(["certify", "--config", str(config), f"--trainer.accelerator={_ACCELERATORS[kind]}", *overrides])
     chosen = cli.config_init["certify"]
     if chosen["ckpt_path"] is not None:
-        weights = read_checkpoint(chosen["ckpt_path"])["state_dict"]
-        demand_usable_weights(cli.model.state_dict(), weights)
-        cli.model.load_state_dict(weights)
+        checkpoint = read_checkpoint(chosen["ckpt_path"])
+        cli.model.demand_usable(checkpoint)
+        cli.model.load_state_dict(checkpoint["state_dict"])
     root = cli.trainer.strategy.root_device
     module = cli.trainer.precision_plugin.convert_module(cli.model).to(root).eval()
     classifier = getattr(module, "network", module)

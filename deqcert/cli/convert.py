@@ -13,8 +13,8 @@ from deqcert.cli.trainer_verbs import instantiate
 from deqcert.errors import CheckpointError, SettingError, require
 from deqcert.files import file_digest
 from deqcert.interchange import convert_weights, read_weights, write_checkpoint, write_safetensors
-from deqcert.interchange.files import SAFETENSORS
-from deqcert.training.checkpoints import demand_usable_weights, printable
+from deqcert.training.architecture import architecture_differences, architecture_of
+from deqcert.training.checkpoints import SAFETENSORS, demand_usable_weights, printable
 
 _OWN_PREFIX = "network."
 _SHOWN = 5
@@ -71,14 +71,32 @@ def _import(source: Path, target: Path, model_args: Sequence[str]) -> list[str]:
     module = instantiate(["certify", *model_args, *_ANYWHERE]).model
     conversion = convert_weights(found.tensors, module.network, str(source))
     sigma = module.sigma
-    write_checkpoint(target, conversion.weights, sigma)
+    architecture = architecture_of(module.network)
+    write_checkpoint(target, conversion.weights, sigma, architecture)
     lines = [f"{source}: {conversion.form}; {len(conversion.weights)} tensors written to {target}"]
-    lines += _by_reason("left out", conversion.ignored | dict.fromkeys(found.beside, "no weights"))
+    lines += _by_reason("left out", conversion.ignored | found.beside)
     lines += _by_reason("put in", conversion.supplied)
     if found.sigma is not None and found.sigma != sigma:
         lines.append(f"warning: the file says sigma = {found.sigma}, the configuration {sigma}, which was written")
+    lines += [
+        f"warning: the file says otherwise, what is configured was written: {difference}"
+        for difference in architecture_differences(module.network, found.architecture)
+    ]
+    if found.architecture is None:
+        lines.append(_on_trust(type(module.network).__name__, conversion.on_trust))
     command = shlex.join(["deqcert", "certify", *model_args, "--ckpt_path", str(target)])
     return [*lines, f"trained at sigma = {sigma} (model.sigma)", f"next, with a smoothing: {command}"]
+
+
+def _on_trust(network: str, settings: Mapping[str, object] | None) -> str:
+    """Say which settings the file could not confirm, and how to set them."""
+    if settings is None:
+        return f"taken on trust: all settings of {network} that names and shapes of its weights do not show"
+    shown = ", ".join(f"{name} = {value}" for name, value in settings.items())
+    return (
+        f"taken on trust, since the file does not show it: {shown}; "
+        "to set it: --model.network.init_args.NAME=VALUE (no normalization: mean 0, std 1)"
+    )
 
 
 def _by_reason(verb: str, reasons: Mapping[str, str]) -> list[str]:
@@ -101,5 +119,5 @@ def _export(source: Path, target: Path) -> list[str]:
         )
     demand_usable_weights(found.tensors, found.tensors, str(source))
     weights = {name.removeprefix(_OWN_PREFIX): tensor for name, tensor in found.tensors.items()}
-    write_safetensors(target, weights, found.sigma, file_digest(source))
+    write_safetensors(target, weights, found.sigma, file_digest(source), found.architecture)
     return [f"{source}: our own names; {len(weights)} tensors written to {target}"]

@@ -16,6 +16,7 @@ from deqcert.callbacks import CertificationProgress, CertifiedRadius, log_hyperp
 from deqcert.certification import CertificationCallback, CertificationRun
 from deqcert.certification import Trainer as CertifyingTrainer
 from deqcert.cli.arguments import in_order_of_precedence
+from deqcert.cli.checkpoint_network import with_checkpoint_network
 from deqcert.cli.configs import demand_sound_configs
 from deqcert.cli.parsing import settings_as_written
 from deqcert.cli.resume import LAST, LAST_OR_NEW, beginning
@@ -191,5 +192,5 @@ def _command_line(kind: type[DeqCertCLI], args: list[str]) -> DeqCertCLI:
                 "prog": "deqcert",
                 "epilog": "Further verbs, each with its own --help: deqcert report, verify, attack, convert, anchor.",
             },
-            args=args,
+            args=with_checkpoint_network(args),
         )

@@ -14,6 +14,12 @@ from deqcert.errors import DataError
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
 """Formats that are decoded, whatever a file is called; Pillow would hand others, like EPS, to other programs."""
 
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif"),
+    *(".tif", ".tiff", ".bmp", ".dib", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+"""How names of such files end, in lower case."""
+
 MOST_PIXELS = 89_478_485
 """Largest image, in pixels: above, Pillow warns of decompression bombs."""
 

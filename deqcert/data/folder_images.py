@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from torchvision.datasets.folder import find_classes
 from torchvision.transforms import v2
 
-from deqcert.data.decoding import demand_pixels, opened_image
+from deqcert.data.decoding import EXTENSIONS, demand_pixels, opened_image
 from deqcert.data.images import Batch, Example, IndexedImages
 from deqcert.data.streams import DataPurpose, raw_stream
 from deqcert.errors import DataError
@@ -25,7 +26,9 @@ class FolderImages(IndexedImages):
     """Files ``folder/<class>/*``, as uint8 (3, S, S); the original index is the position in the sorted list.
 
     The shorter side is resized to ``resize`` and the centre is cropped. :meth:`augmented` images are cropped,
-    resized and flipped at random instead, as a function of (seed, epoch, index).
+    resized and flipped at random instead, as a function of (seed, epoch, index). Pixels are taken as they are stored:
+    an orientation in the EXIF data is not applied. Files whose names do not end as those of images are left out with a
+    warning, hidden ones without.
 
     Args:
         folder: Folder of the split.
@@ -33,17 +36,30 @@ class FolderImages(IndexedImages):
         resize: Shorter side before the centre is cropped, pixels.
 
     Raises:
-        DataError: There is no such folder, no class folder in it, a class folder without images, or links lead to a
-            folder twice.
+        DataError: There is no such folder, no class folder in it, a class folder without images or a hidden one, or
+            links lead to a folder twice.
     """
 
     def __init__(self, folder: Path, image_size: int, resize: int) -> None:
+        if hidden := [path for path in folder.glob(".*") if path.is_dir()]:
+            raise DataError(f"{min(hidden)}: a hidden folder cannot be a class; remove or rename it")
+        others = []
+
+        def is_image(path: str) -> bool:
+            found = path.lower().endswith(EXTENSIONS)
+            if not (found or Path(path).name.startswith(".")):
+                others.append(path)
+            return found
+
         try:
-            listing = torchvision.datasets.ImageFolder(str(folder))
+            listing = torchvision.datasets.ImageFolder(str(folder), is_valid_file=is_image)
         except OSError as error:
             raise DataError(f"{folder}: {error}") from error
         self.files = [Path(path) for path, _ in listing.samples]
         _demand_each_folder_once(self.files)
+        if others:
+            names = f"names of images end in {' '.join(EXTENSIONS)}"
+            warnings.warn(f"{folder}: left out {len(others)} files, e.g. {others[0]}; {names}", stacklevel=2)
         super().__init__(
             torch.tensor(listing.targets, dtype=torch.int64),
             tuple(listing.classes),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +12,20 @@ from torch import Tensor, nn
 from deqcert.errors import CheckpointError
 from deqcert.interchange import mdeq_names
 from deqcert.models import MDEQ, CifarResNet, ResNet50
+from deqcert.training.architecture import architecture_of
 from deqcert.training.checkpoints import demand_usable_weights, printable
 
-_PREFIXES = ("module.", "network.")
+_RESNETS = (CifarResNet, ResNet50)
 _PUBLIC_MDEQ = "public MDEQ"
 _COHEN = "Cohen et al., ResNet"
-_IN_SEQUENCE = re.compile(r"1\.(?:module\.)?")
-"""Cohen et al. certify ``Sequential(normalisation, network)``, the network in a ``DataParallel`` or not."""
+_IN_SEQUENCE = re.compile(r"1\.(?:module\.|_orig_mod\.)*")
+"""Cohen et al. certify ``Sequential(normalisation, network)``, the network in a ``DataParallel``, compiled, or not."""
+
+_AVERAGED = "n_averaged"
+"""What ``torch.optim.swa_utils.AveragedModel`` counts beside the weights that it wraps."""
+
+_NORMALISATION = {"0.means": "mean", "0.sds": "std"}
+"""Buffers of that normalisation, where they were saved, and ours."""
 
 _COUNTER = ".num_batches_tracked"
 
@@ -31,19 +38,23 @@ class Conversion(NamedTuple):
         weights: By the names of the network.
         ignored: What the file has besides them, by its names, with the reason why it is not needed.
         supplied: What the file has not, by names like its own, with what was put in its place.
+        on_trust: Settings of the network that the file does not show, with their values; None if the network does not
+            say which those are.
     """
 
     form: str
     weights: dict[str, Tensor]
     ignored: dict[str, str]
     supplied: dict[str, str]
+    on_trust: dict[str, Any] | None
 
 
 def convert_weights(given: Mapping[str, Tensor], network: nn.Module, shown: str) -> Conversion:
     """Find the weights of ``network`` in those of a file.
 
     Known are the public MDEQ (with or without weight normalisation), the ResNets of Cohen et al. and of torchvision,
-    and our own names; with or without the prefixes of ``DataParallel`` and of our module.
+    and our own names; with or without what wrappers (``DataParallel``, ``torch.compile``, a LightningModule, …) put
+    before every name.
 
     Args:
         given: Weights by their names in the file.
@@ -55,7 +66,7 @@ def convert_weights(given: Mapping[str, Tensor], network: nn.Module, shown: str)
             for, a shape or type differs, or a weight is not finite.
     """
     own = network.state_dict()
-    given = _without_prefixes(given)
+    given = _without_prefixes(given, network)
     ignored: dict[str, str] = {}
     supplied: dict[str, str] = {}
     form, rename = _recognise(given, network, shown)
@@ -71,7 +82,8 @@ def convert_weights(given: Mapping[str, Tensor], network: nn.Module, shown: str)
             kept[name] = torch.zeros((), dtype=torch.int64)
             supplied[name] = "zero: a counter of batches, of use in training only"
     demand_usable_weights({name: own[ours] for name, ours in names.items()}, kept, shown)
-    return Conversion(form, {ours: kept[name].to(own[ours].dtype) for name, ours in names.items()}, ignored, supplied)
+    weights = {ours: kept[name].to(own[ours].dtype) for name, ours in names.items()}
+    return Conversion(form, weights, ignored, supplied, _on_trust(network, ignored))
 
 
 def _recognise(given: Mapping[str, Tensor], network: nn.Module, shown: str) -> tuple[str, Callable[[str], str]]:
@@ -81,7 +93,7 @@ def _recognise(given: Mapping[str, Tensor], network: nn.Module, shown: str) -> t
         if not isinstance(network, MDEQ):
             raise CheckpointError(f"{shown}: is of a public MDEQ, the configured network is a {kind}")
         return _PUBLIC_MDEQ, lambda name: mdeq_names.public_name(name, network)
-    if isinstance(network, (CifarResNet, ResNet50)):
+    if isinstance(network, _RESNETS):
         in_sequence = any(_IN_SEQUENCE.match(name) for name in given)
         return (_COHEN if in_sequence else "torchvision or our own names"), lambda name: name
     if not given.keys() & network.state_dict().keys():
@@ -89,17 +101,17 @@ def _recognise(given: Mapping[str, Tensor], network: nn.Module, shown: str) -> t
     return "our own names", lambda name: name
 
 
-def _without_prefixes(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Strip the prefixes that wrappers put before every name."""
-    names = {name: name for name in given}
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in _PREFIXES:
-            if all(short.startswith(prefix) for short in names.values()):
-                names = {name: short.removeprefix(prefix) for name, short in names.items()}
-                stripped = True
-    return {names[name]: tensor for name, tensor in given.items()}
+def _without_prefixes(given: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Strip what wrappers put before every name, if a name that is known comes out."""
+    own = network.state_dict().keys()
+    mark = _IN_SEQUENCE if isinstance(network, _RESNETS) else mdeq_names.MARK
+    names = {name: name for name in given if name != _AVERAGED}
+    while not any(name in own or mark.match(name) for name in names.values()):
+        prefixes = {short.partition(".")[0] for short in names.values()}
+        if len(prefixes) != 1 or prefixes & set(names.values()):
+            return dict(given)
+        names = {name: short.partition(".")[2] for name, short in names.items()}
+    return {names.get(name, name): tensor for name, tensor in given.items()}
 
 
 def _of_sequence(
@@ -109,8 +121,8 @@ def _of_sequence(
     kept: dict[str, Tensor] = {}
     ignored = {}
     for name, tensor in given.items():
-        if name in ("0.means", "0.sds"):
-            ours = network.get_buffer("mean" if name == "0.means" else "std").flatten()
+        if name in _NORMALISATION:
+            ours = network.get_buffer(_NORMALISATION[name]).flatten()
             if tensor.shape != ours.shape or not torch.allclose(tensor.to(ours), ours, atol=1e-4):
                 raise CheckpointError(f"{shown}: {name} = {tensor.tolist()}, but the network has {ours.tolist()}")
             ignored[name] = "the normalisation, which is that of the network"
@@ -124,6 +136,16 @@ def _of_sequence(
     return kept, ignored
 
 
+def _on_trust(network: nn.Module, ignored: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return the settings that nothing in the file was compared with."""
+    architecture = architecture_of(network)
+    if architecture is None:
+        return None
+    compared = {ours for name, ours in _NORMALISATION.items() if name in ignored}
+    settings = architecture["settings"]
+    return {name: settings[name] for name in getattr(network, "UNSEEN", settings) if name not in compared}
+
+
 def _redundant(given: Mapping[str, Tensor], names: Mapping[str, str], network: nn.Module) -> dict[str, str]:
     """Name what is known to be of no use."""
     found = {}
@@ -131,6 +153,8 @@ def _redundant(given: Mapping[str, Tensor], names: Mapping[str, str], network: n
         reason = mdeq_names.why_redundant(name, given, network) if isinstance(network, MDEQ) else None
         if reason is None and name.endswith(_COUNTER):
             reason = "a counter of batches that the network does not have"
+        if name == _AVERAGED:
+            reason = "a counter of averaged weights"
         if reason is not None:
             found[name] = reason
     return found

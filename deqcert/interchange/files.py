@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -15,13 +16,13 @@ from torch import Tensor
 
 from deqcert.errors import CheckpointError
 from deqcert.files import write_atomically
+from deqcert.interchange.numpy_scalars import STAND_INS
 from deqcert.training import SafeCheckpointIO
-from deqcert.training.checkpoints import demand_tensors, load_plain, printable
+from deqcert.training.architecture import ARCHITECTURE, plain_architecture
+from deqcert.training.checkpoints import SAFETENSORS, demand_no_other_kind, demand_tensors, load_plain, printable
 
-SAFETENSORS = ".safetensors"
-
-_HOLDERS = ("state_dict", "model_state_dict", "model")
-"""Where training scripts put the weights beside other things."""
+_HOLDERS = ("state_dict", "model_state_dict", "model", "net", "params", "ema")
+"""Where training scripts put the weights beside other things; of several in one file, the first is read."""
 
 
 class Weights(NamedTuple):
@@ -29,13 +30,15 @@ class Weights(NamedTuple):
 
     Attributes:
         tensors: The weights by their names in the file.
-        beside: Names of what else is in it, e.g. the state of an optimiser.
+        beside: Names of what else is in it, e.g. the state of an optimiser, with the reason why it is left out.
         sigma: Standard deviation of the training noise, where the file tells.
+        architecture: Class and settings of the network, see :func:`architecture_of`, where the file tells.
     """
 
     tensors: dict[str, Tensor]
-    beside: tuple[str, ...]
+    beside: dict[str, str]
     sigma: float | None
+    architecture: Mapping[str, Any] | None = None
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -48,10 +51,11 @@ def read_weights(path: str | Path) -> Weights:
     shown = str(path)
     if Path(path).suffix == SAFETENSORS:
         return _read_safetensors(Path(path))
-    content = load_plain(path, shown)
+    content = load_plain(path, shown, stand_ins=STAND_INS)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{shown}: must hold a dictionary of weights, not a {type(content).__name__}")
-    holder = next((name for name in _HOLDERS if isinstance(content.get(name), Mapping)), None)
+    holders = [name for name in _HOLDERS if isinstance(content.get(name), Mapping)]
+    holder = holders[0] if holders else None
     tensors = content if holder is None else content[holder]
     demand_tensors(tensors, shown)
     if not tensors:
@@ -59,58 +63,82 @@ def read_weights(path: str | Path) -> Weights:
     for name, tensor in tensors.items():
         if tensor.nbytes > os.path.getsize(path):
             raise CheckpointError(f"{shown}: {printable(name)} has shape {tuple(tensor.shape)}, larger than the file")
-    beside = () if holder is None else tuple(str(name) for name in content if name != holder)
+    beside = {
+        str(name): f"other weights; those of {holder} are taken" if name in holders else "no weights"
+        for name in content
+        if holder is not None and name not in (holder, ARCHITECTURE)
+    }
     parameters = content.get("hyper_parameters")
     sigma = parameters.get("sigma") if isinstance(parameters, Mapping) else None
-    return Weights(dict(tensors), beside, _sigma(sigma, shown))
+    architecture = None if holder is None else plain_architecture(content.get(ARCHITECTURE), shown)
+    return Weights(dict(tensors), beside, _sigma(sigma, shown), architecture)
 
 
-def write_checkpoint(path: str | Path, network_weights: Mapping[str, Tensor], sigma: float) -> None:
+def write_checkpoint(
+    path: str | Path, network_weights: Mapping[str, Tensor], sigma: float, architecture: Mapping[str, Any] | None
+) -> None:
     """Write weights as a checkpoint of :class:`deqcert.training.DEQClassifier`.
 
     Args:
         path: File to write; replaced in one step.
         network_weights: Weights of the network by its own names.
         sigma: Standard deviation of the noise that the network was trained with.
+        architecture: Class and settings of the network, see :func:`architecture_of`; None if it does not state them.
     """
     checkpoint: dict[str, Any] = {
         "epoch": 0,
         "global_step": 0,
         "pytorch-lightning_version": version("lightning"),
-        "state_dict": {f"network.{name}": tensor for name, tensor in network_weights.items()},
+        "state_dict": {f"network.{name}": _alone(tensor) for name, tensor in network_weights.items()},
         "hyper_parameters": {"sigma": sigma},
     }
+    if architecture is not None:
+        checkpoint[ARCHITECTURE] = dict(architecture)
     SafeCheckpointIO().save_checkpoint(checkpoint, path)
 
 
 def write_safetensors(
-    path: str | Path, network_weights: Mapping[str, Tensor], sigma: float | None, source_sha256: str
+    path: str | Path,
+    network_weights: Mapping[str, Tensor],
+    sigma: float | None,
+    source_sha256: str,
+    architecture: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write weights as safetensors, with sigma and source in the metadata.
+    """Write weights as safetensors, with sigma, source and architecture (as JSON) in the metadata.
 
     Args:
         path: File to write; replaced in one step.
         network_weights: Weights of the network by its own names.
         sigma: Standard deviation of the training noise; None if it is not known.
         source_sha256: Digest of the checkpoint that the weights are of.
+        architecture: Class and settings of the network; None if they are not known.
     """
     metadata = {"format": "pt", "source_sha256": source_sha256} | ({} if sigma is None else {"sigma": repr(sigma)})
+    if architecture is not None:
+        metadata[ARCHITECTURE] = json.dumps(architecture)
     # safetensors refuses tensors that share memory or have gaps.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network_weights.items()}
     write_atomically(path, save(tensors, metadata))
 
 
+def _alone(tensor: Tensor) -> Tensor:
+    """Return a view without the rest of its storage, which torch.save would write too."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+
+
 def _read_safetensors(path: Path) -> Weights:
     try:
+        demand_no_other_kind(path, str(path))
         tensors = load(path.read_bytes())
         with safe_open(path, framework="pt") as file:
-            sigma = (file.metadata() or {}).get("sigma")
-            stated = _sigma(None if sigma is None else float(sigma), str(path))
-    except (OSError, SafetensorError, ValueError) as error:
+            metadata = file.metadata() or {}
+        sigma = _sigma(float(metadata["sigma"]) if "sigma" in metadata else None, str(path))
+        architecture = json.loads(metadata[ARCHITECTURE]) if ARCHITECTURE in metadata else None
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from error
     if not tensors:
         raise CheckpointError(f"{path}: holds no weights")
-    return Weights(tensors, (), stated)
+    return Weights(tensors, {}, sigma, plain_architecture(architecture, str(path)))
 
 
 def _sigma(value: object, shown: str) -> float | None:

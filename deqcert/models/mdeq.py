@@ -57,6 +57,7 @@ class MDEQ(DEQ):
             ``deqcert anchor``; 0 has none.
 
     Attributes:
+        architecture: Settings of the function in evaluation mode, as plain data: all but dropout and solver.
         shapes: Shape (C_i, H_i, W_i) of each branch.
         has_stage0: Whether the stem ends in a 1×1 stage (published: stage0).
 
@@ -66,6 +67,9 @@ class MDEQ(DEQ):
 
     mean: Tensor
     std: Tensor
+
+    UNSEEN = ("mean", "std", "image_size", "downsample_times", "num_groups")
+    """Settings that names and shapes of the weights do not show, or not always."""
 
     def __init__(
         self,
@@ -125,6 +129,22 @@ class MDEQ(DEQ):
             f"must be a multiple of {smallest} (2 to the power of downsample_times + branches - 1)",
         )
 
+        self.architecture = {
+            "channels": list(channels),
+            "head_channels": list(head_channels),
+            "final_channels": final_channels,
+            "num_classes": num_classes,
+            "image_channels": image_channels,
+            "image_size": image_size,
+            "mean": list(mean),
+            "std": list(std),
+            "downsample_times": downsample_times,
+            "expansion": expansion,
+            "num_groups": num_groups,
+            "post_fusion_affine": post_fusion_affine,
+            "start": start,
+            "mixing_steps": mixing_steps,
+        }
         self.num_classes = num_classes
         self.image_size = image_size
         self.image_channels = image_channels

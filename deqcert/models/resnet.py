@@ -25,12 +25,18 @@ class CifarResNet(nn.Module):
         mean: Per-channel mean of the images, in [0, 1].
         std: Per-channel standard deviation of the images.
 
+    Attributes:
+        architecture: All settings, as plain data.
+
     Raises:
         SettingError: If a setting is out of range.
     """
 
     mean: Tensor
     std: Tensor
+
+    UNSEEN = ("mean", "std", "image_size")
+    """Settings that names and shapes of the weights do not show."""
 
     def __init__(
         self,
@@ -45,6 +51,14 @@ class CifarResNet(nn.Module):
         require(depth >= 8 and depth % 6 == 2, "depth", depth, "must be 6 n + 2 with n >= 1")
         require(num_classes >= 2, "num_classes", num_classes, "must be >= 2")
         require(image_size >= 4 and image_size % 4 == 0, "image_size", image_size, "must be a multiple of 4")
+        self.architecture = {
+            "depth": depth,
+            "num_classes": num_classes,
+            "image_channels": image_channels,
+            "image_size": image_size,
+            "mean": list(mean),
+            "std": list(std),
+        }
         self.num_classes = num_classes
         self.image_size = image_size
         self.image_channels = image_channels
@@ -77,12 +91,18 @@ class ResNet50(ResNet):  # type: ignore[misc]  # torchvision ships no type infor
         mean: Per-channel mean of the images, in [0, 1].
         std: Per-channel standard deviation of the images.
 
+    Attributes:
+        architecture: All settings, as plain data.
+
     Raises:
         SettingError: If a setting is out of range.
     """
 
     mean: Tensor
     std: Tensor
+
+    UNSEEN = ("mean", "std", "image_size")
+    """Settings that names and shapes of the weights do not show."""
 
     def __init__(
         self,
@@ -94,6 +114,12 @@ class ResNet50(ResNet):  # type: ignore[misc]  # torchvision ships no type infor
         require(num_classes >= 2, "num_classes", num_classes, "must be >= 2")
         require(image_size >= 32, "image_size", image_size, "must be >= 32")
         super().__init__(Bottleneck, [3, 4, 6, 3], num_classes=num_classes)
+        self.architecture = {
+            "num_classes": num_classes,
+            "image_size": image_size,
+            "mean": list(mean),
+            "std": list(std),
+        }
         self.num_classes = num_classes
         self.image_size = image_size
         self.image_channels = 3

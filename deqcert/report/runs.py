@@ -31,7 +31,7 @@ class Run(NamedTuple):
         name: For tables and legends.
         examples: Certificates, or rows of a table, sorted by index, at least one.
         votes: What the certificates were derived from, in the same order; None for a table.
-        seconds: Time spent on each image, by index.
+        seconds: Time spent on each image, by index; None if a table does not tell.
         alpha: Error probability of a certificate; None for a table, which does not tell.
         sigma: Standard deviation of the noise, in pixels of [0, 1]; None for a table.
         classes: Names of the classes by label; empty where they are not known.
@@ -40,7 +40,7 @@ class Run(NamedTuple):
     name: str
     examples: tuple[CertifiedExample, ...]
     votes: tuple[Votes, ...] | None
-    seconds: Mapping[int, float]
+    seconds: Mapping[int, float] | None
     alpha: float | None
     sigma: float | None
     classes: tuple[str, ...] = ()
@@ -85,7 +85,8 @@ class Run(NamedTuple):
             SettingError: ``radii`` is empty or has a negative or non-finite value.
         """
         if self.votes is None:
-            return summarize_rows(self.examples, [self.seconds[each.index] for each in self.examples], radii)
+            seconds = None if self.seconds is None else [self.seconds[each.index] for each in self.examples]
+            return summarize_rows(self.examples, seconds, radii)
         return summarize(self.examples, self.votes, radii)
 
 
@@ -183,7 +184,8 @@ def _run_of_rows(name: str, rows: Sequence[TsvRow], alpha: float | None) -> Run:
     if alpha is not None and not 0 < alpha < 1:
         raise SettingError("alpha", alpha, "must be in (0, 1)")
     ordered = tuple(sorted(rows, key=lambda row: row.index))
-    return Run(name, ordered, None, {row.index: row.seconds for row in rows}, alpha, None)
+    seconds = {row.index: row.seconds for row in rows if row.seconds is not None}
+    return Run(name, ordered, None, seconds or None, alpha, None)
 
 
 _Parts = tuple[list[Votes], Mapping[str, Any], dict[int, Mapping[str, Any]]]

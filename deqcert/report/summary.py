@@ -86,12 +86,14 @@ def summarize(certificates: Sequence[CertifiedExample], votes: Sequence[Votes], 
     )
 
 
-def summarize_rows(examples: Sequence[CertifiedExample], seconds: Sequence[float], radii: Sequence[float]) -> Summary:
+def summarize_rows(
+    examples: Sequence[CertifiedExample], seconds: Sequence[float] | None, radii: Sequence[float]
+) -> Summary:
     """Summarize a table that was read, whose votes are not known.
 
     Args:
         examples: At least one.
-        seconds: Time spent on each.
+        seconds: Time spent on each; None if it is not known.
         radii: Where to give certified accuracy.
 
     Returns:
@@ -102,7 +104,7 @@ def summarize_rows(examples: Sequence[CertifiedExample], seconds: Sequence[float
         SettingError: ``radii`` is empty or has a negative or non-finite value.
     """
     summary = _accuracies(examples, radii)
-    return summary._replace(seconds_per_image=sum(seconds) / len(seconds))
+    return summary._replace(seconds_per_image=None if seconds is None else sum(seconds) / len(seconds))
 
 
 def match_votes(certificates: Sequence[_Example], votes: Sequence[Votes]) -> list[tuple[_Example, Votes]]:

@@ -21,8 +21,9 @@ from deqcert.files import write_atomically
 from deqcert.report.examples import CertifiedExample
 from deqcert.statistics import ABSTAIN
 
-COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
-SOUND_COLUMN = "sound"
+TIME_COLUMN, SOUND_COLUMN = "time", "sound"
+
+_DEMANDED = ("idx", "label", "predict", "radius", "correct")
 
 _LONGEST = 80
 """Characters of a field or header that an error shows."""
@@ -37,7 +38,7 @@ class TsvRow(NamedTuple):
         prediction: Class of the smoothed classifier, or −1 for an abstention.
         radius: Certified ℓ2 radius.
         correct: Whether the prediction is the label.
-        seconds: Time spent on the image.
+        seconds: Time spent on the image; None if the table does not tell.
         sound: False only where the table says so.
     """
 
@@ -46,11 +47,11 @@ class TsvRow(NamedTuple):
     prediction: int
     radius: float
     correct: bool
-    seconds: float
+    seconds: float | None
     sound: bool = True
 
 
-def write_tsv(path: str | Path, certificates: Sequence[CertifiedExample], seconds: Mapping[int, float]) -> None:
+def write_tsv(path: str | Path, certificates: Sequence[CertifiedExample], seconds: Mapping[int, float] | None) -> None:
     """Write certificates as a table, sorted by index.
 
     The printed radius is the largest number of six decimals that, read back, does not exceed the certified
@@ -59,7 +60,7 @@ def write_tsv(path: str | Path, certificates: Sequence[CertifiedExample], second
     Args:
         path: File to write.
         certificates: One for each image, or rows of a table.
-        seconds: Time spent on each image, by index.
+        seconds: Time spent on each image, by index; None leaves out the column.
 
     Raises:
         DataError: Two certificates have one index, or an index has no time.
@@ -67,7 +68,7 @@ def write_tsv(path: str | Path, certificates: Sequence[CertifiedExample], second
     write_atomically(path, format_tsv(certificates, seconds).encode())
 
 
-def format_tsv(certificates: Sequence[CertifiedExample], seconds: Mapping[int, float]) -> str:
+def format_tsv(certificates: Sequence[CertifiedExample], seconds: Mapping[int, float] | None) -> str:
     """Return the text that :func:`write_tsv` writes.
 
     Raises:
@@ -77,11 +78,12 @@ def format_tsv(certificates: Sequence[CertifiedExample], seconds: Mapping[int, f
     indices = [certificate.index for certificate in ordered]
     if len(set(indices)) < len(indices):
         raise DataError("two certificates have one index")
-    if missing := [index for index in indices if index not in seconds]:
+    if missing := [index for index in indices if seconds is not None and index not in seconds]:
         raise DataError(f"no time is known for image {missing[0]}")
 
     all_sound = all(certificate.sound for certificate in ordered)
-    lines = ["\t".join(COLUMNS if all_sound else (*COLUMNS, SOUND_COLUMN))]
+    columns = [*_DEMANDED, *([] if seconds is None else [TIME_COLUMN]), *([] if all_sound else [SOUND_COLUMN])]
+    lines = ["\t".join(columns)]
     for certificate in ordered:
         fields = [
             str(certificate.index),
@@ -89,20 +91,24 @@ def format_tsv(certificates: Sequence[CertifiedExample], seconds: Mapping[int, f
             str(certificate.prediction),
             _rounded_down(certificate.radius),
             str(int(certificate.correct)),
-            _clock(seconds[certificate.index]),
         ]
-        lines.append("\t".join(fields if all_sound else [*fields, str(int(certificate.sound))]))
+        if seconds is not None:
+            fields.append(_clock(seconds[certificate.index]))
+        if not all_sound:
+            fields.append(str(int(certificate.sound)))
+        lines.append("\t".join(fields))
     return "".join(f"{line}\n" for line in lines)
 
 
 def read_tsv(path: str | Path) -> list[TsvRow]:
     """Read a table of certificates, ours or a published one.
 
-    Columns are found by their names; others than those above are ignored with a warning. A last line that was torn off
-    (no line end, not readable) is left out with a warning.
+    Columns are found by their names; others than those above are ignored with a warning. Whole numbers may be written
+    as ``3.0``, ``correct`` as True and False. The header may come again, as in shards that were joined. A last line
+    that was torn off (no line end, not readable) or has no index (a summary) is left out with a warning.
 
     Args:
-        path: File with the columns above; ``time`` is in seconds or ``h:mm:ss``.
+        path: File with the columns above; ``time``, in seconds or ``h:mm:ss``, may be missing.
 
     Returns:
         The rows in the order of the file, at least one.
@@ -115,18 +121,21 @@ def read_tsv(path: str | Path) -> list[TsvRow]:
     text = read_text(path)
     header, *lines = text.removesuffix("\n").split("\n")
     columns = header.split("\t")
-    if not set(COLUMNS) <= set(columns) or len(set(columns)) < len(columns):
-        raise DataError(f"{path}, line 1: expected the columns {' '.join(COLUMNS)}, found {header[:_LONGEST]!r}")
+    if not set(_DEMANDED) <= set(columns) or len(set(columns)) < len(columns):
+        raise DataError(f"{path}, line 1: expected the columns {' '.join(_DEMANDED)}, found {header[:_LONGEST]!r}")
     if ignored := [column for column in columns if column not in _READERS]:
         warnings.warn(f"{path}, line 1: columns ignored: {', '.join(ignored)}", stacklevel=2)
 
     rows: dict[int, TsvRow] = {}
     for number, line in enumerate(lines, start=2):
+        if line == header:
+            continue
         try:
             row = _parse(line, columns)
         except ValueError as error:
-            if number == len(lines) + 1 and not text.endswith("\n"):
-                warnings.warn(f"{path}, line {number}: left out, torn off: {error}", stacklevel=2)
+            cause = "torn off" if not text.endswith("\n") else "" if _has_index(line, columns) else "not an image"
+            if number == len(lines) + 1 and cause:
+                warnings.warn(f"{path}, line {number}: left out, {cause}: {error}", stacklevel=2)
                 break
             raise DataError(f"{path}, line {number}: {error}") from error
         if complaint := _complaint(row):
@@ -140,20 +149,20 @@ def read_tsv(path: str | Path) -> list[TsvRow]:
 
 
 def read_text(path: str | Path) -> str:
-    """Read a text file whose lines end in LF, CR LF or CR.
+    """Read a text file whose lines end in LF, CR LF or CR, without a byte-order mark and blank lines at the end.
 
     Raises:
         DataError: It cannot be read, or is no UTF-8, naming the line.
     """
     try:
         content = Path(path).read_bytes()
-        text = content.decode()
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {reason(error)}") from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}, line {line}: cannot be read: no UTF-8 text") from error
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return re.sub(r"(?:\n[ \t]*)+\Z", "\n", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def _rounded_down(radius: float) -> str:
@@ -174,8 +183,17 @@ def _parse(line: str, columns: Sequence[str]) -> TsvRow:
     fields = line.split("\t")
     if len(fields) != len(columns):
         raise ValueError(f"expected {len(columns)} columns, found {len(fields)}")
-    found = dict(zip(columns, fields, strict=True))
-    return TsvRow(*(_read(column, found[column]) for column in _READERS if column in found))
+    found = {column: _read(column, field) for column, field in zip(columns, fields, strict=True) if column in _READERS}
+    demanded = [found[column] for column in _DEMANDED]
+    return TsvRow._make([*demanded, found.get(TIME_COLUMN), found.get(SOUND_COLUMN, True)])
+
+
+def _has_index(line: str, columns: Sequence[str]) -> bool:
+    try:
+        _whole(line.split("\t")[columns.index("idx")])
+    except (IndexError, ValueError):
+        return False
+    return True
 
 
 def _read(column: str, field: str) -> Any:
@@ -193,15 +211,23 @@ def _complaint(row: TsvRow) -> str:
         return f"an abstention (predict {ABSTAIN}) has the radius {row.radius}"
     if row.correct != (row.prediction == row.label):
         return f"correct {int(row.correct)} contradicts label {row.label} and predict {row.prediction}"
-    if not 0 <= row.seconds < math.inf:
+    if row.seconds is not None and not 0 <= row.seconds < math.inf:
         return f"time {row.seconds} is not a finite number >= 0"
     return ""
 
 
+def _whole(field: str) -> int:
+    # As tables of numbers write it that pandas has read with a gap.
+    return int(re.sub(r"\.0*\Z", "", field))
+
+
 def _flag(field: str) -> bool:
-    if field not in ("0", "1"):
+    if field in ("True", "False"):
+        return field == "True"
+    number = _whole(field)
+    if number not in (0, 1):
         raise ValueError(field)
-    return field == "1"
+    return bool(number)
 
 
 def _seconds(field: str) -> float:
@@ -213,11 +239,11 @@ def _seconds(field: str) -> float:
 
 
 _READERS: dict[str, Callable[[str], Any]] = {
-    "idx": int,
-    "label": int,
-    "predict": int,
+    "idx": _whole,
+    "label": _whole,
+    "predict": _whole,
     "radius": float,
     "correct": _flag,
-    "time": _seconds,
+    TIME_COLUMN: _seconds,
     SOUND_COLUMN: _flag,
 }

@@ -7,7 +7,7 @@ import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,13 @@ import torch
 from torch import Tensor
 
 from deqcert.errors import CheckpointError
+from deqcert.training.architecture import ARCHITECTURE, plain_architecture
+
+SAFETENSORS = ".safetensors"
 
 _SHOWN = 3
 _LONGEST_NAME = 100
+_START, _BLANK = 512, b"\xef\xbb\xbf \t\r\n"
 _ZIP = b"PK\x03\x04"
 _REFUSED = "refused: "
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
@@ -46,13 +50,19 @@ def read_checkpoint(path: str | Path, field: str = "ckpt_path") -> dict[str, Any
     return dict(checkpoint)
 
 
-def load_plain(path: str | Path, shown: str, expected: str | None = None) -> Any:
+def load_plain(
+    path: str | Path,
+    shown: str,
+    expected: str | None = None,
+    stand_ins: Sequence[tuple[Callable[..., Any], str]] = (),
+) -> Any:
     """Load tensors and plain data from a file of ``torch.save``; nothing in it can run code.
 
     Args:
         path: The file.
         shown: What named it, for the error.
         expected: What it must be, for the error; files of torch before 1.6, without checksums, are then refused.
+        stand_ins: What may be called besides, each in place of the function or class of that name.
 
     Raises:
         CheckpointError: If there is no such file, or it is damaged, compressed or holds anything else.
@@ -60,8 +70,9 @@ def load_plain(path: str | Path, shown: str, expected: str | None = None) -> Any
     if not os.path.isfile(path):
         raise CheckpointError(f"{shown}: must be an existing checkpoint file")
     try:
+        demand_no_other_kind(path, shown)
         _demand_intact(path, shown, expected)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(stand_ins)):
             # A pickle of another protocol than torch's is loaded or refused like any other.
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -99,6 +110,7 @@ def demand_plain(checkpoint: Any, shown: str = "ckpt_path") -> None:
         sigma = parameters.get("sigma", 0.0)
         if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 <= sigma <= sys.float_info.max:
             raise CheckpointError(f"{shown}: {field} must have a finite sigma >= 0")
+    plain_architecture(checkpoint.get(ARCHITECTURE), shown)
     seed = checkpoint.get("stream_seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise CheckpointError(f"{shown}: stream_seed must be an integer in [0, 2**64)")
@@ -143,6 +155,23 @@ def demand_usable_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor]
         complaints.append(f"weights must be finite; NaN or infinite are some of {_some(spoilt)}")
     if complaints:
         raise CheckpointError(f"{field}: {'. '.join(complaints)}")
+
+
+def demand_no_other_kind(path: str | Path, shown: str) -> None:
+    """Raise :class:`CheckpointError` if a file is what often stands where weights should, and say what to do."""
+    with open(path, "rb") as stream:
+        start = stream.read(_START)
+    if start.lstrip(_BLANK).lower().startswith((b"<!doctype html", b"<html")):
+        raise CheckpointError(f"{shown}: is a web page, not a file of weights; download the file itself")
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{shown}: is a pointer of git-lfs, not the file itself; git lfs pull fetches it")
+    named = Path(path).suffix == SAFETENSORS
+    # A length in 8 bytes, and a header of JSON.
+    is_safetensors = start[8:9] == b"{" and int.from_bytes(start[:8], "little") < os.path.getsize(path)
+    if is_safetensors and not named:
+        raise CheckpointError(f"{shown}: is safetensors; deqcert convert reads it if its name ends in {SAFETENSORS}")
+    if start.startswith(_ZIP) and named:
+        raise CheckpointError(f"{shown}: is a file of torch.save; its name must not end in {SAFETENSORS}")
 
 
 def _demand_intact(path: str | Path, shown: str, expected: str | None) -> None:

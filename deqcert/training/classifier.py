@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
@@ -21,6 +21,7 @@ from deqcert.implicit import GradientEstimator, ImplicitAdjoint, Unrolled, hutch
 from deqcert.models import DEQ
 from deqcert.seeding import Purpose, purpose_seed
 from deqcert.solvers import Solution
+from deqcert.training.architecture import ARCHITECTURE, architecture_of, demand_same_architecture
 from deqcert.training.checkpoints import demand_plain, demand_usable_weights, read_checkpoint
 from deqcert.training.nonfinite import NonFiniteGuard, poisoned
 from deqcert.training.objectives import Gaussian, Objective
@@ -123,9 +124,10 @@ class DEQClassifier(LightningModule):
         """
         self.demand_fitting(getattr(self.trainer, "datamodule", None))
         if stage == "fit" and self.weights is not None:
-            given = read_checkpoint(self.weights, "model.weights")["state_dict"]
-            demand_usable_weights(self.state_dict(), given, "model.weights")
-            self.load_state_dict(given)
+            checkpoint = read_checkpoint(self.weights, "model.weights")
+            # Training may go on with other images, but not with other weights.
+            self.demand_usable(checkpoint, "model.weights", getattr(self.network, "UNSEEN", ()))
+            self.load_state_dict(checkpoint["state_dict"])
 
     def demand_fitting(self, data: object) -> None:
         """Refuse data of another shape than the network's, where both tell theirs.
@@ -314,8 +316,10 @@ class DEQClassifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the seed of the training streams."""
+        """Keep the seed of the training streams and, as plain data, the settings of the network."""
         checkpoint["stream_seed"] = self.stream_seed
+        if (stated := architecture_of(self.network)) is not None:
+            checkpoint[ARCHITECTURE] = stated
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue the training streams; refuse what does not fit before any weight is copied.
@@ -325,11 +329,24 @@ class DEQClassifier(LightningModule):
                 or training is to go on from weights alone.
         """
         demand_plain(checkpoint)
-        demand_usable_weights(self.state_dict(), checkpoint["state_dict"])
+        self.demand_usable(checkpoint)
         if self._fits() and not checkpoint.get("optimizer_states"):
             raise CheckpointError("ckpt_path: holds weights only and cannot be resumed; model.weights starts from them")
         self.stream_seed = checkpoint.get("stream_seed", self.stream_seed)
         self.checkpoint_sigma = checkpoint.get("hyper_parameters", {}).get("sigma")
+
+    def demand_usable(
+        self, checkpoint: Mapping[str, Any], field: str = "ckpt_path", ignoring: Collection[str] = ()
+    ) -> None:
+        """Raise :class:`CheckpointError` unless this is the model that a checkpoint is of, and its weights are finite.
+
+        Args:
+            checkpoint: What :func:`read_checkpoint` has read.
+            field: Setting that named it, for the error.
+            ignoring: Names of the network's settings that need not be equal.
+        """
+        demand_same_architecture(self.network, checkpoint, field, ignoring)
+        demand_usable_weights(self.state_dict(), checkpoint["state_dict"], field)
 
     @classmethod
     def load_from_checkpoint(

@@ -26,6 +26,7 @@ def test_a_start_is_computed_and_certified_from(start, capsys):
     weights = torch.load("anchored.ckpt", weights_only=True)
     shipped = torch.load(CHECKPOINT, weights_only=True)
     assert weights["hyper_parameters"]["sigma"] == 0.5
+    assert weights["architecture"]["settings"]["start"] == start
     assert all(torch.equal(weights["state_dict"][name], tensor) for name, tensor in shipped["state_dict"].items())
     config = ["--config", str(DIGITS), "--config", str(ROOT / "configs" / "certify" / "anchored_3a.yaml")]
     settings = [f"--model.network.init_args.start={start}", f"--smoothing.start={start}", "--smoothing.n=60"]
@@ -45,7 +46,7 @@ def test_a_start_is_computed_and_certified_from(start, capsys):
         (["--steps=1", "--mixing_steps=-1"], "mixing_steps = -1"),
         (["--steps=1", "--mixing_steps=2", "--mixing_batches=0"], "mixing_batches = 0"),
         (["--keep_start"], "mixing_steps = 0"),
-        (["--keep_start", "--mixing_steps=2"], "missing start.branch0"),
+        (["--keep_start", "--mixing_steps=2"], "init_args.start = 'mean', must be 'zero'"),
         (["--model.network.init_args.final_channels=32"], "is of another architecture"),
     ],
 )

@@ -59,6 +59,8 @@ def test_a_public_checkpoint_becomes_one_of_ours_that_certifies_the_same(public,
     printed = capsys.readouterr().out
     assert "public MDEQ; " in printed
     assert "left out epoch, optimizer: no weights" in printed
+    trusted = "mean = [0.305], std = [0.376], image_size = 8, downsample_times = 0, num_groups = 8"
+    assert f"taken on trust, since the file does not show it: {trusted}; to set it: --model.network.init_" in printed
     assert f"next, with a smoothing: deqcert certify --config {DIGITS} --ckpt_path {target}" in printed
     for name, path in (("source", public), ("target", target)):
         assert f"sha256 of {name} {hashlib.sha256(path.read_bytes()).hexdigest()}" in printed
@@ -108,6 +110,33 @@ def test_a_resnet_is_converted_validated_and_certified_but_not_trained(tmp_path,
     few = ["--model.objective=deqcert.training.FewStep", "--trainer.fast_dev_run=1"]
     assert main(["fit", *common, *few]) == 2
     assert "model.network = 'CifarResNet': must be a DEQ for an objective of few steps" in capsys.readouterr().err
+
+
+def test_what_was_taken_on_trust_is_recorded_and_another_value_is_refused(public, tmp_path, capsys):
+    """Another normalisation is another function of the same weights."""
+    grey = ["--model.network.init_args.mean=[0]", "--model.network.init_args.std=[1]"]
+    assert convert(public, "--to", "ours.ckpt", "--config", DIGITS, *grey) == 0
+    stated = torch.load("ours.ckpt", weights_only=True)["architecture"]
+    assert stated["network"] == "MDEQ"
+    assert (stated["settings"]["mean"], stated["settings"]["std"]) == ([0], [1])
+    command = [
+        "--ckpt_path=ours.ckpt" if "--ckpt_path" in part else part
+        for part in certify_command(tmp_path / "run", images=1, n=60)
+    ]
+    capsys.readouterr()
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "model.network.init_args.mean = [0.305], must be [0.0]; " in error
+    assert "model.network.init_args.std = [0.376], must be [1.0]" in error
+    assert main([*command, *grey]) == 0
+
+    assert convert("ours.ckpt", "--to", "ours.safetensors") == 0
+    capsys.readouterr()
+    assert convert("ours.safetensors", "--to", "other.ckpt", "--config", DIGITS) == 0
+    printed = capsys.readouterr().out
+    assert "warning: the file says otherwise, what is configured was written: model.network.init_args.mean" in printed
+    assert "taken on trust" not in printed
+    assert torch.load("other.ckpt", weights_only=True)["architecture"]["settings"]["mean"] == [0.305]
 
 
 def test_an_existing_target_is_kept(public, tmp_path, capsys):

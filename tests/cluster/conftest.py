@@ -69,6 +69,7 @@ class Slurm:
             "SLURM_JOB_NAME": "deqcert",
             "SLURM_ARRAY_JOB_ID": "71233",
             "SLURM_ARRAY_TASK_ID": ARRAY_TASK,
+            "SLURM_ARRAY_TASK_COUNT": "2",
             "SLURM_RESTART_COUNT": str(len(self.codes)),
             "SLURM_NNODES": str(nodes),
             "SLURM_NTASKS": str(nodes * per_node),

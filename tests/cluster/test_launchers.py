@@ -170,9 +170,8 @@ FIT = [
 
 
 def start_fit(slurm, folder, nodes, per_node):
-    return slurm.start(
-        "fit.sbatch", *FIT, f"--trainer.logger.save_dir={folder}", nodes=nodes, per_node=per_node, **VARIABLES
-    )
+    variables = VARIABLES | {"RUN": f"{folder}/digits_mdeq_tiny/sigma_SIGMA"}
+    return slurm.start("fit.sbatch", *FIT, nodes=nodes, per_node=per_node, **variables)
 
 
 def steps(log: str) -> int:
@@ -181,7 +180,7 @@ def steps(log: str) -> int:
 
 
 def checkpoints(folder: Path) -> Path:
-    return folder / "digits_mdeq_tiny" / "job_71234" / "checkpoints"
+    return folder / "digits_mdeq_tiny" / "sigma_0.5" / "checkpoints"
 
 
 def assert_same_training(folder: Path, whole: Path) -> None:
@@ -220,7 +219,7 @@ def test_fit_resumes_exactly(slurm, wait_for, tmp_path, nodes, per_node, record_
         saved = [torch.load(path, weights_only=True)["global_step"] for path in folder.rglob("*.ckpt")]
         print(f"exit code {slurm.codes[-1]}, tasks {slurm.tasks()[-1]}, checkpoints at steps {saved}")
         assert slurm.codes[-1] in (0, 143), slurm.log()
-    assert slurm.requeues() == ["requeue 71234"] * (len(slurm.codes) - 1)
+    assert slurm.requeues() == ["requeue 71233_1"] * (len(slurm.codes) - 1)
     assert_same_training(folder, tmp_path / "whole")
     record_fault(
         f"SLURM script (stand-in), fit, nodes x processes {nodes} x {per_node}: SIGTERM to the step",

@@ -143,6 +143,49 @@ def test_both_splits_must_number_the_same_classes(make, image_folder, stage):
         make().setup(stage)  # there is nothing to compare with
 
 
+@pytest.mark.parametrize("name", ["3.jfif", "3.JPE", "3.gif", "3.GIF", "3.pbm"])
+def test_images_of_every_format_that_is_decoded_are_listed(make, image_folder, name):
+    form = {".gif": "GIF", ".pbm": "PPM"}.get(name[1:].lower(), "JPEG")
+    Image.new("1" if form == "PPM" else "L", (40, 20)).save(image_folder / "val" / "ant" / name, form)
+    images = make().load_split("test")
+    assert [file.name for file in images.files[:4]] == ["0.jpeg", "1.png", "2.jpeg", name]
+    assert images.labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert images[3][0].shape == (3, 16, 16)
+
+
+def test_files_that_are_left_out_are_named(make, image_folder):
+    for name in ("3.heic", "notes.txt", ".DS_Store"):
+        (image_folder / "val" / "bee" / name).touch()
+    with pytest.warns(UserWarning, match=r"val: left out 2 files, e\.g\. .*bee/3\.heic; names of images end in \.jpg "):
+        assert len(make().load_split("test")) == 6
+    (image_folder / "val" / "bee" / "3.heic").unlink()
+    (image_folder / "val" / "bee" / "notes.txt").unlink()
+    assert len(make().load_split("test")) == 6  # warnings are errors in these tests
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_hidden_class_folder_is_refused_by_name(make, image_folder, empty):
+    hidden = image_folder / "val" / ".ipynb_checkpoints"
+    hidden.mkdir()
+    if not empty:
+        Image.new("L", (40, 20)).save(hidden / "0.png")
+    with pytest.raises(DataError, match=r"val/\.ipynb_checkpoints: a hidden folder cannot be a class"):
+        make().load_split("test")
+
+
+def test_an_orientation_in_the_exif_data_is_not_applied(make, image_folder):
+    image = Image.new("RGB", (20, 20))
+    image.paste((255, 255, 255), (0, 0, 20, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    image.save(image_folder / "val" / "ant" / "1.png", exif=exif)
+    with Image.open(image_folder / "val" / "ant" / "1.png") as stored:
+        assert stored.getexif()[0x0112] == 3
+    pixels = make().load_split("test")[1][0]
+    assert pixels[:, :4].min() > 250
+    assert pixels[:, -4:].max() < 5
+
+
 def test_number_of_classes_must_match(make):
     with pytest.raises(DataError, match="2 class folders, but num_classes = 1000"):
         make(num_classes=1000).setup("predict")

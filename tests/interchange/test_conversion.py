@@ -109,9 +109,9 @@ def test_both_ways_to_save_weight_normalisation_are_read(names):
     assert all(torch.equal(older[name], newer[name]) for name in older)
 
 
-def of_the_first_mdeq():
+def of_the_first_mdeq(weights=None):
     """It saves its cell four times: as fullstage, as a copy without weight normalisation, and both inside of deq."""
-    weights = public()
+    weights = dict(public() if weights is None else weights)
     cell = {name.removeprefix("fullstage."): t for name, t in weights.items() if name.startswith("fullstage.")}
     stale = {
         name.removesuffix("_v"): torch.zeros_like(tensor) for name, tensor in cell.items() if not name.endswith("_g")
@@ -132,6 +132,18 @@ def test_what_the_first_mdeq_saves_again_is_left_out():
     assert conversion.ignored[f"deq.func_copy.{conv}"] == "a copy for the backward pass of training"
 
 
+def test_the_tiny_mdeq_of_2020_answers_the_same():
+    """It has affine norms after the fusion and its ``stage0``, as every MDEQ with three branches."""
+    channels, head_channels = (8, 16, 32), (4, 8, 16)
+    weights = random_weights(channels, head_channels, 128, 10, 0, affine=True)
+    assert "stage0.0.weight" in weights
+    net = network(channels, head_channels, final_channels=128, num_classes=10, post_fusion_affine=True)
+    converted(of_the_first_mdeq(weights), net)
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    expected = logits(weights, x, channels, 0, 3, MEAN, STD)
+    torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
 def test_two_different_cells_are_refused():
     weights = of_the_first_mdeq()
     weights["deq.func.branches.0.blocks.0.gn1.bias"] += 1
@@ -139,7 +151,10 @@ def test_two_different_cells_are_refused():
         convert_weights(weights, network(), "file")
 
 
-@pytest.mark.parametrize("prefix", ["module.", "network.", "module.network."])
+PREFIXES = ["module.", "network.", "module.network.", "_orig_mod.", "model._orig_mod.", "net.", "1.", "anything."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
 def test_prefixes_of_wrappers_do_not_matter(prefix):
     plain, wrapped = (
         converted({f"{before}{name}": tensor for name, tensor in public().items()}, network()).weights
@@ -147,6 +162,27 @@ def test_prefixes_of_wrappers_do_not_matter(prefix):
     )
     assert plain.keys() == wrapped.keys()
     assert all(torch.equal(plain[name], wrapped[name]) for name in plain)
+
+
+@pytest.mark.parametrize("prefix", PREFIXES[:-2])
+def test_prefixes_do_not_matter_for_other_networks_whose_own_names_begin_alike(prefix):
+    net = torch.nn.ModuleDict({"model": torch.nn.ModuleDict({"net": torch.nn.Linear(2, 3)})})
+    weights = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    assert set(weights) == {"model.net.weight", "model.net.bias"}
+    for before in ("", prefix):
+        found = converted({f"{before}{name}": tensor for name, tensor in weights.items()}, net)
+        assert found.weights.keys() == weights.keys()
+
+
+def test_averaged_weights_are_read_without_their_counter():
+    averaged = {f"module.{name}": tensor for name, tensor in public().items()} | {"n_averaged": torch.tensor(3)}
+    assert converted(averaged, network()).ignored == {"n_averaged": "a counter of averaged weights"}
+
+
+def test_a_prefix_before_some_names_only_is_refused():
+    half = {(f"net.{name}" if name < "f" else name): tensor for name, tensor in public().items()}
+    with pytest.raises(CheckpointError, match=r"missing classifier\.bias.* unexpected net\.classifier\.bias"):
+        convert_weights(half, network(), "file")
 
 
 def test_what_is_redundant_is_named_with_the_reason():
@@ -238,7 +274,7 @@ def test_the_wrong_kind_of_network_is_refused():
         convert_weights({"conv1.weight": torch.ones(1)}, network(), "file")
 
 
-@pytest.mark.parametrize("before", ["", "module.", "1.", "1.module."])
+@pytest.mark.parametrize("before", ["", "module.", "1.", "1.module.", "1._orig_mod.", "net.1.", "model.", "_orig_mod."])
 def test_published_resnets_are_found_whatever_stands_before_their_names(before):
     torch.manual_seed(0)
     net = CifarResNet(depth=8).eval()
@@ -254,10 +290,33 @@ def test_a_saved_normalisation_must_be_the_network_s():
     net = CifarResNet(depth=8)
     weights = {f"1.{name}": tensor for name, tensor in net.state_dict().items()}
     weights |= {"0.means": torch.tensor(MEAN), "0.sds": torch.tensor(STD)}
-    assert set(converted(weights, net).ignored) == {"0.means", "0.sds"}
+    conversion = converted(weights, net)
+    assert set(conversion.ignored) == {"0.means", "0.sds"}
+    assert conversion.on_trust == {"image_size": 32}
     weights["0.sds"] = torch.tensor([0.5, 0.5, 0.5])
     with pytest.raises(CheckpointError, match=r"file: 0.sds = \[0.5, 0.5, 0.5\], but the network has \[0.20"):
         convert_weights(weights, net, "file")
+
+
+def test_what_a_file_does_not_show_is_taken_on_trust_by_name():
+    net = CifarResNet(depth=8, mean=(0, 0, 0), std=(1, 1, 1))
+    assert converted(net.state_dict(), net).on_trust == {"mean": [0, 0, 0], "std": [1, 1, 1], "image_size": 32}
+    found = converted(public(), network()).on_trust
+    assert found == {
+        "mean": list(MEAN),
+        "std": list(STD),
+        "image_size": 32,
+        "downsample_times": 0,
+        "num_groups": 8,
+    }
+
+
+def test_networks_that_do_not_state_their_settings_are_taken_on_trust(threshold_deq):
+    net = threshold_deq()
+    net.register_buffer("scale", torch.ones(1))
+    assert converted(net.state_dict(), net).on_trust is None
+    net.architecture = {"rate": 0.5}
+    assert converted(net.state_dict(), net).on_trust == {"rate": 0.5}
 
 
 def test_two_names_for_one_weight_are_refused():

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import nn
 
 from deqcert.errors import CheckpointError
 from deqcert.interchange import read_weights, write_checkpoint, write_safetensors
-from deqcert.training.checkpoints import read_checkpoint
+from deqcert.interchange.numpy_scalars import STAND_INS
+from deqcert.training.checkpoints import load_plain, read_checkpoint
 
+ARCHITECTURE = {"network": "Small", "settings": {"mean": [0.5, 0], "start": "zero", "affine": True}}
 WEIGHTS = {"fc.weight": torch.arange(6.0).view(2, 3), "fc.bias": torch.tensor([1.0, -2.0])}
 
 
@@ -21,24 +23,117 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("holder", [None, "state_dict", "model_state_dict", "model"])
+@pytest.mark.parametrize("holder", [None, "state_dict", "model_state_dict", "model", "net", "params", "ema"])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_weights_are_found_plain_or_beside_other_things(tmp_path, holder, zipped):
     content = WEIGHTS if holder is None else {holder: WEIGHTS, "epoch": 3, "optimizer": {"state": {}}}
     torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
     found = read_weights(tmp_path / "w.pth")
     assert same(found.tensors, WEIGHTS)
-    assert found.beside == (() if holder is None else ("epoch", "optimizer"))
+    assert found.beside == ({} if holder is None else {"epoch": "no weights", "optimizer": "no weights"})
     assert found.sigma is None
 
 
+def test_of_several_weights_the_others_are_named(tmp_path):
+    other = {name: 2 * tensor for name, tensor in WEIGHTS.items()}
+    torch.save({"ema": other, "epoch": 3, "model": WEIGHTS}, tmp_path / "w.pth")
+    found = read_weights(tmp_path / "w.pth")
+    assert same(found.tensors, WEIGHTS)
+    assert found.beside == {"ema": "other weights; those of model are taken", "epoch": "no weights"}
+
+
+def test_a_view_is_written_without_the_rest_of_its_storage(tmp_path):
+    whole = torch.arange(100_000.0)
+    write_checkpoint(tmp_path / "w.ckpt", {"some": whole[:1000], "transposed": whole[:6].view(2, 3).T}, 0.5, None)
+    assert (tmp_path / "w.ckpt").stat().st_size < 10_000
+    found = read_weights(tmp_path / "w.ckpt").tensors
+    assert torch.equal(found["network.some"], whole[:1000])
+    assert torch.equal(found["network.transposed"], whole[:6].view(2, 3).T)
+
+
+NUMBERS = {
+    "best": np.float64(0.9),
+    "loss": np.float32(1.5),
+    "half": np.float16(2),
+    "epoch": np.int64(-3),
+    "step": np.uint8(200),
+    "done": np.bool_(True),
+    "big": np.dtype(">i4").type(7),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_numbers_of_numpy_may_stand_beside_the_weights(tmp_path, zipped):
+    content = {"state_dict": WEIGHTS, "hyper_parameters": {"sigma": np.float32(0.25)}} | NUMBERS
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    found = read_weights(tmp_path / "w.pth")
+    assert same(found.tensors, WEIGHTS)
+    assert found.sigma == 0.25
+    assert found.beside.keys() == {"hyper_parameters", *NUMBERS}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_of_numpy_are_read_as_they_are(tmp_path, name):
+    torch.save(NUMBERS[name], tmp_path / "number.pth")
+    found = load_plain(tmp_path / "number.pth", "file", stand_ins=STAND_INS)
+    assert found == NUMBERS[name]
+    assert type(found) in (bool, int, float)
+
+
+OTHER_SCALARS = {
+    "type": np.dtype("O"),
+    "bytes": np.zeros(1, "V8")[0],
+    "structure": np.zeros(1, [("a", "f8")])[0],
+    "text": np.str_("a"),
+    "time": np.datetime64(0, "s"),
+    "complex": np.complex64(1j),
+}
+
+
+@pytest.mark.parametrize("value", OTHER_SCALARS.values(), ids=OTHER_SCALARS)
+def test_other_scalars_of_numpy_are_refused(tmp_path, value):
+    torch.save({"state_dict": WEIGHTS, "x": value}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"w\.pth: damaged, or holds more than tensors"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_checkpoints_of_ours_hold_no_numpy(tmp_path):
+    torch.save({"state_dict": WEIGHTS, "x": np.float64(0.9)}, tmp_path / "w.ckpt")
+    with pytest.raises(CheckpointError, match=r"refused: numpy"):
+        read_checkpoint(tmp_path / "w.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("w.pth", b"\n<!DOCTYPE html>\n<html>", "is a web page, not a file of weights"),
+        ("w.pth", b"<HTML lang=en>", "is a web page, not a file of weights"),
+        ("w.safetensors", b"<!doctype html>", "is a web page, not a file of weights"),
+        ("w.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "is a pointer of git-lfs"),
+        ("w.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of git-lfs"),
+        ("w.pth", save(WEIGHTS), r"is safetensors; deqcert convert reads it if its name ends in \.safetensors"),
+        ("w.safetensors", b"PK\x03\x04 and so on", "is a file of torch.save; its name must not end in"),
+    ],
+)
+def test_what_often_stands_in_place_of_weights_is_named(tmp_path, name, content, complaint):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=complaint):
+        read_weights(tmp_path / name)
+    if not name.endswith(".safetensors"):
+        with pytest.raises(CheckpointError, match=f"^ckpt_path = .*{complaint}"):
+            read_checkpoint(tmp_path / name)
+
+
 def test_what_is_written_is_a_checkpoint_of_ours_and_can_be_read(tmp_path):
-    write_checkpoint(tmp_path / "w.ckpt", WEIGHTS, sigma=0.25)
+    write_checkpoint(tmp_path / "w.ckpt", WEIGHTS, 0.25, ARCHITECTURE)
     checkpoint = read_checkpoint(tmp_path / "w.ckpt")
     assert checkpoint["hyper_parameters"] == {"sigma": 0.25}
     found = read_weights(tmp_path / "w.ckpt")
     assert same(found.tensors, {f"network.{name}": tensor for name, tensor in WEIGHTS.items()})
-    assert found.sigma == 0.25
+    assert (found.sigma, found.architecture) == (0.25, ARCHITECTURE)
+    assert "architecture" not in found.beside
+    write_checkpoint(tmp_path / "unknown.ckpt", WEIGHTS, 0.25, None)
+    assert "architecture" not in read_checkpoint(tmp_path / "unknown.ckpt")
 
 
 @pytest.mark.parametrize("sigma", [0.1, None])
@@ -50,7 +145,27 @@ def test_safetensors_come_back_bit_for_bit(tmp_path, sigma):
         assert file.metadata() == {"format": "pt", "source_sha256": "0f" * 32} | stated
     found = read_weights(tmp_path / "w.safetensors")
     assert same(found.tensors, weights)
-    assert found.sigma == sigma
+    assert (found.sigma, found.architecture) == (sigma, None)
+
+
+def test_safetensors_carry_the_architecture(tmp_path):
+    write_safetensors(tmp_path / "w.safetensors", WEIGHTS, 0.5, "", ARCHITECTURE)
+    assert read_weights(tmp_path / "w.safetensors").architecture == ARCHITECTURE
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("{", "cannot be read as safetensors"),
+        ("[" * 100_000, "cannot be read as safetensors"),
+        ("[]", "architecture must have"),
+        ('{"network": "MDEQ", "settings": {"mean": {"a": 1}}}', "architecture must have numbers"),
+    ],
+)
+def test_an_architecture_of_safetensors_that_is_none_is_refused(tmp_path, text, complaint):
+    save_file(WEIGHTS, tmp_path / "w.safetensors", {"architecture": text})
+    with pytest.raises(CheckpointError, match=rf"w\.safetensors: {complaint}"):
+        read_weights(tmp_path / "w.safetensors")
 
 
 class Harmful:
@@ -77,7 +192,7 @@ def test_code_is_refused_and_not_run(tmp_path, zipped):
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize(
     ("value", "name"),
-    [(argparse.Namespace(lr=1), r"argparse\.Namespace"), (np.float64(0.9), r"numpy\._?core\.multiarray\.scalar")],
+    [(argparse.Namespace(lr=1), r"argparse\.Namespace"), (np.ones(2), r"numpy\._?core\.multiarray\._reconstruct")],
     ids=["namespace", "numpy"],
 )
 def test_objects_beside_the_weights_are_refused_by_name(tmp_path, value, name, zipped):

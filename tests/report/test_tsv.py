@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deqcert.errors import DataError
-from deqcert.report import TsvRow, read_tsv, write_tsv
+from deqcert.report import TsvRow, read_runs, read_tsv, write_tsv
 from deqcert.report.tsv import _clock, _rounded_down, _seconds
 
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
@@ -116,6 +116,50 @@ def test_a_last_line_without_end_that_is_whole_is_read(table):
     assert len(read_tsv(table("0\t3\t3\t0.5\t1\t1.0\n1\t3\t3\t0.5\t1\t0:00:01"))) == 2
 
 
+def test_a_byte_order_mark_and_blank_lines_at_the_end_do_not_matter(tmp_path):
+    table = HEADER + "0\t3\t3\t0.5\t1\t1.0\n"
+    for number, text in enumerate([f"\ufeff{table}", f"{table}\n", f"{table}\r\n \t\r\n\r\n", f"{table}  "]):
+        (tmp_path / f"{number}.tsv").write_bytes(text.encode())
+        assert read_tsv(tmp_path / f"{number}.tsv") == [TsvRow(0, 3, 3, 0.5, True, 1.0)]
+
+
+def test_the_header_may_come_again(table):
+    assert len(read_tsv(table(f"0\t3\t3\t0.5\t1\t1.0\n{HEADER}1\t3\t3\t0.5\t1\t1.0\n"))) == 2
+
+
+def test_numbers_and_flags_may_be_written_as_pandas_writes_them(table):
+    rows = read_tsv(table("0.0\t3.0\t3.0\t0.5\tTrue\t1.0\n1.0\t3.0\t-1.0\t0.0\tFalse\t1.0\n2\t3\t3\t0.5\t1.0\t1\n"))
+    assert rows == [
+        TsvRow(0, 3, 3, 0.5, True, 1.0),
+        TsvRow(1, 3, -1, 0.0, False, 1.0),
+        TsvRow(2, 3, 3, 0.5, True, 1.0),
+    ]
+    assert all(type(value) is int for row in rows for value in row[:3])
+    assert all(type(row.correct) is bool for row in rows)
+
+
+@pytest.mark.parametrize("summary", ["mean\t\t\t0.5\t0.9\t", "ACR 0.538", "\t\t\t0.5\t0.9\t1.0", "# 1 image"])
+def test_a_last_line_that_is_a_summary_is_left_out_with_a_warning(table, summary):
+    path = table(f"0\t3\t3\t0.5\t1\t1.0\n{summary}\n")
+    with pytest.warns(UserWarning, match=r"table\.tsv, line 3: left out, not an image: "):
+        assert [row.index for row in read_tsv(path)] == [0]
+
+
+def test_a_last_line_of_an_image_that_cannot_be_read_is_refused(table):
+    with pytest.raises(DataError, match="line 3: correct 'yes' cannot be read"):
+        read_tsv(table("0\t3\t3\t0.5\t1\t1.0\n1\t3\t3\t0.5\tyes\t1.0\n"))
+
+
+def test_a_table_without_times_is_read_and_written_without(table, tmp_path):
+    text = "idx\tlabel\tpredict\tradius\tcorrect\n0\t3\t3\t0.500000\t1\n1\t3\t4\t0.250000\t0\n"
+    (run,) = read_runs(table(text, header=""), "published")
+    assert [row.seconds for row in read_tsv(tmp_path / "table.tsv")] == [None, None]
+    assert run.summary([0.25]).seconds_per_image is None
+    assert run.summary([0.25]).certified_accuracy == (0.5,)
+    write_tsv(tmp_path / "again.tsv", run.examples, run.seconds)
+    assert (tmp_path / "again.tsv").read_text() == text
+
+
 @pytest.mark.parametrize("torn", ["1", "1\t3\t3\t0.", "1\t3\t3\t0.5\t1\t", "1\t3\t3\t0.5\t1\t0:00:0"])
 def test_a_torn_last_line_is_left_out_with_a_warning(table, torn):
     path = table("0\t3\t3\t0.5\t1\t1.0\n" + torn)
@@ -132,6 +176,10 @@ def test_a_torn_last_line_is_left_out_with_a_warning(table, torn):
         ("", "expected 6 columns, found 1"),
         ("one\t3\t3\t0.5\t1\t1.0", "idx 'one' cannot be read"),
         ("1\t3\t3\t0.5\tyes\t1.0", "correct 'yes' cannot be read"),
+        ("1\t3\t3\t0.5\t2\t1.0", "correct '2' cannot be read"),
+        ("1.5\t3\t3\t0.5\t1\t1.0", "idx '1.5' cannot be read"),
+        ("mean\t\t\t0.5\t0.9\t", "idx 'mean' cannot be read"),
+        ("idx\tlabel\tpredict\tradius\tcorrect\ttime\tp_a", "expected 6 columns, found 7"),
         ("1\t3\t3\t0.5\t1\t0:61", "time '0:61' cannot be read"),
         ("1\t3\t3\tnan\t1\t1.0", "radius nan is not a finite number >= 0"),
         ("1\t3\t3\tinf\t1\t1.0", "radius inf is not"),
@@ -155,7 +203,7 @@ def test_a_whole_last_line_without_end_is_held_to_the_rules(table):
 
 @pytest.mark.parametrize("header", ["", "idx\tlabel\n", "idx label predict radius correct time\n"])
 def test_other_columns_are_refused(table, header):
-    with pytest.raises(DataError, match=r"line 1: expected the columns idx label predict radius correct time"):
+    with pytest.raises(DataError, match=r"line 1: expected the columns idx label predict radius correct, found"):
         read_tsv(table("", header))
 
 

@@ -286,6 +286,33 @@ def test_sigma_of_the_checkpoint(save, sigma):
     assert_refused(save(hyper_parameters={"sigma": sigma}), "hyper_parameters must have a finite sigma >= 0")
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        [],
+        "MDEQ",
+        {"network": "MDEQ"},
+        {"network": 3, "settings": {}},
+        {"network": "MDEQ", "settings": []},
+        {"network": "MDEQ", "settings": {}, "class_path": "os.system"},
+        {"network": "MDEQ", "settings": {3: 3}},
+        {"network": "MDEQ", "settings": {"mean": torch.ones(1)}},
+        {"network": "MDEQ", "settings": {"mean": [torch.ones(1)]}},
+        {"network": "MDEQ", "settings": {"solver": {"class_path": "os.system"}}},
+    ],
+)
+def test_architecture_of_the_checkpoint(save, value):
+    assert_refused(save(architecture=value), "architecture must have")
+
+
+def test_an_architecture_cannot_command_the_terminal(save):
+    path = save(architecture={"network": "MDEQ", "settings": {"start": "\x1b[2J", "\x1b[3J": 1}})
+    with pytest.raises(CheckpointError, match=r"start = 'zero', must be '\\x1b\[2J'; .*\\x1b\[3J = None, must be 1$"):
+        load(path)
+    with pytest.raises(CheckpointError, match=r"model\.network is MDEQ, must be \\x1b\[2J$"):
+        load(save(architecture={"network": "\x1b[2J", "settings": {}}))
+
+
 @pytest.mark.parametrize("seed", ["7", -1, 2**64, 0.5, None, True])
 def test_seed_of_the_checkpoint(save, seed):
     assert_refused(save(stream_seed=seed), "stream_seed must be an integer")
