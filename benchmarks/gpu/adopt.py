@@ -14,6 +14,7 @@ from training import weights_in
 
 from deqcert.errors import DataError
 from deqcert.training import SafeCheckpointIO
+from deqcert.training.architecture import ARCHITECTURE
 
 PERFORMANCE, LIST = Path("docs/performance.md"), Path("benchmarks/gpu/README.md")
 
@@ -72,6 +73,7 @@ def _file_checkpoint(folder: Path, root: Path, content: Mapping[str, Any]) -> li
     checkpoint = {
         "state_dict": weights_in(folder),
         "hyper_parameters": {"sigma": state["sigma"]},
+        ARCHITECTURE: state["architecture"],
         "pytorch-lightning_version": "2.6.0",
     }
     SafeCheckpointIO().save_checkpoint(checkpoint, home / "model.ckpt")

@@ -14,11 +14,11 @@ from torch import Tensor
 from deqcert.data import CIFAR10, Digits
 from deqcert.data.images import to_unit_interval
 from deqcert.models import DEQ, MDEQ
-from deqcert.smoothing import Execution
-from deqcert.smoothing.engine import Engine
+from deqcert.smoothing import Execution, Standard
 from deqcert.solvers import Anderson
 from deqcert.training import read_checkpoint
 
+SIGMA = 0.5
 SOLVER = Anderson(max_steps=30, tolerance=1e-3)
 DIGITS = {
     "channels": (8, 16),
@@ -76,20 +76,20 @@ def compare_labels(setting: Setting, result: Result) -> bool:
     result.table(LABELS, ["network", "samples", *ways])
     for name, (network, images) in networks(setting).items():
         noise = torch.randn(count * len(images), *images.shape[1:], generator=torch.Generator().manual_seed(0))
-        x = images.repeat(count, 1, 1, 1) + 0.5 * noise
-        expected = Engine(network, Execution(), images[0], count).label(x, SOLVER).labels
+        x = images.repeat(count, 1, 1, 1) + SIGMA * noise
+        expected = labels(network, images[0], x, "float32", "cpu", count)
         differing = []
         for way in ways:
             if setting.smoke and way == "compiled":
                 differing.append("not tried")
                 continue
-            differing.append(str(int((labels(network, x, way, setting.device, count) != expected).sum())))
+            differing.append(str(int((labels(network, images[0], x, way, setting.device, count) != expected).sum())))
         result.row(LABELS, name, len(x), *differing)
     return True
 
 
-def labels(network: DEQ, x: Tensor, way: str, device: str, width: int) -> Tensor:
-    """Return the labels of ``x`` on the CPU, computed on ``device`` in one of the ways."""
+def labels(network: DEQ, image: Tensor, x: Tensor, way: str, device: str, width: int) -> Tensor:
+    """Return the labels of noisy samples ``x`` on the CPU, computed on ``device`` in one of the ways."""
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = way == "TF32"
     cast: AbstractContextManager[object] = (
@@ -97,7 +97,9 @@ def labels(network: DEQ, x: Tensor, way: str, device: str, width: int) -> Tensor
     )
     try:
         with cast:
-            engine = Engine(network.to(device), Execution(compile=way == "compiled"), x[0].to(device), width)
+            execution = Execution(compile=way == "compiled")
+            strategy = Standard(sigma=SIGMA, batch_size=width, solver=SOLVER, execution=execution)
+            engine = strategy.engine(network.to(device), image.to(device))
             return engine.label(x.to(device), SOLVER).labels.cpu()
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32

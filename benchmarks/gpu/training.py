@@ -14,6 +14,7 @@ from stage import MOST_BYTES, MOST_FILES, REPOSITORY, Part, Result, Setting, Sta
 from torch import Tensor
 
 from deqcert.cli.trainer_verbs import run_trainer_verb
+from deqcert.training.architecture import architecture_of
 
 CONFIGS = REPOSITORY / "configs"
 TITLE = "training"
@@ -67,6 +68,7 @@ def train(recipe: Recipe, setting: Setting, result: Result) -> bool:
     accuracies = found["val/accuracy"], found["val/accuracy_under_noise"]
     hand_in_weights(setting, model.state_dict())
     result.state |= {"checkpoint": recipe.checkpoint, "sigma": recipe.sigma, "objective": recipe.objective}
+    result.state["architecture"] = architecture_of(model.network)
     result.state["epochs"] = result.state.get("epochs", 0.0) + epochs
     result.row(TITLE, len(runs) + 1, trainer.global_step, float(epochs), cli.datamodule.batch_size, *accuracies)
     goal = min(recipe.epochs, 1.5 * epochs) if setting.smoke else recipe.epochs
