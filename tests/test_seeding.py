@@ -91,7 +91,7 @@ def test_validation_draws_from_no_other_stream(monkeypatch):
             global_rank=rank,
             sigma=0.5,
             _classify=lambda x: (nn.functional.one_hot(torch.zeros(len(x), dtype=torch.int64), 2).float(), None),
-            log_dict=lambda *values, **more: None,
+            _add=lambda name, values: None,
         )
         DEQClassifier._evaluate(
             module, "val", (torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64), None), batch

@@ -144,11 +144,17 @@ class Smoothing(ABC):
         """Prepare ``classifier`` for :meth:`vote_group`, for images like ``image``, shape (C, H, W).
 
         Raises:
-            SettingError: If the classifier is in training mode or, on noisy samples of the image, no function of one
-                image (:func:`~deqcert.smoothing.checks.checked`); or it lacks the learned mixing that the solver needs.
+            SettingError: If the classifier is in training mode, for images of other channels or, on noisy samples of
+                the image, no function of one image (:func:`~deqcert.smoothing.checks.checked`); or it lacks the learned
+                mixing that the solver needs.
             DataError: If the image is not one of floats in [0, 1], in which sigma and radius are measured.
         """
         demand_unit_interval(image)
+        # A grey image would pass through a network for color by broadcasting.
+        channels = getattr(classifier, "image_channels", len(image))
+        require(
+            len(image) == channels, "image", tuple(image.shape), f"must have {channels} channels, as the classifier"
+        )
         if isinstance(classifier, DEQ):
             self.base_solver.bound_to(classifier.mixer)  # refuses before any work
         samples = noisy_batches(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -293,7 +294,9 @@ def test_the_progress_bar_starts_at_what_is_done_and_shows_acr_and_cost(tmp_path
 
 def test_the_progress_bar_shows_the_mean_evaluations_of_the_table(tmp_path, threshold_module, capsys):
     strategy = dataclasses.replace(SERIALIZED, audit=AdaptiveAudit(radius_loss=0.3))
-    certify(tmp_path, CertifiedRadius(radii=[0.0]), threshold_module, strategy, images=3)
+    # Its attributes count as its settings, and it records what it is given.
+    begun = copy.deepcopy(threshold_module)
+    certify(tmp_path, CertifiedRadius(radii=[0.0]), begun, strategy, images=3)
     capsys.readouterr()
     progress = [CertificationProgress()]
     _, votes = certify(tmp_path, CertifiedRadius(radii=[0.0]), threshold_module, strategy, images=6, progress=progress)

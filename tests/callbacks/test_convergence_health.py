@@ -16,7 +16,7 @@ from deqcert.callbacks import ConvergenceHealth
 from deqcert.data import Digits
 from deqcert.errors import SettingError
 from deqcert.models import DEQ
-from deqcert.smoothing import ConvergenceSettings, convergence_report
+from deqcert.smoothing import ConvergenceSettings, base, convergence_report
 from deqcert.solvers import Anderson, Picard
 
 SMALL = {"images": 3, "max_steps": 4, "mismatch_steps": (1, 2), "copies": 20}
@@ -254,7 +254,9 @@ def test_averaged_weights_are_measured_whatever_the_order_of_callbacks(tmp_path,
 
 
 @pytest.mark.parametrize(("precision", "autocast"), [("32-true", {False}), ("bf16-mixed", {True})])
-def test_the_measurement_has_the_precision_of_the_run(tmp_path, precision, autocast):
+def test_the_measurement_has_the_precision_of_the_run(tmp_path, monkeypatch, precision, autocast):
+    # Before it labels anything, an engine compares logits, always without autocast.
+    monkeypatch.setattr(base, "checked", lambda network, *others: network)
     module = Module()
     trainer(tmp_path, ConvergenceHealth(**SMALL), precision=precision).validate(module, Digits(), verbose=False)
     assert module.network.autocast == autocast

@@ -55,7 +55,7 @@ def test_a_shipped_configuration_saves_while_it_trains(name, tmp_path):
     kept = 2  # steps of an epoch, below
     if "every_n_train_steps" in settings:
         settings["every_n_train_steps"] = kept = 3
-    saver = ModelCheckpoint(tmp_path, **settings)
+    saver = ModelCheckpoint(**(settings | {"dirpath": tmp_path}))
     module = model(gradient=OneStep(), jacobian=JacobianRegularization(frequency=0.0))
     with pytest.raises(KeyError, match="killed"):
         fit(module, 1000, batch_size=2, limit_train_batches=2, callbacks=[saver, Kill(kept + 1)])
@@ -79,24 +79,44 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+CIFAR10 = ["airplane", "automobile", "bird"], ("train", "test")
+IMAGENET = ["n0", "n1"], ("train", "val")
+TINY_IMAGENET = (
+    "--data.image_size=32",
+    "--data.resize=36",
+    "--data.num_classes=2",
+    "--data.num_workers=0",
+    "--model.network.image_size=32",
+    "--model.network.num_classes=2",
+)
 RUNS = {
-    "digits/mdeq_tiny": ["digits/mdeq_tiny"],
-    "cifar10/mdeq_small": ["cifar10/mdeq_small"],
+    "digits/mdeq_tiny": (["digits/mdeq_tiny"], None, ["--trainer.max_epochs=12"]),
+    "cifar10/mdeq_small": (["cifar10/mdeq_small"], CIFAR10, ["--trainer.max_epochs=12"]),
+    # It saves every 130 steps; bfloat16 takes minutes where a CPU lacks the instructions.
+    "cifar10/mdeq_small_cpu": (
+        ["cifar10/mdeq_small", "cifar10/mdeq_small_cpu"],
+        CIFAR10,
+        ["--trainer.max_epochs=280", "--trainer.precision=32-true"],
+    ),
+    "cifar10/mdeq_large": (["cifar10/mdeq_large"], CIFAR10, ["--trainer.max_epochs=6"]),
+    "imagenet/mdeq_small": (["imagenet/mdeq_small"], IMAGENET, ["--trainer.max_epochs=6", *TINY_IMAGENET]),
 }
-"""The others save by the same settings, which the test above looks at, and take minutes."""
+"""Configurations, classes and splits of their images (None: its own), arguments."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_shipped_configuration_survives_sigkill(name, tmp_path, record_fault):
     """Killed after its first checkpoint, it resumes from its last one to the weights of an undisturbed run."""
-    write_images(tmp_path / "data", ["airplane", "automobile", "bird"], 32, ("train", "test"))
+    configs, images, arguments = RUNS[name]
+    if images is not None:
+        write_images(tmp_path / "data", images[0], 48 if images is IMAGENET else 32, images[1])
+        arguments = [*arguments, f"--data.root={tmp_path / 'data'}"]
     command = [
         "fit",
-        *(f"--config={CONFIGS / each}.yaml" for each in RUNS[name]),
+        *(f"--config={CONFIGS / each}.yaml" for each in configs),
         "--data.batch_size=2",
-        *([] if name.startswith("digits") else [f"--data.root={tmp_path / 'data'}"]),
-        "--trainer.max_epochs=12",
+        *arguments,
         "--trainer.limit_train_batches=4",
         "--trainer.limit_val_batches=0",
         "--trainer.accelerator=cpu",

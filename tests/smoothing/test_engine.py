@@ -116,10 +116,10 @@ def recording(threshold_deq):
             super().__init__()
             self.seen = []
 
-        def solve(self, x, solver, *arguments):
+        def solve(self, x, solver, *arguments, **settings):
             dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
             self.seen.append((solver.max_steps, dtype, torch.is_grad_enabled()))
-            return super().solve(x, solver, *arguments)
+            return super().solve(x, solver, *arguments, **settings)
 
     return Recording()
 

@@ -10,6 +10,7 @@ from scipy.stats import norm
 from torch import nn
 
 from deqcert.errors import DataError, SettingError
+from deqcert.models import MDEQ, CifarResNet
 from deqcert.seeding import Purpose
 from deqcert.smoothing import Execution, Serialized, Standard
 from deqcert.smoothing.labels import count_labels, labels_of
@@ -160,6 +161,12 @@ def test_training_mode_is_refused(strategy, threshold_deq):
     nested[1].train()
     with pytest.raises(SettingError, match="evaluation mode"):
         strategy.vote(nested, IMAGE, 0, 0)
+
+
+@pytest.mark.parametrize("network", [CifarResNet(depth=8, image_size=8), MDEQ(image_size=8)], ids=["explicit", "DEQ"])
+def test_grey_images_are_not_broadcast_through_a_network_for_color(network):
+    with pytest.raises(SettingError, match=r"^image = \(1, 8, 8\): must have 3 channels, as the classifier"):
+        Standard(**SMALL).vote(network.eval(), torch.full((1, 8, 8), 0.5), 0, 0)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: s.label)
