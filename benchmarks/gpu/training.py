@@ -97,7 +97,7 @@ def _overlay(recipe: Recipe, setting: Setting, weights: Path | None) -> dict[str
     }
     if setting.smoke:
         data = {"class_path": "deqcert.data.Digits", "init_args": {"batch_size": 64}}
-        trainer |= {"precision": "32-true", "max_epochs": 1, "limit_train_batches": 3, "limit_val_batches": 1}
+        trainer |= {"precision": "32-true", "max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1}
         model |= {"compile_cell": False, "pretraining_steps": 0} | ({} if recipe.implicit else SMOKE_EXPLICIT)
     return {"model": model, "data": data, "trainer": trainer}
 
