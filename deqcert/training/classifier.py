@@ -161,7 +161,8 @@ class DEQClassifier(LightningModule):
         if self.compile_cell:
             # A backward solve runs the same backward pass several times.
             torch._functorch.config.donated_buffer = False
-            self._compiled = torch.compile(self.network.cell if isinstance(self.network, DEQ) else self.network)
+            # Of a module, torch.compile makes another one, which would be a second network in this one.
+            self._compiled = torch.compile(self.network.cell if isinstance(self.network, DEQ) else self.network.forward)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch ``(images, labels, indices)`` under noise."""

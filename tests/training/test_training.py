@@ -325,14 +325,30 @@ def test_a_constant_learning_rate_needs_no_end():
     assert rates == [0.005] * 4
 
 
+def explicit():
+    return CifarResNet(depth=8, image_channels=1, image_size=8, mean=(0.3,), std=(0.37,))
+
+
 @pytest.mark.parametrize("objective", [Gaussian(), *OBJECTIVES], ids=lambda objective: type(objective).__name__)
 def test_an_explicit_network_is_trained_by_every_objective_on_logits(objective):
-    network = CifarResNet(depth=8, image_channels=1, image_size=8, mean=(0.3,), std=(0.37,))
+    network = explicit()
     before = {name: tensor.clone() for name, tensor in network.named_parameters()}
     _, record = fit(DEQClassifier(network, sigma=0.25, objective=objective, optimizer=ADAM), 3, batch_size=32)
     assert all(metrics["train/cross_entropy"] > 0 for metrics in record.metrics.values())
     assert "train/jacobian_penalty" not in record.metrics[3]
     assert not any(torch.equal(parameter, before[name]) for name, parameter in network.named_parameters())
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+def test_compilation_adds_nothing_to_checkpoints(monkeypatch, implicit):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda given: compiled.append(given) or given)
+    settings = {"compile_cell": True, "jacobian": JacobianRegularization(frequency=0), "optimizer": ADAM}
+    module = model(**settings) if implicit else DEQClassifier(explicit(), sigma=0.25, **settings)
+    names = set(module.state_dict())
+    fit(module, 1)
+    assert len(compiled) == 1
+    assert set(module.state_dict()) == names
 
 
 def test_a_short_run_learns_the_digits():
