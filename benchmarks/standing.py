@@ -1,4 +1,4 @@
-"""The training that never stops, so far: its log and its milestones as one figure.
+"""The milestones of the training that never stops: ACR over epochs.
 
     python benchmarks/standing.py checkpoints/cifar10_mdeq_small_standing docs/images/training/standing.png
     python benchmarks/standing.py FOLDER FIGURE --milestone RUN --epochs 20
@@ -45,20 +45,16 @@ def add_milestone(folder: Path, directory: Path, epochs: float) -> None:
 
 
 def drawn(folder: Path) -> Figure:
-    """Return the figure: accuracy under noise of the averaged weights, and ACR of the decayed branches."""
-    figure, axes = new_axes("epochs", "accuracy under noise")
-    log, milestones = rows(folder / "log.tsv"), rows(folder / "milestones.tsv")
-    epochs, branches = ([START + row["epochs"] for row in table] for table in (log, milestones))
-    axes.plot(epochs, [row["accuracy_under_noise"] for row in log], color="0.6", linewidth=1)
-    other = axes.twinx()
-    other.set_ylabel("ACR of the decayed branch")
-    other.plot(branches, [row["ACR"] for row in milestones], "o-", markersize=3)
+    """Return the figure: ACR of the decayed branches over the epochs behind them."""
+    figure, axes = new_axes("epochs", "ACR of the decayed branch")
+    milestones = rows(folder / "milestones.tsv")
+    axes.plot([START + row["epochs"] for row in milestones], [row["ACR"] for row in milestones], "o-", markersize=3)
     return figure
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="has log.tsv, and milestones.tsv")
+    parser.add_argument("folder", type=Path, help="has milestones.tsv")
     parser.add_argument("figure", type=Path, help="figure to write")
     parser.add_argument("--milestone", type=Path, metavar="RUN", help="directory of a certification run")
     parser.add_argument("--epochs", type=float, help="epochs of the standing run at that milestone")
