@@ -92,7 +92,7 @@ TINY_IMAGENET = (
 RUNS = {
     "digits/mdeq_tiny": (["digits/mdeq_tiny"], None, ["--trainer.max_epochs=12"]),
     "cifar10/mdeq_small": (["cifar10/mdeq_small"], CIFAR10, ["--trainer.max_epochs=12"]),
-    # It saves every 130 steps; bfloat16 takes minutes where a CPU lacks the instructions.
+    # It saves every 130 steps; bfloat16 is slow where a CPU lacks the instructions.
     "cifar10/mdeq_small_cpu": (
         ["cifar10/mdeq_small", "cifar10/mdeq_small_cpu"],
         CIFAR10,

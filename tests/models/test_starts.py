@@ -24,7 +24,7 @@ def test_the_anchor_is_a_function_of_each_image_by_itself(kind):
     net, x = network(kind), torch.rand(4, 1, 8, 8)
     together = net.anchor(net.inject(x))
     alone = torch.cat([net.anchor(net.inject(each[None])) for each in x])
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-4)  # kernels round by the batch they are for
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=3e-5)  # kernels round by the batch they are for
     assert together.shape == net.initial_state(net.inject(x)).shape
     assert bool((together[0] == together[1]).all()) == (kind != "learned")
     assert bool((together == 0).all()) == (kind == "zero")
