@@ -60,10 +60,9 @@ def networks(setting: Setting) -> dict[str, tuple[DEQ, Tensor]]:
         network = MDEQ(dropout=0.0, solver=SOLVER, **architecture).eval()  # type: ignore[arg-type]
         weights = read_checkpoint(REPOSITORY / "checkpoints" / checkpoint / "model.ckpt")["state_dict"]
         network.load_state_dict({key.removeprefix("network."): value for key, value in weights.items()})
-        found[name] = (
-            network,
-            torch.stack([to_unit_interval(images[100 * i][0]) for i in range(3 if setting.smoke else 20)]),
-        )
+        count = 3 if setting.smoke else 20
+        chosen_images = [images[i * (len(images) // count)][0] for i in range(count)]
+        found[name] = network, torch.stack([to_unit_interval(image) for image in chosen_images])
     return found
 
 

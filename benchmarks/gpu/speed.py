@@ -80,6 +80,28 @@ def sweep(model: str, setting: Setting, result: Result) -> bool:
     return True
 
 
+def wide_launches(model: str, setting: Setting, result: Result) -> bool:
+    """Find where more rows per launch stop paying, and the memory that they take."""
+    prepare(setting, model)
+    title = f"MDEQ-{model.upper()}, SRS-3A, n = 2000: launches of more rows"
+    result.table(title, ["rows", "images", "s per 1000 samples", "samples/s", "peak memory, MiB"])
+    for rows in (4, 8) if setting.smoke else (3200, 6400, 12_800, 25_600):
+        images = max(1, rows // 400)
+        strategy = replace(sized(setting, speed.CHAIN, 2000), execution=Execution(rows=rows, images=images))
+        try:
+            engine = strategy.engine(speed._state["network"], speed._state["image"])
+            if setting.device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            taken = measured(partial(speed.vote, strategy, engine, images), 0 if setting.smoke else 2)
+            peak = torch.cuda.max_memory_allocated() / 2**20 if setting.device == "cuda" else float("nan")
+        except torch.OutOfMemoryError:
+            result.row(title, rows, images, "out of memory", "", "")
+            break
+        each = taken / (images * (strategy.n0 + strategy.n))
+        result.row(title, rows, images, 1000 * each, 1 / each, f"{peak:.0f}")
+    return True
+
+
 def whole_images(model: str, setting: Setting, result: Result) -> bool:
     """Take the votes of whole images, audit included, in the launches that the sweep has found."""
     prepare(setting, model)
@@ -144,7 +166,7 @@ def measure(function: Callable[..., bool], model: str, setting: Setting, result:
 
 def _parts() -> tuple[Part, ...]:
     first = {"sweep": (20, sweep), "whole images": (25, whole_images), "ratios": (20, partial(ratios, False))}
-    then = {"compiled": (45, partial(ratios, True)), "shares": (15, shares)}
+    then = {"wide launches": (15, wide_launches), "compiled": (45, partial(ratios, True)), "shares": (15, shares)}
     return tuple(
         Part(f"{name} {model}", seconds * factor, partial(measure, function, model))
         for parts in (first, then)

@@ -226,14 +226,15 @@ def test_a_compiled_explicit_network():
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @each_strategy
 def test_nothing_waits_for_a_gpu_between_two_batches(strategy, network):
     engine = strategy.engine(copy.deepcopy(network).cuda(), IMAGES[0].cuda())
     x = IMAGES.cuda().repeat(20, 1, 1, 1)
     engine.label(x, Anderson(max_steps=30, tolerance=1e-3))
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         engine.label(x, Anderson(max_steps=30, tolerance=1e-3))
     finally:
         torch.cuda.set_sync_debug_mode("default")
