@@ -81,11 +81,15 @@ def sweep(model: str, setting: Setting, result: Result) -> bool:
 
 
 def wide_launches(model: str, setting: Setting, result: Result) -> bool:
-    """Find where more rows per launch stop paying, and the memory that they take."""
+    """Find where more rows per launch stop paying, and the memory that they take.
+
+    Not beyond 12 800 rows: at 25 600 a tensor of LARGE has more than 2^31 elements, and torch 2.11 ended with an illegal
+    memory access on an H200.
+    """
     prepare(setting, model)
     title = f"MDEQ-{model.upper()}, SRS-3A, n = 2000: launches of more rows"
     result.table(title, ["rows", "images", "s per 1000 samples", "samples/s", "peak memory, MiB"])
-    for rows in (4, 8) if setting.smoke else (3200, 6400, 12_800, 25_600):
+    for rows in (4, 8) if setting.smoke else (3200, 6400, 12_800):
         images = max(1, rows // 400)
         strategy = replace(sized(setting, speed.CHAIN, 2000), execution=Execution(rows=rows, images=images))
         try:
@@ -166,11 +170,11 @@ def measure(function: Callable[..., bool], model: str, setting: Setting, result:
 
 def _parts() -> tuple[Part, ...]:
     first = {"sweep": (20, sweep), "whole images": (25, whole_images), "ratios": (20, partial(ratios, False))}
-    then = {"wide launches": (15, wide_launches), "compiled": (45, partial(ratios, True)), "shares": (15, shares)}
+    then = {"compiled": (45, partial(ratios, True)), "shares": (15, shares), "wide launches": (15, wide_launches)}
     return tuple(
         Part(f"{name} {model}", seconds * factor, partial(measure, function, model))
         for parts in (first, then)
-        for model, factor in (("large", 2.0), ("small", 1.0))
+        for model, factor in (("small", 1.0), ("large", 2.0))
         for name, (seconds, function) in parts.items()
     )
 
