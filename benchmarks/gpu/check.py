@@ -34,7 +34,7 @@ LABELS, MEMORY, TESTS = "labels on the GPU that differ from the CPU's", "peak me
 
 
 def run_tests(setting: Setting, result: Result) -> bool:
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--show-capture=no", "-p", "no:cacheprovider"]
     command += ["tests/solvers/test_restriction.py"] if setting.smoke else ["tests/smoothing", "tests/solvers"]
     passed = False
     try:
@@ -42,7 +42,7 @@ def run_tests(setting: Setting, result: Result) -> bool:
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=limit)
         passed = done.returncode == 0
         said = (done.stdout.strip().splitlines() or ["nothing"])[-1]
-        (setting.out / "tests.txt").write_text(done.stdout + done.stderr)
+        (setting.out / "tests.txt").write_text((done.stdout + done.stderr).replace(f"{REPOSITORY}/", ""))
     except subprocess.TimeoutExpired:
         said = f"not done after {limit:.0f} s"
     result.table(TESTS, ["command", "outcome"])

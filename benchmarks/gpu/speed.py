@@ -83,8 +83,8 @@ def sweep(model: str, setting: Setting, result: Result) -> bool:
 def wide_launches(model: str, setting: Setting, result: Result) -> bool:
     """Find where more rows per launch stop paying, and the memory that they take.
 
-    Not beyond 12 800 rows: at 25 600 a tensor of LARGE has more than 2^31 elements, and torch 2.11 ended with an illegal
-    memory access on an H200.
+    Not beyond 12 800 rows: at 25 600 a tensor of LARGE has more than 2^31 elements, and torch 2.11 ended with an
+    illegal memory access on an H200.
     """
     prepare(setting, model)
     title = f"MDEQ-{model.upper()}, SRS-3A, n = 2000: launches of more rows"

@@ -18,8 +18,9 @@ from deqcert.smoothing.labels import labels_of
 from deqcert.smoothing.workers import Workers
 from deqcert.solvers import Solver, Workspace
 
-# Bytes of state per launch. On a CPU a launch then stays in its caches; on a GPU it fills the device.
-_STATE_BYTES = {"cpu": 3 * 2**20, "cuda": 2**27}
+# Bytes of state per launch. On a CPU a launch then stays in its caches. On a GPU larger launches are faster up to a GiB
+# (docs/performance.md); a launch takes some 17 times its states, which must fit into half of the memory.
+_STATE_BYTES, _CUDA_STATE_BYTES, _CUDA_SHARE = 3 * 2**20, 2**30, 1 / 40
 _FEWEST_ROWS = 8
 
 
@@ -215,7 +216,10 @@ def _cold_start(network: nn.Module, image: Tensor) -> Tensor | None:
 
 def _fitting_rows(state: Tensor) -> int:
     """Return how many copies with such a state a launch should hold at most."""
-    budget = _STATE_BYTES.get(state.device.type, _STATE_BYTES["cuda"])
+    budget = _STATE_BYTES
+    if state.device.type == "cuda":
+        memory = torch.cuda.get_device_properties(state.device).total_memory
+        budget = min(_CUDA_STATE_BYTES, int(_CUDA_SHARE * memory))
     return max(_FEWEST_ROWS, budget // (state.numel() * state.element_size()))
 
 
