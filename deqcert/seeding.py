@@ -31,7 +31,7 @@ class Purpose(IntEnum):
     ANCHOR = 9
 
 
-def image_seed(seed: int, index: int, purpose: Purpose, chain: int = 0) -> int:
+def image_seed(seed: int, index: int, purpose: Purpose, part: int = 0) -> int:
     """Return the 64-bit seed of the noise of an image.
 
     The key is four words of 32 bits, or five where ``seed`` does not fit into one, so no two keys are the same words.
@@ -40,15 +40,15 @@ def image_seed(seed: int, index: int, purpose: Purpose, chain: int = 0) -> int:
         seed: Seed of the run, in [0, 2^64).
         index: Original index of the image, in [0, 2^32).
         purpose: What the noise is for.
-        chain: Chain of the image, in [0, 2^32).
+        part: Each part of a purpose has a stream of its own, in [0, 2^32).
 
     Raises:
         SettingError: A number is out of range.
     """
     require_seed(seed)
-    for field, value in (("index", index), ("chain", chain)):
+    for field, value in (("index", index), ("part", part)):
         require(0 <= value < _WORD, field, value, "must be in [0, 2**32)")
-    return mixed_seed(seed, index, purpose, chain)
+    return mixed_seed(seed, index, purpose, part)
 
 
 def purpose_seed(purpose: Purpose, *words: int) -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from deqcert.solvers import Function, Mixer, Solution, Solver, Workspace
+
+Start = Literal["zero", "anchor"]
+"""Where a solve starts: the cold start, or the anchored one that a network has computed."""
 
 
 class DEQ(nn.Module, ABC):
@@ -63,6 +66,10 @@ class DEQ(nn.Module, ABC):
         """Weights for :class:`deqcert.solvers.LearnedMixing`; None if the network has not learned any."""
         return None
 
+    def start_state(self, injection: Any, start: Start) -> Tensor:
+        """Return the state that a solve starts from, shape (B, ...)."""
+        return self.anchor(injection) if start == "anchor" else self.initial_state(injection)
+
     @abstractmethod
     def cell(self, z: Tensor, injection: Any) -> Tensor:
         """Return one evaluation of the cell, shape of ``z``."""
@@ -75,18 +82,16 @@ class DEQ(nn.Module, ABC):
         self,
         x: Tensor,
         solver: Solver,
-        start: Tensor | None = None,
+        start: Tensor | Start = "zero",
         workspace: Workspace | None = None,
-        anchored: bool = False,
     ) -> tuple[Tensor, Solution]:
         """Inject, solve without a graph, and classify.
 
         Args:
             x: Images, shape (B, C, H, W).
             solver: Solver of the fixed point.
-            start: Start of the solve, shape of the state; None is the cold or the anchored start.
+            start: Start of the solve: a state, "zero" for the cold start or "anchor" for :meth:`anchor`.
             workspace: Buffers of the solver to use again, of one solve at a time; None allocates.
-            anchored: Whether to start from :meth:`anchor` where no start is given.
 
         Returns:
             Logits, shape (B, classes), and the solution.
@@ -97,14 +102,13 @@ class DEQ(nn.Module, ABC):
         solver = solver.bound_to(self.mixer)
         with torch.no_grad():
             injection = self.inject(x)
-            if start is None:
-                start = self.anchor(injection) if anchored else self.initial_state(injection)
+            state = start if isinstance(start, Tensor) else self.start_state(injection, start)
 
             def restrict(rows: Tensor) -> Function:
                 return self._function(map_tensors(lambda tensor: tensor[rows], injection))
 
             by_rows = all(tensor.dim() and len(tensor) == len(x) for tensor in tensors_of(injection))
-            solution = solver.solve(self._function(injection), start, restrict if by_rows else None, workspace)
+            solution = solver.solve(self._function(injection), state, restrict if by_rows else None, workspace)
             return self.head(solution.value), solution
 
     def _function(self, injection: Any) -> Function:

@@ -1,7 +1,6 @@
-"""Randomized smoothing: from one image to votes. Knows classifiers, noise and solvers; neither alpha nor Lightning."""
+"""Randomized smoothing: base classifier f, smoothed classifier g, and strategies that take votes. No Lightning."""
 
-from deqcert.smoothing.anchored import Anchored
-from deqcert.smoothing.base import Smoothing
+from deqcert.smoothing.base_classifier import SolvedClassifier, base_classifier
 from deqcert.smoothing.convergence import (
     ConvergenceReport,
     ConvergenceSettings,
@@ -10,19 +9,26 @@ from deqcert.smoothing.convergence import (
     residual_curve,
 )
 from deqcert.smoothing.engine import Engine, Execution
+from deqcert.smoothing.noise import Stream
+from deqcert.smoothing.sampling import Sampling
 from deqcert.smoothing.serialized import Serialized
+from deqcert.smoothing.smoothed import SmoothedClassifier, Smoothing
 from deqcert.smoothing.standard import Standard
 
 __all__ = [
-    "Anchored",
     "ConvergenceReport",
     "ConvergenceSettings",
     "Engine",
     "Execution",
     "MismatchCount",
+    "Sampling",
     "Serialized",
+    "SmoothedClassifier",
     "Smoothing",
+    "SolvedClassifier",
     "Standard",
+    "Stream",
+    "base_classifier",
     "convergence_report",
     "residual_curve",
 ]

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from deqcert.errors import SettingError, require
-from deqcert.models import DEQ
+from deqcert.models import DEQ, Start
+from deqcert.smoothing.base_classifier import SolvedClassifier
 from deqcert.solvers import Solver
 
 SAMPLES = 8
@@ -35,32 +36,28 @@ def demand_evaluation_mode(classifier: nn.Module) -> None:
 
 
 @torch.no_grad()
-def checked(classifier: nn.Module, samples: Tensor, solver: Solver, anchored: bool) -> nn.Module:
-    """Return the network that is to vote: the classifier, or its faster form if that computes the same.
+def checked(base: nn.Module, samples: Tensor) -> nn.Module:
+    """Return the classifier that is to vote: f, or its faster form if that computes the same.
 
     Args:
-        classifier: Base classifier.
+        base: Base classifier f; of a DEQ, the first steps of its solver are what is compared.
         samples: Noisy samples, shape (B, C, H, W).
-        solver: Solver that makes a DEQ the base classifier; its first steps are what is compared.
-        anchored: Whether it starts from the network's anchor.
 
     Raises:
         SettingError: The classifier is in training mode, its logits of a sample depend on the rest of the batch, or
             its parts hand something to each other through attributes, which threads would mix up.
     """
-    demand_evaluation_mode(classifier)
-    probe = dataclasses.replace(solver, max_steps=min(_STEPS, solver.max_steps), tolerance=0.0, iterate="last")
-
-    def logits(network: nn.Module, x: Tensor) -> Tensor:
-        result: Tensor = network.solve(x, probe, anchored=anchored)[0] if isinstance(network, DEQ) else network(x)
-        return result
-
+    demand_evaluation_mode(base)
     with torch.autocast(samples.device.type, enabled=False):
-        network = _faster(classifier, samples, logits) if isinstance(classifier, DEQ) else classifier
-        _demand_rows_apart(network, samples, logits)
-        if isinstance(network, DEQ):
-            _demand_calls_apart(network, samples, probe, anchored)
-    return network
+        if not isinstance(base, SolvedClassifier):
+            _demand_rows_apart(base, base, samples)
+            return base
+        solver = base.solver
+        probe = dataclasses.replace(solver, max_steps=min(_STEPS, solver.max_steps), tolerance=0.0, iterate="last")
+        network = _faster(base.network, samples, probe, base.start)
+        _demand_rows_apart(network, SolvedClassifier(network, probe, base.start), samples)
+        _demand_calls_apart(network, samples, probe, base.start)
+        return SolvedClassifier(network, solver, base.start)
 
 
 def logit_error(expected: Tensor, given: Tensor) -> float:
@@ -88,15 +85,12 @@ def logit_error(expected: Tensor, given: Tensor) -> float:
     return float((error / (distances + runner_up).clamp_min(torch.finfo(torch.float64).tiny)).max())
 
 
-_Logits = Callable[[nn.Module, Tensor], Tensor]
-
-
-def _faster(network: DEQ, samples: Tensor, logits: _Logits) -> DEQ:
+def _faster(network: DEQ, samples: Tensor, solver: Solver, start: Start) -> DEQ:
     """Return the faster form of a network if it is one: nobody should have to trust that it computes the same."""
     twin = network.for_inference()
     if twin is network:
         return network
-    error = logit_error(logits(network, samples), logits(twin, samples))
+    error = logit_error(*(each.solve(samples, solver, start)[0] for each in (network, twin)))
     if error <= _ROUNDING:
         return twin
     warnings.warn(
@@ -107,28 +101,28 @@ def _faster(network: DEQ, samples: Tensor, logits: _Logits) -> DEQ:
     return network
 
 
-def _demand_rows_apart(classifier: nn.Module, samples: Tensor, logits: _Logits) -> None:
+def _demand_rows_apart(network: nn.Module, classifier: nn.Module, samples: Tensor) -> None:
     """Refuse a classifier whose logits of a sample depend on the samples beside it, or on random numbers."""
-    alone = torch.cat([logits(classifier, sample[None]) for sample in samples])
+    alone = torch.cat([classifier(sample[None]) for sample in samples])
     require(
-        logit_error(logits(classifier, samples), alone) <= _ROUNDING,
+        logit_error(classifier(samples), alone) <= _ROUNDING,
         "classifier",
-        type(classifier).__name__,
+        type(network).__name__,
         "must give a noisy sample the same logits alone and in a batch: a certificate is about a function of one image "
         "(no batch statistics, no random numbers)",
     )
 
 
-def _demand_calls_apart(network: DEQ, samples: Tensor, solver: Solver, anchored: bool) -> None:
+def _demand_calls_apart(network: DEQ, samples: Tensor, solver: Solver, start: Start) -> None:
     """Refuse a network whose parts hand something to each other through attributes, by a solve between any two."""
 
     def undisturbed() -> None:
         pass
 
     def disturb() -> None:
-        _logits_by_parts(network, samples.flip(0), solver, anchored, undisturbed)
+        _logits_by_parts(network, samples.flip(0), solver, start, undisturbed)
 
-    expected, given = (_logits_by_parts(network, samples, solver, anchored, each) for each in (undisturbed, disturb))
+    expected, given = (_logits_by_parts(network, samples, solver, start, each) for each in (undisturbed, disturb))
     require(
         logit_error(expected, given) <= _ROUNDING,
         "classifier",
@@ -138,16 +132,16 @@ def _demand_calls_apart(network: DEQ, samples: Tensor, solver: Solver, anchored:
     )
 
 
-def _logits_by_parts(network: DEQ, x: Tensor, solver: Solver, anchored: bool, between: Callable[[], None]) -> Tensor:
+def _logits_by_parts(network: DEQ, x: Tensor, solver: Solver, start: Start, between: Callable[[], None]) -> Tensor:
     """Solve and classify as :meth:`DEQ.solve` does, and call ``between`` between any two calls of the network."""
     injection = network.inject(x)
     between()
-    start = network.anchor(injection) if anchored else network.initial_state(injection)
+    state = network.start_state(injection, start)
     between()
 
     def function(z: Tensor) -> Tensor:
-        image = network.cell(z, injection)
+        fz = network.cell(z, injection)
         between()
-        return image
+        return fz
 
-    return network.head(solver.bound_to(network.mixer).solve(function, start).value)
+    return network.head(solver.solve(function, state).value)

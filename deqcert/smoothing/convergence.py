@@ -1,7 +1,7 @@
-"""How fast a DEQ converges on noisy copies and what its cheap warm-started labels are worth: the price of certifying.
+"""How fast a DEQ converges on noisy samples and what SRS predictions are worth: the price of certifying.
 
-Serialized smoothing pays for each copy with a few warm-started steps and for each wrong label among them with
-audited copies. Both can be measured on a handful of images before any certification.
+Serialized sampling pays for each noisy sample with a few warm-started steps and for each wrong prediction among them
+with audited samples. Both can be measured on a handful of images before any certification.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from torch import Tensor
 from deqcert.errors import require, require_count
 from deqcert.models import DEQ
 from deqcert.seeding import Purpose, mixed_seed, require_seed
+from deqcert.smoothing.base_classifier import SolvedClassifier
 from deqcert.smoothing.checks import demand_evaluation_mode
-from deqcert.smoothing.noise import noisy_batches
+from deqcert.smoothing.noise import Stream, noisy_batches
 from deqcert.smoothing.serialized import Serialized
+from deqcert.smoothing.smoothed import SmoothedClassifier
 from deqcert.solvers import Anderson, Solver
 from deqcert.statistics import FixedAudit, Votes, clopper_pearson_lower, clopper_pearson_upper
 
@@ -32,11 +34,11 @@ class ConvergenceSettings:
 
     Args:
         sigma: Standard deviation of the noise, in pixels of [0, 1], > 0.
-        solver: Cold-start solver that defines the base classifier; its max_steps is the length of the curves. Cheap
-            labels come from the same solver with fewer steps.
-        mismatch_steps: Warm-started steps whose cheap labels are audited, distinct, from 1 to max_steps.
-        copies: Noisy copies per image that are labelled cheaply, and audited where the class is the selected one, >= 1.
-        batch_size: Copies per launch, the width of the chain, >= 1; the curves take as many copies of each image.
+        solver: Cold-start solver that defines the base classifier; its max_steps is the length of the curves. SRS
+            predictions come from the same solver with fewer steps.
+        mismatch_steps: Warm-started steps whose predictions are audited, distinct, from 1 to max_steps.
+        copies: Noisy samples per image, audited where the class is the selected one, >= 1.
+        batch_size: Noisy samples side by side, the width of the chain, >= 1; the curves take as many of each image.
         seed: Seed of the noise, in [0, 2^64).
 
     Raises:
@@ -74,30 +76,27 @@ class ConvergenceSettings:
 
     @property
     def width(self) -> int:
-        """Copies in the first batch of a chain."""
+        """Noisy samples in the first batch of a chain."""
         return min(self.batch_size, self.copies)
 
     def serialized(self, steps: int) -> Serialized:
-        """Return the strategy whose cheap labels take ``steps`` warm-started steps and are all audited."""
+        """Return the strategy whose SRS predictions take ``steps`` warm-started steps and are all audited."""
         return Serialized(
-            sigma=self.sigma,
             n0=self.width,
             n=self.copies,
             batch_size=self.batch_size,
-            seed=self.stream_seed,
-            solver=_unstopped(self.solver, steps),
-            reference=self.solver,
+            proposal=_unstopped(self.solver, steps),
             audit=FixedAudit(self.copies),
         )
 
 
 class MismatchCount(NamedTuple):
-    """Cheap labels of the selected class that the base classifier does not share, pooled over images.
+    """SRS predictions of the selected class that f does not share, pooled over images.
 
     Attributes:
-        steps: Warm-started steps of a cheap label.
-        mismatches: Audited copies with another label.
-        audited: Copies that were audited.
+        steps: Warm-started steps of a prediction.
+        mismatches: Audited samples that f classifies otherwise.
+        audited: Samples that were audited.
     """
 
     steps: int
@@ -118,7 +117,7 @@ class MismatchCount(NamedTuple):
     def interval(self, alpha: float = 0.05) -> tuple[float, float]:
         """Return the two-sided Clopper-Pearson interval of the rate at level 1 - ``alpha``.
 
-        It takes the audited copies for independent, which those of one image are not: a guide to the eye, no part of
+        It takes the audited samples for independent, which those of one image are not: a guide to the eye, no part of
         a certificate.
         """
         if not self.audited:
@@ -135,7 +134,7 @@ class ConvergenceReport(NamedTuple):
 
     Attributes:
         cold: Relative residual after 1..K steps from the cold start, K values.
-        warm: The same from the fixed point of another noisy copy of the same image, K values.
+        warm: The same from the fixed point of another noisy sample of the same image, K values.
         mismatches: One count for each of ``mismatch_steps``.
         images: Images that were measured.
     """
@@ -148,7 +147,7 @@ class ConvergenceReport(NamedTuple):
 
 @torch.no_grad()
 def convergence_report(
-    classifier: DEQ, images: Tensor, indices: Tensor, labels: Tensor, settings: ConvergenceSettings
+    classifier: DEQ, images: Tensor, indices: Tensor, settings: ConvergenceSettings
 ) -> ConvergenceReport:
     """Measure convergence and mismatch rates on a few images.
 
@@ -156,7 +155,6 @@ def convergence_report(
         classifier: The network in evaluation mode, on the device of ``images``.
         images: Clean images in [0, 1], shape (B, C, H, W), B >= 1.
         indices: Their original indices, which choose the noise, shape (B,).
-        labels: Their true classes, shape (B,).
         settings: What to measure.
 
     Returns:
@@ -166,16 +164,19 @@ def convergence_report(
         SettingError: If the classifier is in training mode.
     """
     demand_evaluation_mode(classifier)
-    examples = list(zip(images, indices.tolist(), labels.tolist(), strict=True))
-    curves = [_curves(classifier, image, index, settings) for image, index, _ in examples]
+    streams = [Stream(settings.stream_seed, index) for index in indices.tolist()]
+    curves = [_curves(classifier, image, stream, settings) for image, stream in zip(images, streams, strict=True)]
     cold, warm = (torch.cat(rows, dim=1) for rows in zip(*curves, strict=True))
+    g = SmoothedClassifier(SolvedClassifier(classifier, settings.solver), settings.sigma)
     mismatches = []
     for steps in settings.mismatch_steps:
-        strategy = settings.serialized(steps)
-        engine = strategy.engine(classifier, images[0])
-        votes = [strategy.vote_group(engine, image[None], [index], [label])[0] for image, index, label in examples]
-        mismatches.append(MismatchCount.pooled(steps, votes))
-    return ConvergenceReport(_geometric_mean(cold), _geometric_mean(warm), tuple(mismatches), len(examples))
+        sampling = settings.serialized(steps)
+        engine = sampling.engine(g, images[0])
+        groups = (
+            sampling.group_votes(g, engine, image[None], [each]) for image, each in zip(images, streams, strict=True)
+        )
+        mismatches.append(MismatchCount.pooled(steps, (votes for group in groups for votes in group)))
+    return ConvergenceReport(_geometric_mean(cold), _geometric_mean(warm), tuple(mismatches), len(streams))
 
 
 def residual_curve(classifier: DEQ, x: Tensor, solver: Solver, start: Tensor | None = None) -> Tensor:
@@ -191,16 +192,16 @@ def residual_curve(classifier: DEQ, x: Tensor, solver: Solver, start: Tensor | N
         start: X_0, shape of the state; None is the cold start.
 
     Returns:
-        Shape (K, B); infinite where an iterate or its image is not finite.
+        Shape (K, B); infinite where an iterate or F of it is not finite.
     """
     curve: list[Tensor] = []
     with torch.no_grad():
         injection = classifier.inject(x)
 
         def recorded(z: Tensor) -> Tensor:
-            image = classifier.cell(z, injection)
-            curve.append(_relative_residual(z.flatten(1), image.flatten(1)))
-            return image
+            fz = classifier.cell(z, injection)
+            curve.append(_relative_residual(z.flatten(1), fz.flatten(1)))
+            return fz
 
         if start is None:
             start = classifier.initial_state(injection)
@@ -208,22 +209,11 @@ def residual_curve(classifier: DEQ, x: Tensor, solver: Solver, start: Tensor | N
     return torch.stack(curve[1:])
 
 
-def _curves(classifier: DEQ, image: Tensor, index: int, settings: ConvergenceSettings) -> tuple[Tensor, Tensor]:
-    """Return the cold and the warm curves of one image's first noisy copies, each of shape (K, width)."""
-    previous, current = (
-        next(
-            noisy_batches(
-                image,
-                index,
-                purpose,
-                sigma=settings.sigma,
-                count=settings.width,
-                batch_size=settings.batch_size,
-                seed=settings.stream_seed,
-            )
-        )
-        for purpose in (Purpose.SELECTION, Purpose.ESTIMATION)
-    )
+def _curves(classifier: DEQ, image: Tensor, stream: Stream, settings: ConvergenceSettings) -> tuple[Tensor, Tensor]:
+    """Return the cold and the warm curves of one image's first noisy samples, each of shape (K, width)."""
+    sizes = {"sigma": settings.sigma, "count": settings.width, "batch_size": settings.batch_size}
+    purposes = Purpose.SELECTION, Purpose.ESTIMATION
+    previous, current = (next(noisy_batches(image, stream, purpose, **sizes)) for purpose in purposes)  # type: ignore[arg-type]
     _, solution = classifier.solve(previous, settings.solver)
     cold = residual_curve(classifier, current, settings.solver)
     return cold, residual_curve(classifier, current, settings.solver, solution.value)
@@ -234,9 +224,9 @@ def _unstopped(solver: Solver, steps: int) -> Solver:
     return dataclasses.replace(solver, max_steps=steps, tolerance=0.0, iterate="last")
 
 
-def _relative_residual(iterate: Tensor, image: Tensor) -> Tensor:
-    difference = image - iterate
-    size = torch.linalg.vector_norm(image.to(difference.dtype), dim=1)
+def _relative_residual(z: Tensor, fz: Tensor) -> Tensor:
+    difference = fz - z
+    size = torch.linalg.vector_norm(fz.to(difference.dtype), dim=1)
     tiny = torch.finfo(difference.dtype).tiny  # F(0) = 0 is a fixed point
     residual = torch.linalg.vector_norm(difference, dim=1) / size.clamp_min(tiny)
     unhidden: Tensor = residual.nan_to_num(nan=torch.inf, posinf=torch.inf)

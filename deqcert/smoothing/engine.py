@@ -1,4 +1,4 @@
-"""The engine: how noisy copies get their labels, launch by launch. It changes the speed of votes, not their meaning."""
+"""The engine: how noisy samples are classified, batch by batch. It changes the speed of votes, not their meaning."""
 
 from __future__ import annotations
 
@@ -8,29 +8,35 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deqcert.errors import SettingError, require_count
-from deqcert.models import DEQ, CompiledDEQ
+from deqcert.errors import require_count
+from deqcert.models import CompiledDEQ
+from deqcert.smoothing.base_classifier import SolvedClassifier
 from deqcert.smoothing.checks import demand_evaluation_mode
-from deqcert.smoothing.labels import labels_of
 from deqcert.smoothing.workers import Workers
 from deqcert.solvers import Solver, Workspace
 
-# Bytes of state per launch. On a CPU a launch then stays in its caches. On a GPU larger launches are faster up to a GiB
-# (docs/performance.md); a launch takes some 17 times its states, which must fit into half of the memory.
+# Bytes of state per batch. On a CPU a batch then stays in its caches. On a GPU larger batches are faster up to a GiB
+# (docs/performance.md); a batch takes some 17 times its states, which must fit into half of the memory.
 _STATE_BYTES, _CUDA_STATE_BYTES, _CUDA_SHARE = 3 * 2**20, 2**30, 1 / 40
-_FEWEST_ROWS = 8
+_MINIMUM_ROWS = 8
+
+INVALID = -1
+"""Prediction where a logit is not finite: a vote for nobody."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How copies are spread over launches. Votes depend on it through the rounding of kernels only.
+    """How noisy samples are spread over batches. Votes depend on it through the rounding of kernels only.
 
     Args:
-        rows: Most copies per launch, >= 1; null chooses by device and size of the state (docs/performance.md).
-        images: Images side by side, >= 1; their copies share launches. null: one on a CPU, as many as fill a launch
+        rows: Maximum number of noisy samples per batch, >= 1; null chooses by device and size of the state
+            (docs/performance.md).
+        images: Images side by side, >= 1; their samples share batches. null: one on a CPU, as many as fill a batch
             elsewhere.
         compile: Compile the network with ``torch.compile`` (needs a C++ compiler on a CPU; CUDA graphs on a GPU).
 
@@ -49,23 +55,24 @@ class Execution:
                 require_count(f"execution.{field}", value, minimum=1)
 
 
-class Labels(NamedTuple):
+class Predictions(NamedTuple):
     """What a classifier says of a batch.
 
     Attributes:
-        labels: Classes, shape (B,), int64; INVALID where a logit is not finite.
-        steps: Evaluations of the cell that each label is made of, shape (B,), int64; 1 for classifiers without a cell.
-        residual: Relative residual of each solve, shape (B,); nan for classifiers without one.
+        classes: Predicted classes, shape (B,), int64; ``INVALID`` where a logit is not finite.
+        steps: Evaluations of the cell that each prediction is made of, shape (B,), int64; 1 for a classifier without a
+            cell.
+        residual: Relative residual of each solve, shape (B,); nan for a classifier without one.
     """
 
-    labels: Tensor
+    classes: Tensor
     steps: Tensor
     residual: Tensor
 
     @classmethod
-    def joined(cls, parts: Iterable[Labels], *shape: int) -> Labels:
-        """Join batches into tensors of the given shape."""
-        return cls(*(torch.cat(tensors).view(*shape) for tensors in zip(*parts, strict=True)))
+    def joined(cls, parts: Iterable[Predictions]) -> Predictions:
+        """Join batches."""
+        return cls(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
 class Unconverged(NamedTuple):
@@ -81,39 +88,40 @@ class Unconverged(NamedTuple):
 
 
 class Engine:
-    """Labels batches of noisy copies by one classifier, in launches that suit the device.
+    """Classifies batches of noisy samples by f, or by another solver on f's network.
 
     Args:
-        classifier: Base classifier in evaluation mode, as :func:`~deqcert.smoothing.checks.checked` returns it; its
-            weights must not change while the engine is in use.
-        execution: How to spread copies over launches.
+        base: Base classifier f in evaluation mode, as :func:`~deqcert.smoothing.checks.checked` returns it; its weights
+            must not change while the engine is in use.
+        execution: How to spread noisy samples over batches.
         image: One clean image, shape (C, H, W), on the device of the classifier.
-        width: Copies of one image that are labelled side by side.
+        width: Noisy samples of one image that are classified side by side.
 
     Attributes:
-        images: Images to label side by side.
-        rows: Most copies per launch.
-        num_classes: Classes, known once something has been labelled.
-        state: A cold start of one row, shape (1, ...); None for classifiers that are no DEQ.
+        base: f.
+        images: Images to classify side by side.
+        rows: Maximum number of noisy samples per batch.
+        num_classes: Number of classes, known once something has been classified.
+        state: A cold start of one row, shape (1, ...); None if f is not a :class:`SolvedClassifier`.
 
     Raises:
-        SettingError: If the classifier is in training mode: its labels would depend on the batch.
+        SettingError: If the classifier is in training mode: its predictions would depend on the batch.
     """
 
-    def __init__(self, classifier: nn.Module, execution: Execution, image: Tensor, width: int) -> None:
-        demand_evaluation_mode(classifier)
+    def __init__(self, base: nn.Module, execution: Execution, image: Tensor, width: int) -> None:
+        demand_evaluation_mode(base)
         self.num_classes = 0
-        self._network = classifier
-        self.state = _cold_start(self._network, image)
+        self.base = base
+        self.state = _cold_start(base, image)
         fitting = None if self.state is None else _fitting_rows(self.state)
         self.images = execution.images or _images(image.device, fitting, width)
         total = self.images * width
-        # Launches of equal size.
+        # Batches of equal size.
         self.rows = execution.rows or math.ceil(total / math.ceil(total / (fitting or total)))
         self._padded = execution.compile
         if execution.compile:
-            self._network = _compiled(self._network)
-        # Compiled kernels share their launch between cores, and would not let go of Python for other launches. Other
+            self.base = _compiled(base)
+        # Compiled kernels share their batch between cores, and would not let go of Python for other batches. Other
         # classifiers may keep what one call computes in attributes; of DEQs it is known that they do not.
         several = image.device.type == "cpu" and total > self.rows and not execution.compile and self.state is not None
         self._workers = Workers() if several else None
@@ -122,61 +130,40 @@ class Engine:
         # Solves above their tolerance, those of finite residual, and the sum of their residuals.
         self._ended = torch.zeros(3, dtype=torch.float64, device=image.device)
 
-    def lanes(self, width: int, images: int) -> Tensor:
-        """Return zeros for ``width`` states of each of some images, shape (width, images, ...).
-
-        Raises:
-            SettingError: If the classifier is no DEQ.
-        """
-        if self.state is None:
-            name = type(self._network).__name__
-            raise SettingError("smoothing", "Serialized", f"needs a DEQ; certify a {name} by Standard")
-        return self.state.new_zeros(width, images, *self.state.shape[1:])
-
     @torch.no_grad()
-    def label(
-        self,
-        x: Tensor,
-        solver: Solver,
-        start: Tensor | None = None,
-        keep: Tensor | None = None,
-        anchored: bool = False,
-    ) -> Labels:
-        """Label a batch.
+    def predict(
+        self, x: Tensor, solver: Solver | None = None, start: Tensor | None = None, keep: Tensor | None = None
+    ) -> Predictions:
+        """Classify a batch; nothing waits for a GPU.
 
         Args:
-            x: Noisy copies, shape (B, C, H, W), B >= 1.
-            solver: Solver of a DEQ.
-            start: States to start from, shape (B, ...); None is the cold or the anchored start.
+            x: Noisy samples, shape (B, C, H, W), B >= 1.
+            solver: Solver to use in the place of f's.
+            start: States to start from, shape (B, ...); None is f's own start.
             keep: Receives the fixed points, shape (B, ...); zeros in rows that diverged. May be ``start`` itself.
-            anchored: Whether to start from the network's anchor where no start is given.
 
         Returns:
-            The labels, on the device of ``x``. Nothing waits for a GPU.
+            The predictions, on the device of ``x``.
         """
 
-        def launch(first: int) -> Labels:
+        def one(first: int) -> Predictions:
             rows = slice(first, first + self.rows)
-            return self._launch(
-                x[rows],
-                solver,
-                None if start is None else start[rows],
-                None if keep is None else keep[rows],
-                anchored,
-            )
+            starts, kept = (None if states is None else states[rows] for states in (start, keep))
+            return self._predict_batch(x[rows], solver, starts, kept)
 
         places = range(0, len(x), self.rows)
-        launches = [launch(first) for first in places] if self._workers is None else self._workers.map(launch, places)
-        labels = Labels.joined(launches, len(x))
-        if self.state is not None and solver.tolerance > 0:
-            self._note(labels.residual, solver.tolerance)
-        return labels
+        found = [one(first) for first in places] if self._workers is None else self._workers.map(one, places)
+        predictions = Predictions.joined(found)
+        if isinstance(self.base, SolvedClassifier):
+            self._note(predictions.residual, (solver or self.base.solver).tolerance)
+        return predictions
 
     def _note(self, residual: Tensor, tolerance: float) -> None:
-        ended, finite = residual > tolerance, residual.isfinite()
-        total = torch.where(ended & finite, residual.double(), 0.0).sum()
-        self._solves += len(residual)
-        self._ended += torch.stack([ended.sum().double(), (ended & finite).sum().double(), total])
+        if tolerance > 0:
+            ended, finite = residual > tolerance, residual.isfinite()
+            total = torch.where(ended & finite, residual.double(), 0.0).sum()
+            self._solves += len(residual)
+            self._ended += torch.stack([ended.sum().double(), (ended & finite).sum().double(), total])
 
     @property
     def unconverged(self) -> Unconverged:
@@ -184,22 +171,26 @@ class Engine:
         ended, finite, total = self._ended.tolist()
         return Unconverged(ended / max(self._solves, 1), total / finite if finite else math.nan)
 
-    def _launch(self, x: Tensor, solver: Solver, start: Tensor | None, keep: Tensor | None, anchored: bool) -> Labels:
+    def _predict_batch(
+        self, x: Tensor, solver: Solver | None, start: Tensor | None, keep: Tensor | None
+    ) -> Predictions:
         size = len(x)
         if self._padded and size < self.rows:
             x, start = _padded(x, self.rows), None if start is None else _padded(start, self.rows)
-        if isinstance(self._network, DEQ):
-            logits, solution = self._network.solve(x, solver, start, self._workspace(), anchored)
+        if isinstance(self.base, SolvedClassifier):
+            f = self.base
+            begin = f.start if start is None else start
+            logits, solution = f.network.solve(x, solver or f.solver, begin, self._workspace())
             steps, residual = solution.steps, solution.residual
             if keep is not None:
                 keep.copy_(solution.value[:size])
                 keep.masked_fill_(solution.diverged[:size].view(-1, *[1] * (keep.dim() - 1)), 0.0)
         else:
-            logits = self._network(x)
+            logits = self.base(x)
             steps = torch.ones(len(x), dtype=torch.int64, device=x.device)
             residual = torch.full((len(x),), torch.nan, device=x.device)
         self.num_classes = logits.shape[1]
-        return Labels(labels_of(logits)[:size], steps[:size], residual[:size])
+        return Predictions(classes_of(logits)[:size], steps[:size], residual[:size])
 
     def _workspace(self) -> Workspace:
         """Return the workspace of the calling thread."""
@@ -209,29 +200,41 @@ class Engine:
         return workspace
 
 
+def classes_of(logits: Tensor) -> Tensor:
+    """Return the class of each row, or ``INVALID`` where a logit is NaN or infinite; shape (B, C) to (B,)."""
+    return torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), INVALID)
+
+
+def count_classes(classes: NDArray[np.int64], num_classes: int) -> tuple[int, ...]:
+    """Count each class in ``classes``, shape (N,); ``INVALID`` is not counted."""
+    return tuple(np.bincount(classes[classes != INVALID], minlength=num_classes).tolist())
+
+
 @torch.no_grad()
-def _cold_start(network: nn.Module, image: Tensor) -> Tensor | None:
-    return network.initial_state(network.inject(image[None])) if isinstance(network, DEQ) else None
+def _cold_start(base: nn.Module, image: Tensor) -> Tensor | None:
+    if not isinstance(base, SolvedClassifier):
+        return None
+    return base.network.initial_state(base.network.inject(image[None]))
 
 
 def _fitting_rows(state: Tensor) -> int:
-    """Return how many copies with such a state a launch should hold at most."""
+    """Return the maximum number of noisy samples with such a state in a batch."""
     budget = _STATE_BYTES
     if state.device.type == "cuda":
         memory = torch.cuda.get_device_properties(state.device).total_memory
         budget = min(_CUDA_STATE_BYTES, int(_CUDA_SHARE * memory))
-    return max(_FEWEST_ROWS, budget // (state.numel() * state.element_size()))
+    return max(_MINIMUM_ROWS, budget // (state.numel() * state.element_size()))
 
 
 def _images(device: torch.device, fitting: int | None, width: int) -> int:
-    """Return how many images fill a launch; one on a CPU, whose launches are smaller than a chain."""
+    """Return how many images fill a batch; one on a CPU, whose batches are smaller than a chain."""
     return 1 if device.type == "cpu" or fitting is None else math.ceil(fitting / width)
 
 
-def _compiled(network: nn.Module) -> nn.Module:
-    if isinstance(network, DEQ):
-        return CompiledDEQ(network)
-    compiled: nn.Module = torch.compile(network, dynamic=False)  # type: ignore[assignment]  # a module gives a module
+def _compiled(base: nn.Module) -> nn.Module:
+    if isinstance(base, SolvedClassifier):
+        return SolvedClassifier(CompiledDEQ(base.network), base.solver, base.start)
+    compiled: nn.Module = torch.compile(base, dynamic=False)  # type: ignore[assignment]  # a module gives a module
     return compiled
 
 

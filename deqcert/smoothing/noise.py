@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deqcert.errors import DataError, require
@@ -31,33 +34,59 @@ def demand_unit_interval(images: Tensor) -> None:
         raise DataError(f"image: must hold floats in [0, 1], but a pixel is {images[~inside][0].item()!r}")
 
 
+@dataclass(frozen=True)
+class Stream:
+    """The random numbers of one image: its noise in each purpose, and the choice of what is audited.
+
+    Args:
+        seed: Seed of the run, in [0, 2^64).
+        index: Original index of the image, in [0, 2^32).
+
+    Raises:
+        SettingError: A number is out of range.
+    """
+
+    seed: int
+    index: int
+
+    def __post_init__(self) -> None:
+        image_seed(self.seed, self.index, Purpose.SELECTION)  # refuses what is out of range
+
+    @classmethod
+    def fresh(cls) -> Stream:
+        """Return a stream that nobody can foresee: an adversary who knows the noise can aim at the votes."""
+        return cls(secrets.randbits(64), secrets.randbits(32))
+
+    def seed_of(self, purpose: Purpose, part: int = 0) -> int:
+        """Return the 64-bit seed of a purpose; each ``part`` has its own."""
+        return image_seed(self.seed, self.index, purpose, part)
+
+
 def noisy_batches(
     image: Tensor,
-    index: int,
+    stream: Stream,
     purpose: Purpose,
     *,
     sigma: float,
     count: int,
     batch_size: int,
-    seed: int,
-    chain: int = 0,
     noise: Noise = "float32",
+    part: int = 0,
 ) -> Iterator[Tensor]:
-    """Yield ``count`` noisy copies of ``image``; the same arguments yield the same copies again.
+    """Yield ``count`` noisy samples of ``image``; the same arguments yield the same samples again.
 
     Args:
         image: Clean image in [0, 1], shape (C, H, W); its device draws the noise.
-        index: Original index of the image.
-        purpose: Stream to draw from.
+        stream: Random numbers of the image.
+        purpose: What the noise is for.
         sigma: Standard deviation of the noise, in pixels of [0, 1].
-        count: Copies in all.
-        batch_size: Copies per batch; part of what determines the noise.
-        seed: Seed of the run.
-        chain: Chain of the image; each has noise of its own.
+        count: Number of samples.
+        batch_size: Samples per batch; part of what determines the noise.
         noise: ``float32`` adds Gaussian floats; what the rounding does is outside of any theorem. ``quantised`` adds
             whole levels of 1/255, with the probabilities of Gaussian noise that is rounded to them, to the levels of an
             8-bit image: a certificate for the network behind a rounding of its input to multiples of 1/255
             (docs/floating_point.md; Voráček and Hein, ICLR 2023).
+        part: Each part of a purpose has noise of its own.
 
     Yields:
         Tensors of shape (at most ``batch_size``, C, H, W), float32.
@@ -67,7 +96,7 @@ def noisy_batches(
     """
     require(noise in get_args(Noise), "noise", noise, f"must be one of {', '.join(get_args(Noise))}")
     levels = pixel_levels(image) if noise == "quantised" else None
-    generator = torch.Generator(image.device).manual_seed(image_seed(seed, index, purpose, chain))
+    generator = torch.Generator(image.device).manual_seed(stream.seed_of(purpose, part))
     for first in range(0, count, batch_size):
         size = min(batch_size, count - first)
         shape = (size, *image.shape)
@@ -77,12 +106,7 @@ def noisy_batches(
             yield (levels + integer_noise(shape, sigma, generator)).div_(255)
 
 
-def audit_subset(positions: np.ndarray, size: int, index: int, seed: int) -> np.ndarray:
+def audit_subset(positions: NDArray[np.int64], size: int, stream: Stream) -> NDArray[np.int64]:
     """Draw ``size`` of ``positions`` uniformly without replacement, sorted; independent of all noise."""
-    return np.sort(audit_order(positions, size, index, seed))
-
-
-def audit_order(positions: np.ndarray, size: int, index: int, seed: int) -> np.ndarray:
-    """Draw the same as :func:`audit_subset`, in uniformly random order."""
-    generator = np.random.default_rng(image_seed(seed, index, Purpose.AUDIT_SUBSET))
-    return generator.choice(positions, size=size, replace=False, shuffle=True)
+    generator = np.random.default_rng(stream.seed_of(Purpose.AUDIT_SUBSET))
+    return np.sort(generator.choice(positions, size=size, replace=False, shuffle=True))

@@ -1,4 +1,4 @@
-"""Serialized randomized smoothing: warm-started cheap labels and an exact audit."""
+"""Serialized sampling: few warm-started steps predict, and an exact audit pays for the shortcut."""
 
 from __future__ import annotations
 
@@ -10,175 +10,131 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from deqcert.errors import require, require_count
+from deqcert.errors import SettingError, require, require_count
 from deqcert.seeding import Purpose
-from deqcert.smoothing.base import AuditTask, Smoothing, solver_label
-from deqcert.smoothing.engine import Engine, Labels
-from deqcert.smoothing.noise import audit_order, audit_subset
+from deqcert.smoothing.base_classifier import SolvedClassifier, solver_name
+from deqcert.smoothing.engine import Engine, Predictions
+from deqcert.smoothing.noise import Stream, audit_subset
+from deqcert.smoothing.sampling import Sampling
+from deqcert.smoothing.smoothed import SmoothedClassifier
 from deqcert.solvers import Anderson, Solver
-from deqcert.statistics import AdaptiveAudit, AuditSize, ChainAudit, ChainLabels, FixedAudit, selected_class
-from deqcert.statistics.sequential import LARGEST_POPULATION
+from deqcert.statistics import AdaptiveAudit, AuditSize, FixedAudit, Votes
 
-Start = Literal["previous", "first", "clean"]
+ChainStart = Literal["previous", "first", "clean"]
 Precision = Literal["bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
-class Serialized(Smoothing):
+class Serialized(Sampling):
     """Starts each solve from the fixed points of an earlier batch (SRS; Gao et al., NeurIPS 2024).
 
-    The base classifier is the DEQ solved from a cold start by ``reference``; the certificate is about it. Every noisy
-    copy gets a cheap label S from a few warm-started steps. Then a uniformly random subset of the copies with S = A
-    is labelled by the base classifier on the same noise. Selection runs through the same chain and warms it up.
+    The certificate is about g, whatever the shortcut: every noisy sample gets an SRS prediction S from a few
+    warm-started steps of ``proposal``, then a uniformly random subset of the samples with S = A is classified by f on
+    the same noise (correlation-eliminated certification). Selection runs through the same chain and warms it up.
 
     Args:
-        sigma: Standard deviation of the noise, in pixels of [0, 1], > 0.
-        n0: Noisy copies that select the class, >= 1.
-        n: Fresh noisy copies that estimate its probability, >= 1.
-        batch_size: Copies per launch, the width of the chain, >= 1.
-        seed: Seed of all random streams, in [0, 2^64).
-        execution: How copies are spread over launches.
-        chains: Chains with noise of their own that the n copies of an image are split into, from 1 to n.
-        noise: "float32" noise is added as published, which rounds; "quantised" noise, for 8-bit images, is off by a
-            bound that certificates subtract (docs/floating_point.md).
-        solver: Solver of the warm-started steps, e.g. Anderson with max_steps 1 or 3.
+        n0: Noisy samples that select the class, >= 1.
+        n: Fresh noisy samples that estimate its probability, >= 1.
+        batch_size: Noisy samples of an image side by side, the width of the chain, >= 1.
+        execution: How noisy samples are spread over batches.
+        proposal: Solver of the warm-started steps, e.g. Anderson with max_steps 1 or 3.
         start: Start of a solve: the "previous" batch's fixed points, the "first" batch's, or the "clean" image's.
-        warmup_steps: Anderson steps of the first batch, from a cold start, >= 1; unused with start "clean".
-        reference: Cold-start solver that defines the base classifier, used by the audit.
-        audit: How many copies of the selected class are audited; a sequential audit needs chains = 1.
-        precision: Lower precision of the cheap labels, "bfloat16" or "float16" (autocast); null is that of the run. The
-            audit always has that of the run.
+        warmup_steps: Anderson steps of the first batch, from f's start, >= 1; unused with start "clean".
+        audit: How many samples of the selected class are audited.
+        precision: Lower precision of the SRS predictions, "bfloat16" or "float16" (autocast); null is that of the run.
+            The audit always has that of the run.
 
     Raises:
         SettingError: If a setting is out of range.
     """
 
-    solver: Solver = Anderson(max_steps=3)
-    start: Start = "previous"
+    proposal: Solver = Anderson(max_steps=3)
+    start: ChainStart = "previous"
     warmup_steps: int = 10
-    reference: Solver = Anderson(max_steps=30, tolerance=1e-3)
     audit: AuditSize = AdaptiveAudit()
     precision: Precision | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.start in get_args(Start), "start", self.start, f"must be one of {get_args(Start)}")
+        require(self.start in get_args(ChainStart), "start", self.start, f"must be one of {get_args(ChainStart)}")
         require_count("warmup_steps", self.warmup_steps, minimum=1)
         precisions = (None, *get_args(Precision))
         require(self.precision in precisions, "precision", self.precision, f"must be one of {precisions}")
         if isinstance(self.audit, FixedAudit):
-            require(
-                self.audit.samples <= self.n,
-                "audit.samples",
-                self.audit.samples,
-                f"must be at most n = {self.n}",
-            )
-        if self.audit.sequential:
-            most = f"must be <= {LARGEST_POPULATION} with a sequential audit"
-            require(self.n <= LARGEST_POPULATION, "n", self.n, most)
-            require(
-                self.chains == 1,
-                "chains",
-                self.chains,
-                "must be 1 with a sequential audit: an image stops by all labels",
-            )
+            samples = self.audit.samples
+            require(samples <= self.n, "audit.samples", samples, f"must be at most n = {self.n}")
 
-    @property
-    def label(self) -> str:
+    def name(self, base: nn.Module) -> str:
         """E.g. ``SRS-3A``."""
-        suffix = "" if self.start == "previous" else f"-{self.start}"
-        return f"SRS-{solver_label(self.solver)}{suffix}"
+        return f"SRS-{solver_name(self.proposal)}{'' if self.start == 'previous' else f'-{self.start}'}"
 
-    @property
-    def base_solver(self) -> Solver:
-        """That of the audit."""
-        return self.reference
-
-    @property
-    def anytime(self) -> bool:
-        """That of the audit."""
-        return self.audit.sequential
-
-    @torch.no_grad()
-    def label_chain(self, engine: Engine, images: Tensor, indices: Sequence[int], chain: int) -> list[ChainLabels]:
-        """Label noisy copies by one warm-started chain per image; see :meth:`Smoothing.label_chain`.
+    def engine(self, g: SmoothedClassifier, image: Tensor) -> Engine:
+        """Prepare f; see :meth:`Sampling.engine`.
 
         Raises:
-            SettingError: If the classifier is no DEQ.
+            SettingError: f is not a DEQ.
         """
-        lanes = _Lanes(self, engine, images, chain)
-        labels = self._label_copies(lanes.advance, engine, images, indices, chain)
-        cleaning = lanes.clean_steps.tolist()
-        return [each._replace(nfe=each.nfe + steps) for each, steps in zip(labels, cleaning, strict=True)]
-
-    def audit_tasks(self, image: Tensor, labels: Sequence[ChainLabels]) -> list[AuditTask]:
-        """Draw one uniformly random subset of all copies with S = A; see :meth:`Smoothing.audit_tasks`.
-
-        All cheap labels are known before any true one is looked at, so its size K may depend on N_A. If it may depend
-        on the outcome too, the subset is the largest that may be needed, in uniformly random order.
-        """
-        selected, index = selected_class(labels), labels[0].index
-        agreeing = np.flatnonzero(np.concatenate([each.labels for each in labels]) == selected)
-        draw = audit_order if self.audit.sequential else audit_subset
-        subset = draw(agreeing, self.audit.size(len(agreeing), self.n), index, self.seed)
-        ends = np.cumsum([len(each.labels) for each in labels])
-        members = np.split(subset, np.searchsorted(subset, ends[:-1]))
-        return [
-            AuditTask(image, index, each.chain, selected, mine - (end - len(each.labels)), len(agreeing))
-            for each, mine, end in zip(labels, members, ends, strict=True)
-        ]
+        if not isinstance(g.base, SolvedClassifier):
+            kind = type(g.base).__name__
+            raise SettingError("sampling", "Serialized", f"needs a DEQ; certify a {kind} by Standard")
+        return super().engine(g, image)
 
     @torch.no_grad()
-    def audit_chains(self, engine: Engine, tasks: Sequence[AuditTask]) -> list[ChainAudit]:
-        """Label the members of all tasks from a cold start, several tasks in one launch.
+    def group_votes(
+        self, g: SmoothedClassifier, engine: Engine, images: Tensor, streams: Sequence[Stream]
+    ) -> list[Votes]:
+        """Take votes by one warm-started chain per image, and audit them; see :meth:`Sampling.group_votes`.
 
-        Of a sequential audit, those up to its next look; then each task goes on or stops by its own outcome.
+        All SRS predictions are known before any of f's is looked at, so the size K of the audit may depend on N_A.
         """
-        audits = [ChainAudit(task.index, task.chain, 0, 0, 0, 0.0) for task in tasks]
-        going = list(range(len(tasks)))
-        while True:
-            sizes = {i: self._next_size(tasks[i], audits[i]) for i in going}
-            going = [i for i in going if sizes[i] > audits[i].audited]
-            if not going:
-                return audits
-            members = (np.sort(tasks[i].members[audits[i].audited : sizes[i]]) for i in going)
-            parts = [tasks[i]._replace(members=each) for i, each in zip(going, members, strict=True)]
-            for i, more in zip(going, self._audited(engine, parts), strict=True):
-                audits[i] = audits[i].extended(more)
-
-    def _next_size(self, task: AuditTask, audit: ChainAudit) -> int:
-        """Return how many members of a task are labelled before its audit looks at the outcome or ends."""
-        if not self.audit.sequential:
-            return len(task.members)
-        size = self.audit.next_size(task.agreeing, self.n, audit.audited, audit.mismatches)
-        return min(size, len(task.members))
-
-    def _audited(self, engine: Engine, tasks: Sequence[AuditTask]) -> list[ChainAudit]:
-        """Label all members of all tasks."""
+        chain = _Chain(self, engine, images)
+        sampled = self._predictions(g, chain.advance, images, streams)
+        votes = [each.votes(g, image, engine.num_classes) for each, image in zip(sampled, images, strict=True)]
+        tasks = [
+            _Audit(image, stream, given.selected, self._members(each.estimation, given, stream))
+            for image, stream, given, each in zip(images, streams, votes, sampled, strict=True)
+        ]
         started = time.perf_counter()
+        mismatches, steps = self._audited(g, engine, tasks)
+        seconds = (time.perf_counter() - started) / len(tasks)
+        return [
+            given._replace(
+                audited=len(task.members),
+                mismatches=missed,
+                nfe_fast=given.nfe_fast + cleaning,
+                nfe_audit=evaluations,
+                seconds=given.seconds + seconds,
+            )
+            for given, task, missed, evaluations, cleaning in zip(
+                votes, tasks, mismatches, steps, chain.clean_steps, strict=True
+            )
+        ]
+
+    def _members(self, predicted: NDArray[np.int64], votes: Votes, stream: Stream) -> NDArray[np.int64]:
+        """Draw the audit subset: sorted positions of estimation samples with S = A."""
+        agreeing = np.flatnonzero(predicted == votes.selected)
+        return audit_subset(agreeing, self.audit.size(len(agreeing), self.n), stream)
+
+    def _audited(self, g: SmoothedClassifier, engine: Engine, tasks: Sequence[_Audit]) -> tuple[list[int], list[int]]:
+        """Classify all members of all tasks by f; return mismatches and evaluations of each task."""
         device = tasks[0].image.device
         classes = torch.tensor([task.selected for task in tasks], device=device)
         mismatches = torch.zeros(len(tasks), dtype=torch.int64, device=device)
         steps = torch.zeros_like(mismatches)
-        side_by_side = len({task.index for task in tasks})
-        for noisy, owners in _regrouped(self._members(tasks), side_by_side * self.batch_size):
-            true = self.base_labels(engine, noisy)
-            mismatches.index_add_(0, owners, (true.labels != classes[owners]).long())
+        for noisy, owners in _regrouped(self._noise_again(g, tasks), len(tasks) * self.batch_size):
+            true = engine.predict(noisy)
+            mismatches.index_add_(0, owners, (true.classes != classes[owners]).long())
             steps.index_add_(0, owners, true.steps)
-        outcomes = zip(tasks, mismatches.tolist(), steps.tolist(), strict=True)
-        seconds = (time.perf_counter() - started) / len(tasks)
-        return [
-            ChainAudit(task.index, task.chain, len(task.members), missed, nfe, seconds)
-            for task, missed, nfe in outcomes
-        ]
+        return mismatches.tolist(), steps.tolist()
 
-    def _members(self, tasks: Sequence[AuditTask]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Draw the estimation copies of each task again; yield its members with the position of the task."""
+    def _noise_again(self, g: SmoothedClassifier, tasks: Sequence[_Audit]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Draw the estimation samples of each task again; yield its members with the position of the task."""
         for position, task in enumerate(tasks):
             first, end = 0, task.members.max(initial=-1) + 1
-            for noisy in self._noisy_batches(task.image, task.index, Purpose.ESTIMATION, task.chain):
+            for noisy in g.noisy(task.image, task.stream, Purpose.ESTIMATION, self.n, self.batch_size):
                 if first >= end:
                     break
                 inside = task.members[(task.members >= first) & (task.members < first + len(noisy))] - first
@@ -188,39 +144,50 @@ class Serialized(Smoothing):
                     yield chosen, torch.full((len(inside),), position, device=noisy.device)
 
 
-class _Lanes:
-    """The warm-started solves of E images: copy i of a batch starts from lane i, the fixed point of an earlier copy i.
+@dataclass(frozen=True)
+class _Audit:
+    """What is audited of one image: the estimation samples at ``members``, whose SRS prediction is ``selected``."""
 
-    Lanes have shape (W, E, ...): with E innermost, the first lanes of all images lie together, as their copies do.
+    image: Tensor
+    stream: Stream
+    selected: int
+    members: NDArray[np.int64]
+
+
+class _Chain:
+    """The warm-started solves of E images: sample i starts from slot i, the fixed point of an earlier sample i.
+
+    Slots have shape (W, E, ...): with E innermost, the first slots of all images lie together, as their samples do.
     """
 
-    def __init__(self, settings: Serialized, engine: Engine, images: Tensor, chain: int) -> None:
+    def __init__(self, settings: Serialized, engine: Engine, images: Tensor) -> None:
+        assert engine.state is not None, "Serialized.engine demands a DEQ"
         self.settings = settings
         self.engine = engine
         self.count = len(images)
-        self.clean_steps = torch.zeros(self.count, dtype=torch.int64, device=images.device)
+        self.clean_steps = [0] * self.count
         self._filled = 0
-        copies = max(settings.copies(purpose, chain) for purpose in (Purpose.SELECTION, Purpose.ESTIMATION))
-        self._lanes = engine.lanes(min(settings.batch_size, copies), self.count)
+        width = min(settings.batch_size, max(settings.n0, settings.n))
+        self._slots = engine.state.new_zeros(width, self.count, *engine.state.shape[1:])
         if settings.start == "clean":
-            self.clean_steps = engine.label(images, settings.reference, keep=self._lanes[0]).steps
+            self.clean_steps = engine.predict(images, keep=self._slots[0]).steps.tolist()
             self._filled = 1
 
-    def advance(self, noisy: Tensor) -> Labels:
-        """Label one batch, shape (size · E, C, H, W), and remember its fixed points."""
+    def advance(self, noisy: Tensor) -> Predictions:
+        """Classify one batch, shape (size · E, C, H, W), and remember its fixed points."""
         size = len(noisy) // self.count
         cold = self._filled == 0
         if not cold and size > self._filled:
             places = torch.arange(size, device=noisy.device) % self._filled
-            self._lanes[self._filled : size] = self._lanes[places[self._filled :]]
+            self._slots[self._filled : size] = self._slots[places[self._filled :]]
             self._filled = size
-        lanes = self._lanes[:size].flatten(0, 1)
+        slots = self._slots[:size].flatten(0, 1)
         remembers = cold or self.settings.start == "previous"
-        solver = Anderson(max_steps=self.settings.warmup_steps) if cold else self.settings.solver
+        solver = Anderson(max_steps=self.settings.warmup_steps) if cold else self.settings.proposal
         with self._autocast(noisy.device):
-            labels = self.engine.label(noisy, solver, start=None if cold else lanes, keep=lanes if remembers else None)
+            given = self.engine.predict(noisy, solver, None if cold else slots, slots if remembers else None)
         self._filled = max(self._filled, size)
-        return labels
+        return given
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         if self.settings.precision is None:

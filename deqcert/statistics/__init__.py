@@ -1,10 +1,10 @@
 """The statistics of certification: counts in, bounds and certificates out.
 
-numpy and scipy only; nothing here knows a model, a device or a training framework. Read :mod:`bounds` (the
-exact confidence bounds), :mod:`sequential` (those that hold wherever sampling stops), :mod:`stopping` (when it does),
-:mod:`input_specific` (how many copies suit an image), :mod:`votes` (the measurement of one image), :mod:`chains` (the
-same in parts), :mod:`audit` (what cheap, dependent labels are worth), :mod:`certificate` (votes and alpha to class and
-radius), :mod:`refutation` (what fresh votes say of a certificate) and :mod:`predict`, in this order.
+numpy and scipy only; nothing here knows a model, a device or a training framework. Read :mod:`bounds` (the exact
+confidence bounds), :mod:`sequential` (those that hold wherever sampling stops), :mod:`stopping` (when it does),
+:mod:`input_specific` (how many samples suit an image), :mod:`votes` (the measurement of one image), :mod:`audit` (what
+dependent predictions are worth), :mod:`certificate` (votes and alpha to class and radius), :mod:`refutation` (what
+fresh votes say of a certificate) and :mod:`predict`, in this order.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from deqcert.statistics.bounds import (
     hypergeometric_upper,
 )
 from deqcert.statistics.certificate import ABSTAIN, AuditRule, Certificate, CertificationRule
-from deqcert.statistics.chains import ChainAudit, ChainLabels, join_chains, selected_class
 from deqcert.statistics.input_specific import InputSpecific
 from deqcert.statistics.noise_error import Noise, noise_error
 from deqcert.statistics.predict import predict
@@ -45,8 +44,6 @@ __all__ = [
     "AuditSize",
     "Certificate",
     "CertificationRule",
-    "ChainAudit",
-    "ChainLabels",
     "FixedAudit",
     "InputSpecific",
     "Noise",
@@ -67,10 +64,8 @@ __all__ = [
     "exact_effective_count",
     "false_certificates_upper",
     "hypergeometric_upper",
-    "join_chains",
     "noise_error",
     "predict",
     "published_p_a_lower",
-    "selected_class",
     "split_alpha",
 ]

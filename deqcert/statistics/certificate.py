@@ -33,25 +33,25 @@ class Certificate(NamedTuple):
     """What is claimed about one image.
 
     Attributes:
-        index: Position of the image in its data set.
-        label: True class.
         prediction: Class of the smoothed classifier, or ``ABSTAIN`` (-1).
         radius: Certified l2 radius in units of pixel values in [0, 1]; 0 on abstention.
         p_a_lower: Lower bound on the probability of the selected class under Gaussian noise.
         sound: Whether the bound has a proof. False only for the ``published`` audit rule.
+        index: Position of the image in its data set; -1 if it is of none.
+        label: True class; -1 if it is unknown.
     """
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
-    label: int
     prediction: int
     radius: float
     p_a_lower: float
     sound: bool
+    index: int = -1  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    label: int = -1
 
     @property
     def correct(self) -> bool:
         """Whether the prediction is the true class; an abstention is not."""
-        return self.prediction == self.label
+        return self.prediction == self.label != ABSTAIN
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def expect(record: Any, field: str, condition: bool, expected: str) -> None:
     """Raise :class:`DataError` naming image, field and value unless ``condition`` holds."""
     if not condition:
         value = getattr(record, field)
-        raise DataError(f"votes of image {record[0]!r}: {field} = {value!r}: expected {expected}")
+        raise DataError(f"votes of image {record.index!r}: {field} = {value!r}: expected {expected}")
 
 
 def is_count(value: object) -> bool:

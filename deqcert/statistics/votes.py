@@ -1,4 +1,4 @@
-"""Votes: what the noisy copies of one image were classified as.
+"""Votes: what the noisy samples of one image were classified as.
 
 This is the expensive part of a certificate and knows no error probability. Certificates for any alpha are
 arithmetic on it (:mod:`deqcert.statistics.certificate`).
@@ -20,17 +20,15 @@ class Votes(NamedTuple):
     ``n``.
 
     Attributes:
-        index: Position of the image in its data set.
-        label: True class, in [0, C).
-        n0: Noisy copies used to select the class A.
-        n: Fresh noisy copies used to estimate how often A occurs.
-        selection: C counts of the selection copies.
-        estimation: C counts of the estimation copies.
-        audited: Size of the uniformly random audit subset of the copies classified A; None if the labels are
+        n0: Noisy samples used to select the class A.
+        n: Fresh noisy samples used to estimate how often A occurs.
+        selection: C counts of the selection samples.
+        estimation: C counts of the estimation samples.
+        audited: Size of the uniformly random audit subset of the samples classified A; None if the labels are
             independent labels of the base classifier itself (standard smoothing), which need no audit.
-        mismatches: Audited copies that the base classifier does not classify A.
-        nfe_fast: Evaluations of the DEQ cell that the labels are made of, selection included, summed over copies. What
-            a launch evaluates of a copy that has stopped is not counted.
+        mismatches: Audited samples that the base classifier does not classify A.
+        nfe_fast: Evaluations of the DEQ cell that the labels are made of, selection included, summed over samples. What
+            a batch evaluates of a sample that has stopped is not counted.
         nfe_audit: The same for the audit.
         residual: Mean relative residual of the estimation solves; nan if the classifier is no DEQ.
         seconds: Wall-clock time.
@@ -38,12 +36,12 @@ class Votes(NamedTuple):
         noise_error: Bound, in [0, 1), on how much a class is more probable under the noise that was drawn than under
             exact Gaussian noise, from :func:`~deqcert.statistics.noise_error.noise_error`; 0 takes the noise for exact.
         anytime: Whether sampling could stop because of its outcome, so that only bounds hold that are valid wherever it
-            stops: the drawing of copies because of the votes or, with an audit, the audit because of its mismatches. n
+            stops: the drawing of samples because of the votes or, with an audit, the audit because of its mismatches. n
             is fixed then, but ``audited`` is not. False if both sizes were fixed before.
+        index: Position of the image in its data set; -1 if it is of none.
+        label: True class, in [0, C); -1 if it is unknown.
     """
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
-    label: int
     n0: int
     n: int
     selection: tuple[int, ...]
@@ -57,6 +55,8 @@ class Votes(NamedTuple):
     sigma: float
     noise_error: float
     anytime: bool = False
+    index: int = -1  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    label: int = -1
 
     @property
     def selected(self) -> int:
@@ -65,7 +65,7 @@ class Votes(NamedTuple):
 
     @property
     def n_a(self) -> int:
-        """Estimation copies classified A."""
+        """Estimation samples classified A."""
         return self.estimation[self.selected]
 
     def validate(self) -> None:
@@ -79,7 +79,7 @@ class Votes(NamedTuple):
         for field, samples in (("selection", self.n0), ("estimation", self.n)):
             counts = getattr(self, field)
             expect(self, field, isinstance(counts, tuple) and all(map(is_count, counts)), "integers >= 0")
-            expect(self, field, sum(counts) <= samples, f"at most {samples} copies in all")
+            expect(self, field, sum(counts) <= samples, f"at most {samples} in all")
         expect(self, "n0", self.n0 >= 1, "at least 1")
         expect(self, "n", self.n >= 1, "at least 1")
         expect(self, "selection", len(self.selection) >= 1, "one count for each class")
@@ -91,8 +91,8 @@ class Votes(NamedTuple):
             expect(self, "nfe_audit", self.nfe_audit == 0, "0 without an audit")
         else:
             expect(self, "audited", is_count(self.audited), "an integer >= 0, or None")
-            expect(self, "audited", self.audited <= self.n_a, f"at most the {self.n_a} copies classified A")
-            expect(self, "mismatches", self.mismatches <= self.audited, f"at most {self.audited} audited copies")
+            expect(self, "audited", self.audited <= self.n_a, f"at most the {self.n_a} samples classified A")
+            expect(self, "mismatches", self.mismatches <= self.audited, f"at most {self.audited} audited samples")
         expect(self, "anytime", isinstance(self.anytime, bool), "true or false")
 
         expect(self, "residual", is_number(self.residual) and not self.residual < 0, "a number >= 0, or nan")
@@ -102,7 +102,8 @@ class Votes(NamedTuple):
 
     def to_json(self) -> dict[str, object]:
         """Return a dict that strict JSON can hold; a residual that is not finite becomes None."""
-        return {**self._asdict(), "residual": self.residual if math.isfinite(self.residual) else None}
+        place = {"index": self.index, "label": self.label}
+        return {**place, **self._asdict(), "residual": self.residual if math.isfinite(self.residual) else None}
 
     @classmethod
     def from_json(cls, record: Mapping[str, object]) -> Votes:
