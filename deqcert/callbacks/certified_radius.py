@@ -61,7 +61,7 @@ class CertifiedRadius(CertificationCallback):
         audit: AuditRule = "exact",
         radii: list[float] | None = None,
     ) -> None:
-        self.rule = CertificationRule(alpha, alpha_audit, audit)
+        self.rule: CertificationRule = CertificationRule(alpha, alpha_audit, audit)
         self.radii = radii
         if radii is not None:
             CertifiedAccuracy(radii)  # reports bad radii before any work

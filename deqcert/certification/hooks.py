@@ -9,17 +9,19 @@ from typing import Any, NamedTuple
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from deqcert.data import CertificationSet
-from deqcert.smoothing import Smoothing
-from deqcert.statistics import Votes
+from deqcert.smoothing import Sampling, Smoothing
+from deqcert.statistics import CertificationRule, Votes
 
 
 class CertificationRun(NamedTuple):
     """The run that is about to start.
 
     Attributes:
-        smoothing: The strategy that takes the votes.
+        smoothing: What makes the network the smoothed classifier g.
+        sampling: The strategy that takes the votes.
+        seed: Seed of all random streams.
         directory: Where the ledger lies and results belong.
-        label: Short name of the strategy on the classifier, for tables.
+        name: Short name of the strategy on f, for tables.
         identity: Everything that determines the votes, as written in the ledger.
         examples: The images to certify.
         total: Images to certify in all.
@@ -27,8 +29,10 @@ class CertificationRun(NamedTuple):
     """
 
     smoothing: Smoothing
+    sampling: Sampling
+    seed: int
     directory: Path
-    label: str
+    name: str
     identity: Mapping[str, Any]
     examples: CertificationSet
     total: int
@@ -39,7 +43,12 @@ class CertificationCallback(Callback):
     """A callback with certification hooks.
 
     Global rank 0 hears of every image, whichever rank certified it; other ranks hear of their own.
+
+    Attributes:
+        rule: How the run's votes become certificates, of the callback that decides it; None for all others.
     """
+
+    rule: CertificationRule | None = None
 
     def on_certify_start(self, trainer: Trainer, module: LightningModule, run: CertificationRun) -> None:
         """Called once before the first image."""

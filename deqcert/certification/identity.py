@@ -12,7 +12,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from deqcert.smoothing import Smoothing
+from deqcert.smoothing import Sampling, Smoothing
+from deqcert.smoothing.sampling import describe, stable_name
 from deqcert.version import __version__
 
 
@@ -39,7 +40,7 @@ def _described(value: object) -> str:
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes, torch.dtype)):
         return repr(value)
     named: Any = value if hasattr(value, "__qualname__") else type(value)  # a class, a function; or the class of it
-    kind = f"{named.__module__}.{named.__qualname__}"
+    kind = stable_name(named)
     if isinstance(value, Tensor):
         content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         return f"{kind} {tuple(value.shape)} {value.dtype} {hashlib.sha256(content).hexdigest()}"
@@ -63,7 +64,9 @@ def _tf32() -> dict[str, object]:
 
 def run_identity(
     smoothing: Smoothing,
-    classifier: nn.Module,
+    sampling: Sampling,
+    seed: int,
+    network: nn.Module,
     data: dict[str, object],
     image: Sequence[int],
     device: torch.device,
@@ -75,11 +78,10 @@ def run_identity(
     selection of images do not matter, hence are not here. ``image`` is the shape of an image.
     """
     return {
-        "smoothing": smoothing.identity,
-        "classifier": {
-            "class": f"{type(classifier).__module__}.{type(classifier).__qualname__}",
-            "digest": classifier_digest(classifier),
-        },
+        "smoothing": describe(smoothing),
+        "sampling": sampling.identity,
+        "seed": seed,
+        "classifier": {"class": stable_name(type(network)), "digest": classifier_digest(network)},
         "data": data,
         "image": list(image),
         "device": device.type,

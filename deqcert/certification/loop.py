@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loops.loop import _Loop
@@ -21,11 +19,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from deqcert.certification.hooks import CertificationCallback, CertificationRun
 from deqcert.certification.identity import run_identity
-from deqcert.certification.shards import SHARDS, Job, Shard
 from deqcert.data import CertificationSet
 from deqcert.errors import DataError, LedgerError
 from deqcert.ledger import Contents, Ledger, identity_differences
-from deqcert.smoothing import Smoothing
+from deqcert.smoothing import Engine, Sampling, SmoothedClassifier, Smoothing, SolvedClassifier, Stream
 from deqcert.statistics import Votes
 from deqcert.termination import TERMINATED
 
@@ -35,29 +32,31 @@ _FILE_SYSTEM_SECONDS = 90.0  # NFS caches a directory for up to a minute
 
 
 class CertificationLoop(_Loop):
-    """Certifies a shard of the images, or of their copies, per rank, in place of Lightning's prediction loop.
+    """Certifies a share of the images per rank, in place of Lightning's prediction loop.
 
-    There is no collective between the first image and the end: ranks learn of each other's votes from the ledger, so
-    a slow or stopped rank cannot block the others in a collective.
+    For each image that the ledger lacks: take the votes, write them to the ledger, tell the callbacks. There is no
+    collective between the first image and the end: ranks learn of each other's votes from the ledger, so a slow or
+    stopped rank cannot block the others in a collective.
 
     Args:
         trainer: The trainer that runs the loop.
-        smoothing: Strategy that takes the votes.
+        smoothing: What makes the network the smoothed classifier g.
+        sampling: Strategy that takes the votes.
+        seed: Seed of all random streams.
         directory: Directory of the ledger.
-        shard: What ranks share: whole images, or the chains of copies of each image.
-        patience: Seconds without any new measurement after which a waiting rank gives up, > 0.
+        patience: Seconds without any new votes after which a waiting rank gives up, > 0.
     """
 
     trainer: Any  # lightning's annotation lacks what its trainer sets elsewhere
 
     def __init__(
-        self, trainer: Any, smoothing: Smoothing, directory: str | Path, shard: Shard, patience: float
+        self, trainer: Any, smoothing: Smoothing, sampling: Sampling, seed: int, directory: Path, patience: float
     ) -> None:
         super().__init__(trainer)
-        self.smoothing = smoothing
-        self.directory = Path(directory)
-        self.shard: Shard = shard
+        self.smoothing, self.sampling, self.seed = smoothing, sampling, seed
+        self.directory = directory
         self.patience = patience
+        self.examples: CertificationSet | None = None  # known once it runs, in the processes that run it
         # What Trainer.predict reads and writes on its loop.
         self.inference_mode = False
         self.return_predictions = False
@@ -66,39 +65,61 @@ class CertificationLoop(_Loop):
         self._combined_loader = None
         self._results = None
 
-    def run(self) -> bytes:
-        """Certify what the ledger does not hold yet; return the :func:`packed` indices of all images of the run.
-
-        The votes are in the ledger. Launchers that fork hand results through a pipe that nobody empties before the
-        processes have ended: more than it holds would block them for ever.
-        """
+    def run(self) -> None:
+        """Certify what the ledger does not hold yet."""
         trainer, module = self.trainer, self.trainer.lightning_module
-        examples = self._examples()
-        classifier = getattr(module, "network", module)
+        examples = self.examples = self._examples()
+        network = getattr(module, "network", module)
         module.eval()
         self._warn_about_sigma(module)
-        shape = examples[0][0].shape
+        g = self.smoothing.of(network)
         identity = run_identity(
-            self.smoothing, classifier, examples.identity(), shape, module.device, trainer.precision
+            self.smoothing,
+            self.sampling,
+            self.seed,
+            network,
+            examples.identity(),
+            examples[0][0].shape,
+            module.device,
+            trainer.precision,
         )
         ledger = Ledger(self.directory, identity)
         with ExitStack() as stack:
             self._begin(ledger, stack)
             wanted = set(examples.indices)
             known = ledger.contents.votes
-            done = [known[index] for index in sorted(wanted & known.keys())]
-            label = self.smoothing.label_for(classifier)
-            run = CertificationRun(self.smoothing, self.directory, label, ledger.identity, examples, len(wanted), done)
+            run = CertificationRun(
+                smoothing=self.smoothing,
+                sampling=self.sampling,
+                seed=self.seed,
+                directory=self.directory,
+                name=self.sampling.name(g.base),
+                identity=ledger.identity,
+                examples=examples,
+                total=len(wanted),
+                done=[known[index] for index in sorted(wanted & known.keys())],
+            )
             self._notify("on_certify_start", run)
             stack.enter_context(torch.no_grad())
             stack.enter_context(trainer.precision_plugin.predict_step_context())
-            rank, world_size = trainer.global_rank, trainer.world_size
-            job = Job(self.smoothing, classifier, examples, module.device, ledger, rank, world_size, engines=[])
-            self._work(job, wanted)
-            self._warn_of_unconverged(job)
-            everything = [ledger.contents.votes[index] for index in sorted(wanted)]
-            self._notify("on_certify_end", everything)
-        return packed(wanted)
+            remaining = [position for position, index in enumerate(examples.indices) if index not in known]
+            mine = remaining[trainer.global_rank :: trainer.world_size]
+            self._certify(ledger, self._votes(g, examples, mine), wanted)
+            self._notify("on_certify_end", [known[index] for index in sorted(wanted)])
+
+    def _votes(self, g: SmoothedClassifier, examples: CertificationSet, positions: Sequence[int]) -> Iterator[list[Votes]]:
+        """Take the votes of the images at ``positions``, of as many at a time as suits the device."""
+        if not positions:
+            return
+        device = self.trainer.lightning_module.device
+        engine = self.sampling.engine(g, examples[positions[0]][0].to(device))
+        for first in range(0, len(positions), engine.images):
+            group = [examples[position] for position in positions[first : first + engine.images]]
+            images = torch.stack([image.to(device) for image, _, _ in group])
+            streams = [Stream(self.seed, index) for _, _, index in group]
+            votes = self.sampling.group_votes(g, engine, images, streams)
+            yield [each._replace(index=i, label=label) for each, (_, label, i) in zip(votes, group, strict=True)]
+        self._warn_of_unconverged(engine)
 
     def teardown(self) -> None:
         """Nothing to tear down; called by the trainer."""
@@ -144,28 +165,30 @@ class CertificationLoop(_Loop):
             return error
         return None
 
-    def _work(self, job: Job, wanted: set[int]) -> None:
-        """Do this rank's part, then wait for the others."""
+    def _certify(self, ledger: Ledger, groups: Iterator[list[Votes]], wanted: set[int]) -> None:
+        """Write this rank's votes to the ledger, tell the callbacks of all, then wait for the other ranks."""
         # The parent of a process that nobody has launched for this run may be a shell that logs out (nohup).
         environment = getattr(self.trainer.strategy, "cluster_environment", None)
         launched = self.trainer.local_rank != 0 or getattr(environment, "creates_processes_externally", False)
         parent = os.getppid()
         last_news = time.monotonic()
-        ledger = job.ledger
-        for own in chain(SHARDS[self.shard](job), repeat(None)):
-            news = ledger.refresh()
-            heard = [entry for entry in news if isinstance(entry, Votes)] if self.trainer.is_global_zero else []
-            for votes in (*(own or ()), *heard):
+        for own in chain(groups, repeat(None)):
+            for votes in own or ():
+                ledger.append(votes)
+            heard = ledger.refresh()
+            for votes in (*(own or ()), *(heard if self.trainer.is_global_zero else ())):
                 if votes.index in wanted:
                     self._notify("on_certify_example_end", votes)
             missing = len(wanted - ledger.contents.votes.keys())
             if not missing:
-                return
+                if own is None:
+                    return
+                continue  # the generator has a last word
             if self.trainer.received_sigterm:
                 raise SIGTERMException(TERMINATED)
             if launched and os.getppid() != parent:
                 raise LedgerError("the process that launched this rank is gone; run the same command again to resume")
-            if own is not None or news:
+            if own is not None or heard:
                 last_news = time.monotonic()
             elif time.monotonic() - last_news > self.patience:
                 raise LedgerError(
@@ -189,30 +212,18 @@ class CertificationLoop(_Loop):
                 f"The checkpoint was trained at sigma = {trained}, but is certified at sigma = {self.smoothing.sigma}."
             )
 
-    def _warn_of_unconverged(self, job: Job) -> None:
-        """Say so if many solves ended at their step limit: the tolerance then says nothing of the base classifier."""
-        solver = self.smoothing.base_solver
-        for share, residual in (engine.unconverged for engine in job.engines):
-            if share > _UNCONVERGED:
-                rank_zero_warn(
-                    f"{share:.0%} of the solves of the base classifier ended after {solver.max_steps} steps above "
-                    f"their tolerance of {solver.tolerance:g}, with a residual of {residual:.1e} on the average. "
-                    "Certificates are about the network solved this far, which is not at its fixed points."
-                )
+    def _warn_of_unconverged(self, engine: Engine) -> None:
+        """Say so if many solves ended at their step limit: the tolerance then says nothing about f."""
+        share, residual = engine.unconverged
+        if share > _UNCONVERGED and isinstance(engine.base, SolvedClassifier):
+            solver = engine.base.solver
+            rank_zero_warn(
+                f"{share:.0%} of the solves of the base classifier ended after {solver.max_steps} steps above "
+                f"their tolerance of {solver.tolerance:g}, with a residual of {residual:.1e} on the average. "
+                "Certificates are about the network solved this far, which is not at its fixed points."
+            )
 
     def _notify(self, hook: str, argument: CertificationRun | Votes | Sequence[Votes]) -> None:
         for callback in self.trainer.callbacks:
             if isinstance(callback, CertificationCallback):
                 getattr(callback, hook)(self.trainer, self.trainer.lightning_module, argument)
-
-
-def packed(indices: Iterable[int]) -> bytes:
-    """Return indices in ascending order as a few bytes, far below the 64 KiB of a pipe for any regular selection."""
-    steps = np.diff(np.array(sorted(indices), dtype=np.int64), prepend=0)
-    return zlib.compress(steps.tobytes())
-
-
-def unpacked(content: bytes) -> list[int]:
-    """Return the indices that were :func:`packed`."""
-    indices: list[int] = np.cumsum(np.frombuffer(zlib.decompress(content), dtype=np.int64)).tolist()
-    return indices

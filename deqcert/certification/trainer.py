@@ -11,12 +11,13 @@ import lightning.pytorch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
-from deqcert.certification.loop import CertificationLoop, unpacked
-from deqcert.certification.shards import SHARDS, Shard
+from deqcert.certification.hooks import CertificationCallback
+from deqcert.certification.loop import CertificationLoop
 from deqcert.errors import require
 from deqcert.ledger import Ledger, stored_identity
-from deqcert.smoothing import Serialized, Smoothing
-from deqcert.statistics import Votes
+from deqcert.seeding import require_seed
+from deqcert.smoothing import Sampling, Serialized, Smoothing
+from deqcert.statistics import Certificate, CertificationRule
 
 
 class _Signals(_SignalConnector):
@@ -64,49 +65,58 @@ class Trainer(lightning.pytorch.Trainer):
         self,
         model: LightningModule | None = None,
         datamodule: LightningDataModule | None = None,
-        smoothing: Smoothing = Serialized(),
+        smoothing: Smoothing = Smoothing(),
+        sampling: Sampling = Serialized(),
+        seed: int = 0,
         ledger_dir: str = "runs/certify",
-        shard: Shard = "images",
         patience: float = 3600.0,
         ckpt_path: str | None = None,
-    ) -> list[Votes]:
+    ) -> list[Certificate]:
         """Certify images by randomized smoothing; resumes what its ledger holds.
 
         Args:
-            model: Module whose ``network`` (or itself) is the base classifier.
+            model: Module whose ``network`` (or itself) is certified.
             datamodule: Data module with ``certification_set()``.
-            smoothing: Smoothing strategy that takes the votes.
+            smoothing: What is certified: the smoothed classifier g.
+            sampling: Strategy that takes its votes.
+            seed: Seed of all random streams, in [0, 2^64).
             ledger_dir: Directory of ledger and results. The same run resumes in it, another run is refused.
-            shard: What several processes share: whole "images", or the "samples" of each image, which needs
-                smoothing.chains >= 2 (for a few very expensive images). Votes are the same.
             patience: Seconds without new votes after which a waiting rank gives up, > 0.
             ckpt_path: Checkpoint to certify; None certifies the weights that the model has (on the command line, where
                 the configuration builds the model: none).
 
         Returns:
-            The votes of all images, sorted by index.
+            The certificates of all images, sorted by index, by the rule of the trainer's :class:`CertifiedRadius`; by
+            the default rule where it has none.
 
         Raises:
             SettingError: If a setting is out of range.
             LedgerError: If ``ledger_dir`` holds another run, is damaged or cannot be written.
         """
-        require(shard in SHARDS, "shard", shard, f"must be one of {', '.join(SHARDS)}")
+        require_seed(seed)
         require(patience > 0, "patience", patience, "must be > 0 seconds")
         everything = "does not apply to certify; data.max_examples takes fewer images"
         require(not self.fast_dev_run, "trainer.fast_dev_run", self.fast_dev_run, everything)
         limit = self.limit_predict_batches
         require(isinstance(limit, float) and limit == 1, "trainer.limit_predict_batches", limit, everything)
+        rules = (each.rule for each in self.callbacks if isinstance(each, CertificationCallback) and each.rule)  # type: ignore[attr-defined]
+        rule = next(rules, CertificationRule())
+        directory = Path(ledger_dir)
         loop = self.predict_loop
-        self.predict_loop = CertificationLoop(self, smoothing, ledger_dir, shard, patience)  # type: ignore[assignment]
+        certification = CertificationLoop(self, smoothing, sampling, seed, directory, patience)
+        self.predict_loop = certification  # type: ignore[assignment]
         try:
             with warnings.catch_warnings():
                 # The callbacks of training are of no use here.
                 warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
-                indices: bytes = self.predict(  # type: ignore[assignment]
-                    model, datamodule=datamodule, return_predictions=False, ckpt_path=ckpt_path
-                )
+                self.predict(model, datamodule=datamodule, return_predictions=False, ckpt_path=ckpt_path)
         finally:
             self.predict_loop = loop
-        ledger = Ledger(ledger_dir, stored_identity(Path(ledger_dir)))
+        examples = certification.examples
+        if examples is None:  # it ran in other processes
+            data: Any = datamodule
+            data.setup("predict")
+            examples = data.certification_set()
+        ledger = Ledger(directory, stored_identity(directory))
         ledger.refresh()
-        return [ledger.contents.votes[index] for index in unpacked(indices)]
+        return [rule.certify(ledger.contents.votes[index]) for index in sorted(examples.indices)]

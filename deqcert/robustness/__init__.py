@@ -10,7 +10,7 @@ from deqcert.robustness.campaign import Campaign
 from deqcert.robustness.findings import finding_lines, found_violation
 from deqcert.robustness.outcome import Outcome
 from deqcert.robustness.smoothed_attack import SmoothedAttack, distances
-from deqcert.robustness.smoothed_classifier import SmoothedClassifier
+from deqcert.robustness.target import Target
 from deqcert.robustness.summary import CampaignSummary, RadiusSummary, campaign_table, summarize_campaign
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "Outcome",
     "RadiusSummary",
     "SmoothedAttack",
-    "SmoothedClassifier",
+    "Target",
     "campaign_table",
     "distances",
     "finding_lines",

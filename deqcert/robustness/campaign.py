@@ -11,7 +11,7 @@ from torch import Tensor
 from deqcert.errors import is_real, require, require_count
 from deqcert.robustness.outcome import Outcome
 from deqcert.robustness.smoothed_attack import SmoothedAttack, distances
-from deqcert.robustness.smoothed_classifier import SmoothedClassifier
+from deqcert.robustness.target import Target
 from deqcert.statistics import ABSTAIN, Certificate, claimed_probability, clopper_pearson_upper
 
 
@@ -54,7 +54,7 @@ class Campaign:
         require(is_real(self.alpha) and 0 < self.alpha < 1, "alpha_attack", self.alpha, "must be in (0, 1)")
 
     def run(
-        self, target: SmoothedClassifier, images: Iterable[Tensor], certificates: Sequence[Certificate]
+        self, target: Target, images: Iterable[Tensor], certificates: Sequence[Certificate]
     ) -> Iterator[list[Outcome]]:
         """Attack image by image.
 
@@ -76,14 +76,14 @@ class Campaign:
         attacked = sum(certificate.prediction != ABSTAIN for certificate in certificates)
         return attacked * (len(self.radii) + len(self.factors))
 
-    def _attack(self, target: SmoothedClassifier, image: Tensor, certificate: Certificate, tests: int) -> list[Outcome]:
+    def _attack(self, target: Target, image: Tensor, certificate: Certificate, tests: int) -> list[Outcome]:
         chosen: list[tuple[float | None, float]] = [(None, radius) for radius in self.radii]
         chosen += [(factor, factor * certificate.radius) for factor in self.factors]
         points = self.attack.points(
             target, image, certificate.index, certificate.prediction, [epsilon for _, epsilon in chosen]
         )
         norms = distances(points, image).tolist()
-        counts = target.counts(points, certificate.index, self.n, self.attack.seed)
+        counts = target.counts(points, certificate.index, self.n)
         return [
             Outcome(
                 index=certificate.index,
@@ -96,7 +96,7 @@ class Campaign:
                 norm=norm,
                 n=self.n,
                 counts=votes,
-                claimed=float(claimed_probability(certificate.radius, norm, target.sigma)),
+                claimed=float(claimed_probability(certificate.radius, norm, target.g.sigma)),
                 p_a_upper=float(clopper_pearson_upper(votes[certificate.prediction], self.n, self.alpha / tests)),
             )
             for (factor, epsilon), norm, votes in zip(chosen, norms, counts, strict=True)

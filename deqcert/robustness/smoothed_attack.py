@@ -11,8 +11,8 @@ from torch import Tensor
 
 from deqcert.errors import require_count
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint
-from deqcert.robustness.smoothed_classifier import SmoothedClassifier
-from deqcert.seeding import Purpose, purpose_seed, require_seed
+from deqcert.robustness.target import Target
+from deqcert.seeding import Purpose, purpose_seed
 from deqcert.training.attacks import PGD, Classifier, Score
 from deqcert.training.objectives.copies import classify_copies, log_smoothed
 
@@ -32,7 +32,6 @@ class SmoothedAttack:
         samples: Noise vectors η_j, >= 1.
         restarts: Attacks with noise of their own, of which the one that does best on further noise counts, >= 1.
         gradient: Gradient through the fixed point of a DEQ.
-        seed: Seed of the noise, in [0, 2^64).
 
     Raises:
         SettingError: A setting is out of range.
@@ -42,15 +41,13 @@ class SmoothedAttack:
     samples: int = 16
     restarts: int = 1
     gradient: GradientEstimator = ImplicitAdjoint()
-    seed: int = 0
 
     def __post_init__(self) -> None:
         for field in ("steps", "samples", "restarts"):
             require_count(field, getattr(self, field), minimum=1)
-        require_seed(self.seed)
 
     def points(
-        self, target: SmoothedClassifier, image: Tensor, index: int, predicted: int, radii: Sequence[float]
+        self, target: Target, image: Tensor, index: int, predicted: int, radii: Sequence[float]
     ) -> Tensor:
         """Attack an image at several radii side by side.
 
@@ -70,40 +67,40 @@ class SmoothedAttack:
         found = [self._search(target, image, index, predicted, radii, restart) for restart in range(self.restarts)]
         if len(found) == 1:
             return found[0]
-        noise = target.attack_noise(image, index, self.samples, self.seed, self.restarts)
+        noise = target.noise(image, index, self.samples, self.restarts)
         with torch.no_grad():
             losses = torch.stack([self._losses(target, points, predicted, noise) for points in found])
         return torch.stack(found)[losses.argmax(dim=0), torch.arange(len(radii), device=losses.device)]
 
     def _search(
         self,
-        target: SmoothedClassifier,
+        target: Target,
         image: Tensor,
         index: int,
         predicted: int,
         radii: Sequence[float],
         restart: int,
     ) -> Tensor:
-        noise = target.attack_noise(image, index, self.samples, self.seed, restart)
+        noise = target.noise(image, index, self.samples, restart)
         pgd = PGD(steps=self.steps)
         deltas = []
         with torch.random.fork_rng([image.device] if image.is_cuda else []), _one_thread(image.device):
-            torch.manual_seed(purpose_seed(Purpose.ATTACK_DIRECTION, self.seed, index, restart))
+            torch.manual_seed(purpose_seed(Purpose.ATTACK_DIRECTION, target.seed, index, restart))
             for some in self._groups(target, torch.tensor(radii, dtype=image.dtype, device=image.device)):
-                with target.attacked(self.gradient) as classifier:
+                with target.differentiable(self.gradient) as classifier:
                     score = _score(classifier, predicted, noise)
                     images = image.expand(len(some), *image.shape)
                     deltas.append(pgd.perturb(images, score, some.view(-1, 1, 1, 1)))
         return _within(image, torch.cat(deltas), radii)
 
-    def _losses(self, target: SmoothedClassifier, points: Tensor, predicted: int, noise: Tensor) -> Tensor:
+    def _losses(self, target: Target, points: Tensor, predicted: int, noise: Tensor) -> Tensor:
         losses = []
         for some in self._groups(target, points):
-            with target.attacked(self.gradient) as classifier:
+            with target.differentiable(self.gradient) as classifier:
                 losses.append(_score(classifier, predicted, noise)(some).loss.detach())
         return torch.cat(losses)
 
-    def _groups(self, target: SmoothedClassifier, points: Tensor) -> Sequence[Tensor]:
+    def _groups(self, target: Target, points: Tensor) -> Sequence[Tensor]:
         """Split points so that the copies of each group fit into a launch."""
         return torch.split(points, max(1, target.rows // self.samples))
 
