@@ -112,7 +112,7 @@ def _arguments(setting: Setting, run: Certified, checkpoint: Path, images: int) 
         explicit = {"model": SMOKE_EXPLICIT, "data": {"class_path": "deqcert.data.Digits"}}
         overlay.write_text(yaml.safe_dump(explicit))
         configs = [overlay if run.config == RESNET else CONFIGS / "digits" / "mdeq_tiny.yaml"]
-        extra = ["--smoothing.n=20", "--smoothing.n0=10"]
+        extra = ["--sampling.n=20", "--sampling.n0=10"]
     configs.append(CONFIGS / "certify" / f"{run.strategy}.yaml")
     return [
         "certify",

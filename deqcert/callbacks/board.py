@@ -15,7 +15,7 @@ from deqcert.callbacks.hyperparameters import log_hyperparameters
 from deqcert.certification.hooks import CertificationRun
 from deqcert.report import ShownExample, Summary, plot_curves, plot_examples
 from deqcert.seeding import Purpose
-from deqcert.smoothing.noise import noisy_batches
+from deqcert.smoothing.noise import Stream, noisy_batches
 from deqcert.statistics import Certificate, CertificationRule
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class CertificationBoard:
     def finish(self, rule: CertificationRule, summary: Summary) -> None:
         """Log the settings with what came of them, for the table of hyperparameters."""
         settings = {"run": self._name, "alpha": rule.alpha, "smoothing": self._run.identity["smoothing"]}
+        settings["sampling"] = self._run.identity["sampling"]
         results = {
             "certify/acr": summary.average_certified_radius,
             "certify/abstention": summary.abstention_rate,
@@ -91,20 +92,10 @@ class CertificationBoard:
         return plot_examples(shown, self._run.examples.classes)
 
     def _noisy(self, image: Tensor, index: int) -> Tensor:
-        """Return a noisy copy for the eye."""
-        smoothing = self._run.smoothing
-        return next(
-            noisy_batches(
-                image,
-                index,
-                Purpose.SELECTION,
-                sigma=smoothing.sigma,
-                count=1,
-                batch_size=1,
-                seed=smoothing.seed,
-                noise=smoothing.noise,
-            )
-        )[0]
+        """Return a noisy sample for the eye."""
+        stream, smoothing = Stream(self._run.seed, index), self._run.smoothing
+        sizes = {"sigma": smoothing.sigma, "count": 1, "batch_size": 1}
+        return next(noisy_batches(image, stream, Purpose.SELECTION, noise=smoothing.noise, **sizes))[0]  # type: ignore[arg-type]
 
 
 def _array(image: Tensor) -> NDArray[np.float32]:

@@ -90,10 +90,10 @@ class ConvergenceHealth(Callback):
     ) -> None:
         """Measure on the first batch: at the end of the epoch, averaged weights may already be swapped out."""
         if batch_idx == dataloader_idx == 0 and trainer.is_global_zero and self._due(trainer):
-            images, labels, indices = (part[: self.images] for part in batch)
+            images, _, indices = (part[: self.images] for part in batch)
             network = cast(DEQ, pl_module.network)
             with torch.no_grad(), trainer.precision_plugin.val_step_context():
-                self._report = convergence_report(network, images, indices, labels, self.settings)
+                self._report = convergence_report(network, images, indices, self.settings)
 
     def _due(self, trainer: Trainer) -> bool:
         if trainer.sanity_checking:

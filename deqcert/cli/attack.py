@@ -21,7 +21,7 @@ from deqcert.robustness import (
     CampaignSummary,
     Outcome,
     SmoothedAttack,
-    SmoothedClassifier,
+    Target,
     campaign_table,
     finding_lines,
     found_violation,
@@ -45,7 +45,7 @@ def run_attack(args: Sequence[str]) -> int:
     """
     parsed, overrides = _parser().parse_known_args(list(args))
     require_count("images", parsed.images, minimum=1)
-    attack = SmoothedAttack(parsed.steps, parsed.samples, parsed.restarts, _GRADIENTS[parsed.gradient], parsed.seed)
+    attack = SmoothedAttack(parsed.steps, parsed.samples, parsed.restarts, _GRADIENTS[parsed.gradient])
     radii = (0.0,) if parsed.radii is None else tuple(parsed.radii)
     campaign = Campaign(attack, radii, tuple(parsed.factors), parsed.n, parsed.alpha_attack)
     if not _follows(parsed.run):
@@ -55,7 +55,7 @@ def run_attack(args: Sequence[str]) -> int:
     if parsed.radii is None:
         campaign = dataclasses.replace(campaign, radii=_reported_radii(model))
     certificates = model.certificates[: parsed.images]
-    outcomes = _attack(campaign, model, certificates)
+    outcomes = _attack(campaign, model, certificates, parsed.seed)
     summary = summarize_campaign(campaign, certificates, outcomes, model.rule.alpha)
 
     path = Path(parsed.run) / "attack.json"
@@ -66,7 +66,7 @@ def run_attack(args: Sequence[str]) -> int:
     )
     print(format_text(campaign_table(summary)))
     print(
-        f"{summary.images} images of {parsed.run} ({model.smoothing.label_for(model.classifier)}), "
+        f"{summary.images} images of {parsed.run} ({model.sampling.name(model.g.base)}), "
         f"{summary.certified} of them certified and attacked; "
         f"PGD of {attack.steps} steps on {attack.samples} noise vectors, {campaign.n} fresh copies; {path}"
     )
@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         default=defaults.alpha,
         help="probability that any true certificate is refuted (%(default)s)",
     )
-    parser.add_argument("--seed", type=int, default=search.seed, help="seed of attack and fresh noise (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of attack and fresh noise (%(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: that of the run")
     return parser
 
@@ -132,16 +132,15 @@ def _follows(run: str) -> bool:
 
 
 def _reported_radii(model: CertifiedModel) -> tuple[float, ...]:
-    smoothing = model.smoothing
-    return tuple(model.radii or automatic_radii(smoothing.sigma, model.rule.alpha, smoothing.n))
+    return tuple(model.radii or automatic_radii(model.g.sigma, model.rule.alpha, model.sampling.n))
 
 
-def _attack(campaign: Campaign, model: CertifiedModel, certificates: Sequence[Certificate]) -> list[Outcome]:
+def _attack(campaign: Campaign, model: CertifiedModel, certificates: Sequence[Certificate], seed: int) -> list[Outcome]:
     positions = {index: position for position, index in enumerate(model.examples.indices)}
     images = [model.examples[positions[each.index]][0].to(model.device) for each in certificates]
     outcomes: list[Outcome] = []
     with model.precision_context:
-        target = SmoothedClassifier(model.classifier, model.smoothing, images[0])
+        target = Target(model.g, images[0], seed)
         with tqdm(desc="attack", total=len(images), unit="image", dynamic_ncols=True) as bar:
             for found in campaign.run(target, images, certificates):
                 outcomes += found
@@ -168,7 +167,7 @@ def _document(
         "gradient": parsed.gradient,
         "n": campaign.n,
         "alpha_attack": campaign.alpha,
-        "seed": campaign.attack.seed,
+        "seed": parsed.seed,
         "device": model.device.type,
         "version": __version__,
         "votes_sha256": model.votes_sha256,

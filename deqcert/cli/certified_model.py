@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from deqcert.certification.identity import run_identity
 from deqcert.cli.trainer_verbs import instantiate
 from deqcert.data import CertificationSet
 from deqcert.errors import DataError, LedgerError, require
 from deqcert.ledger import Ledger, identity_differences, stored_identity, votes_digest
-from deqcert.smoothing import Smoothing
+from deqcert.smoothing import Sampling, SmoothedClassifier
 from deqcert.statistics import Certificate, CertificationRule, Votes
 from deqcert.training.checkpoints import read_checkpoint
 
@@ -27,8 +26,8 @@ class CertifiedModel(NamedTuple):
     """A run's model, data and certificates.
 
     Attributes:
-        classifier: Base classifier with the certified weights, in evaluation mode on ``device``.
-        smoothing: Strategy of the run.
+        g: The smoothed classifier, in evaluation mode on ``device``.
+        sampling: Strategy that took the votes.
         rule: How its votes become certificates.
         radii: Where its report gives certified accuracy; None leaves the choice to the report.
         examples: Its images.
@@ -39,8 +38,8 @@ class CertifiedModel(NamedTuple):
         precision_context: Within it the classifier computes in the precision of the run.
     """
 
-    classifier: nn.Module
-    smoothing: Smoothing
+    g: SmoothedClassifier
+    sampling: Sampling
     rule: CertificationRule
     radii: list[float] | None
     examples: CertificationSet
@@ -83,13 +82,20 @@ def certified_model(directory: str | Path, device: str | None = None, overrides:
         cli.model.load_state_dict(checkpoint["state_dict"])
     root = cli.trainer.strategy.root_device
     module = cli.trainer.precision_plugin.convert_module(cli.model).to(root).eval()
-    classifier = getattr(module, "network", module)
+    network = getattr(module, "network", module)
     cli.datamodule.prepare_data()
     cli.datamodule.setup("predict")
     examples = cli.datamodule.certification_set()
-    smoothing = chosen["smoothing"]
+    smoothing, sampling = chosen["smoothing"], chosen["sampling"]
     built = run_identity(
-        smoothing, classifier, examples.identity(), examples[0][0].shape, root, str(cli.trainer.precision)
+        smoothing,
+        sampling,
+        chosen["seed"],
+        network,
+        examples.identity(),
+        examples[0][0].shape,
+        root,
+        str(cli.trainer.precision),
     )
     differences = identity_differences(_decisive(identity), _decisive(built))
     if differences:
@@ -100,8 +106,8 @@ def certified_model(directory: str | Path, device: str | None = None, overrides:
     if missing:
         raise DataError(f"{directory}: image {min(missing)} has votes but is not among the selected images")
     return CertifiedModel(
-        classifier,
-        smoothing,
+        smoothing.of(network),
+        sampling,
         rule,
         chosen["certificate"].radii,
         examples,
@@ -125,5 +131,5 @@ def _votes(directory: Path, identity: dict[str, Any]) -> list[Votes]:
 def _decisive(identity: dict[str, Any]) -> dict[str, Any]:
     """Leave out what changes the smoothed classifier by the rounding of kernels only: device, versions, launches."""
     decisive = {key: copy.copy(value) for key, value in identity.items() if key not in ("device", "tf32", "versions")}
-    decisive["smoothing"].pop("execution", None)
+    decisive["sampling"].pop("execution", None)
     return decisive

@@ -29,7 +29,7 @@ def test_a_start_is_computed_and_certified_from(start, capsys):
     assert weights["architecture"]["settings"]["start"] == start
     assert all(torch.equal(weights["state_dict"][name], tensor) for name, tensor in shipped["state_dict"].items())
     config = ["--config", str(DIGITS), "--config", str(ROOT / "configs" / "certify" / "anchored_3a.yaml")]
-    settings = [f"--model.network.init_args.start={start}", f"--smoothing.start={start}", "--smoothing.n=60"]
+    settings = [f"--model.network.init_args.start={start}", f"--smoothing.start={start}", "--sampling.n=60"]
     run = ["--ckpt_path=anchored.ckpt", "--data.max_examples=2", "--ledger_dir=run", *QUIET]
     assert main(["certify", *config, *settings, *run]) == 0
     assert len(read_tsv("run/certificates.tsv")) == 2
@@ -72,7 +72,7 @@ def test_mixing_is_trained_from_a_start_that_is_kept_and_certified(capsys):
     assert all(name.startswith("network.mixing.") for name in after.keys() - before.keys())
 
     config = ["--config", str(DIGITS), "--config", str(ROOT / "configs" / "certify" / "anchored_3a.yaml")]
-    start = ["--model.network.init_args.start=mean", "--smoothing.start=mean", "--smoothing.n=60"]
+    start = ["--model.network.init_args.start=mean", "--smoothing.start=mean", "--sampling.n=60"]
     solver = ["--smoothing.solver", "deqcert.solvers.LearnedMixing", "--smoothing.solver.max_steps=2"]
     run = ["--ckpt_path=mixed.ckpt", "--data.max_examples=2", *QUIET]
     certify = ["certify", *config, *start, *solver, "--model.network.init_args.mixing_steps=2", *run]

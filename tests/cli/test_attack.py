@@ -149,7 +149,7 @@ def test_other_weights_than_the_certified_ones_are_refused(run, tmp_path, capsys
     [
         ("--data.split=train", "data."),
         ("--smoothing.sigma=0.25", "smoothing.sigma"),
-        ("--smoothing.seed=1", "smoothing.seed"),
+        ("--seed=1", "smoothing.seed"),
         ("--trainer.precision=bf16-mixed", "precision"),
         ("--data.max_examples=1", "image 1 has votes"),
         ("--ckpt_path=missing.ckpt", "ckpt_path"),
@@ -164,7 +164,7 @@ def test_what_would_prove_nothing_is_refused(run, capsys, override, complaint):
 
 
 def test_the_launches_may_be_others(run):
-    assert main(["attack", str(run), "--images=1", *QUICK, "--smoothing.execution.rows=16"]) == 0
+    assert main(["attack", str(run), "--images=1", *QUICK, "--sampling.execution.rows=16"]) == 0
 
 
 @pytest.mark.parametrize("missing", ["run", "certify.yaml"])

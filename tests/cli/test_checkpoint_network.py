@@ -18,7 +18,7 @@ from deqcert.report import read_tsv
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 GREY = ["--model.network.init_args.mean=[0.25]", "--model.network.init_args.std=[0.5]"]
-SHORT = ["--smoothing.n=60", "--smoothing.n0=10", "--data.max_examples=2", *QUIET]
+SHORT = ["--sampling.n=60", "--sampling.n0=10", "--data.max_examples=2", *QUIET]
 STANDARD = ["--config", str(ROOT / "configs" / "certify" / "standard.yaml")]
 
 

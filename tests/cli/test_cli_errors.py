@@ -37,10 +37,10 @@ def arguments(ledger: Path, *more: str, config: str = "srs_1a") -> list[str]:
         f"--config={ROOT / 'configs' / 'certify' / f'{config}.yaml'}",
         f"--ckpt_path={CHECKPOINT}",
         "--data.max_examples=2",
-        "--smoothing.n=50",
-        "--smoothing.n0=10",
-        "--smoothing.audit=FixedAudit",
-        "--smoothing.audit.samples=20",
+        "--sampling.n=50",
+        "--sampling.n0=10",
+        "--sampling.audit=FixedAudit",
+        "--sampling.audit.samples=20",
         f"--ledger_dir={ledger}",
         "--trainer.logger=false",
         "--trainer.accelerator=cpu",
@@ -65,12 +65,12 @@ def assert_refused(arguments: list[str], field: str, capsys: pytest.CaptureFixtu
     [
         ("--smoothing.sigma=0", "sigma"),
         ("--smoothing.sigma=-1", "sigma"),
-        ("--smoothing.n=0", "n"),
-        ("--smoothing.n0=0", "n0"),
+        ("--sampling.n=0", "n"),
+        ("--sampling.n0=0", "n0"),
         ("--certificate.alpha=0", "alpha"),
         ("--certificate.alpha=1", "alpha"),
         ("--certificate.alpha_audit=0.001", "alpha_audit"),
-        ("--smoothing.audit.samples=51", "audit.samples"),
+        ("--sampling.audit.samples=51", "audit.samples"),
         ("--data.skip=0", "skip"),
         ("--data.max_examples=0", "max_examples"),
         ("--smoothing.start=middle", "start"),
@@ -180,7 +180,7 @@ def test_data_folder_missing_or_empty(content: str | None, tmp_path: Path, capsy
 def test_ledger_of_another_run_is_refused_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments(tmp_path)) == 0
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert main(arguments(tmp_path, "--smoothing.n=51")) == 2
+    assert main(arguments(tmp_path, "--sampling.n=51")) == 2
     error = capsys.readouterr().err
     assert "smoothing.n = 50 there, 51 here" in error
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -335,7 +335,7 @@ def test_a_closed_pipe_loses_no_training(tmp_path):
 
 def test_kill_and_resume(tmp_path: Path) -> None:
     """SIGKILL in the middle, then the same command: every column but the time equals an uninterrupted run."""
-    more = ["--data.max_examples=12", "--smoothing.n=400", "--smoothing.audit.samples=200"]
+    more = ["--data.max_examples=12", "--sampling.n=400", "--sampling.audit.samples=200"]
     assert main(arguments(tmp_path / "whole", *more)) == 0
     command = [sys.executable, "-m", "deqcert.cli", *arguments(tmp_path / "killed", *more)]
     ledger = tmp_path / "killed" / "votes.rank0.jsonl"

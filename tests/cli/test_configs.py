@@ -126,7 +126,7 @@ def test_fit_resnet110(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("config", "split"), [("cifar10/resnet110.yaml", "test"), ("imagenet/resnet50.yaml", "val")])
 def test_certify_resnets(config: str, split: str, tmp_path: Path) -> None:
     write_images(tmp_path, ["airplane", "automobile"], 48 if split == "val" else 32, ("train", split))
-    arguments = [f"--data.root={tmp_path}", "--data.max_examples=1", "--smoothing.n=20", "--smoothing.n0=5"]
+    arguments = [f"--data.root={tmp_path}", "--data.max_examples=1", "--sampling.n=20", "--sampling.n0=5"]
     arguments += ["--ckpt_path=none"]
     if split == "val":
         arguments += ["--data.image_size=32", "--data.resize=36", "--data.num_classes=2", "--data.num_workers=0"]
@@ -140,8 +140,8 @@ def test_certify_resnets(config: str, split: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["standard", "srs_1n", "srs_1a", "srs_3a", "srs_3a_sequential", "anchored_3a"])
 def test_certify(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
-        "--smoothing.n=60",
-        "--smoothing.n0=20",
+        "--sampling.n=60",
+        "--sampling.n0=20",
         "--data.max_examples=3",
         f"--ckpt_path={CHECKPOINT}",
     ]
@@ -158,7 +158,7 @@ def test_certify(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_certify_with_the_digits_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # its checkpoint is named relative to the repository
-    arguments = ["--data.max_examples=2", "--smoothing.n=60"]
+    arguments = ["--data.max_examples=2", "--sampling.n=60"]
     assert certify("--config", "configs/digits/certify.yaml", *arguments, f"--ledger_dir={tmp_path}") == 0
 
 

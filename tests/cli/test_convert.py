@@ -103,7 +103,7 @@ def test_a_resnet_is_converted_validated_and_certified_but_not_trained(tmp_path,
     printed = capsys.readouterr().out
     assert "accuracy_under_noise" in printed
     assert not any(name in printed for name in ("forward_steps", "forward_residual", "spectral_radius"))
-    standard = ["--config", str(ROOT / "configs" / "certify" / "standard.yaml"), "--smoothing.n=40", "--smoothing.n0=5"]
+    standard = ["--config", str(ROOT / "configs" / "certify" / "standard.yaml"), "--sampling.n=40", "--sampling.n0=5"]
     run = [*common, *standard, "--data.max_examples=2", "--ckpt_path=r.ckpt", "--ledger_dir=run"]
     assert main(["certify", *run]) == 0
     assert len(read_tsv("run/certificates.tsv")) == 2

@@ -178,7 +178,7 @@ def test_the_command_line_wins_over_every_configuration(order, tmp_path):
     )
     configs = [f"--config={DIGITS}", "--config", str(CERTIFY / "standard.yaml"), "-c", str(overlay)]
     options = [
-        "--smoothing.n=1000",
+        "--sampling.n=1000",
         "--smoothing.sigma",
         "0.25",
         "--smoothing.solver.max_steps=12",
@@ -213,7 +213,7 @@ def test_the_command_line_wins_over_every_configuration(order, tmp_path):
 
 
 def test_another_strategy_on_the_command_line_is_the_documented_one(tmp_path, capsys):
-    more = ["--smoothing=deqcert.smoothing.Standard", "--smoothing.n0=10", "--smoothing.n=50"]
+    more = ["--smoothing=deqcert.smoothing.Standard", "--sampling.n0=10", "--sampling.n=50"]
     assert main(certify_command(tmp_path, *more, images=1, config="srs_3a")) == 0
     assert "standard-30A " in capsys.readouterr().out
 
@@ -236,6 +236,6 @@ def test_order_of_precedence(given, read):
 
 
 def test_settings_within_a_class_that_is_named_later_are_kept():
-    arguments = ["--smoothing.stopping=AbsolutePrecision", "--smoothing=Standard", f"--config={DIGITS}", SRS]
+    arguments = ["--sampling.stopping=AbsolutePrecision", "--smoothing=Standard", f"--config={DIGITS}", SRS]
     smoothing = instantiate(["certify", *arguments, *QUIET]).config_init["certify"]["smoothing"]
     assert smoothing == Standard(stopping=AbsolutePrecision())

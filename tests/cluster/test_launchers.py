@@ -81,7 +81,7 @@ def test_scripts_are_sound_bash(script):
 
 def test_certify_is_requeued_and_resumes(slurm, wait_for, tmp_path):
     """Two nodes; SIGTERM when a few images are done."""
-    arguments = ["--smoothing.n=400", "--data.max_examples=40"]
+    arguments = ["--sampling.n=400", "--data.max_examples=40"]
     directory = tmp_path / "sigma_0.5"
 
     def start():
@@ -108,7 +108,7 @@ def test_certify_is_requeued_and_resumes(slurm, wait_for, tmp_path):
 @LAYOUTS
 def test_certify_survives_many_signals(slurm, wait_for, tmp_path, nodes, per_node, record_fault):
     """SIGTERM in turn at any moment, import and connection included, and between images."""
-    arguments = ["--smoothing.n=400", "--data.max_examples=120"]
+    arguments = ["--sampling.n=400", "--data.max_examples=120"]
     directory = tmp_path / "sigma_0.5"
     delays = random.Random(f"{nodes}x{per_node}")
     signals = 0
@@ -232,7 +232,7 @@ def test_fit_resumes_exactly(slurm, wait_for, tmp_path, nodes, per_node, record_
 @pytest.mark.parametrize("chains", [[], ["--smoothing.chains=4", "--shard=samples"]], ids=["images", "samples"])
 def test_torchrun(wait_for, tmp_path, chains, record_fault):
     """Two processes of torchrun, SIGTERM, the same command; torchrun itself ends with code 1."""
-    arguments = ["--smoothing.n=400", "--data.max_examples=20", *chains]
+    arguments = ["--sampling.n=400", "--data.max_examples=20", *chains]
     directory = tmp_path / "ledger"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "deqcert.cli"]
     command += ["certify", f"--config={DIGITS}", f"--config={SMOOTHING}", f"--ckpt_path={CHECKPOINT}", CPU]

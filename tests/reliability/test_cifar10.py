@@ -28,7 +28,7 @@ def certify(ledger: Path, count: int) -> Ranks:
         f"--ckpt_path={CHECKPOINT}",
         f"--data.root={IMAGES}",
         "--data.skip=500",
-        "--smoothing.n=1000",
+        "--sampling.n=1000",
         f"--ledger_dir={ledger}",
         *QUIET,
         *processes(count),
