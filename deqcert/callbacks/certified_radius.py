@@ -15,7 +15,6 @@ from torchmetrics import MetricCollection
 from deqcert.callbacks.board import CertificationBoard
 from deqcert.callbacks.cost import RunningCost
 from deqcert.certification.hooks import CertificationCallback, CertificationRun
-from deqcert.errors import require
 from deqcert.files import file_digest
 from deqcert.ledger import votes_digest
 from deqcert.metrics import AbstentionRate, AverageCertifiedRadius, CertifiedAccuracy
@@ -29,7 +28,7 @@ from deqcert.report import (
     write_json,
     write_tsv,
 )
-from deqcert.statistics import AuditSize, Certificate, CertificationRule, Votes
+from deqcert.statistics import Certificate, CertificationRule, Votes
 from deqcert.statistics.certificate import AuditRule
 
 _FILES = ("certificates.tsv", "certify.yaml", "curve.png")
@@ -67,21 +66,9 @@ class CertifiedRadius(CertificationCallback):
             CertifiedAccuracy(radii)  # reports bad radii before any work
 
     def on_certify_start(self, trainer: Trainer, module: LightningModule, run: CertificationRun) -> None:
-        """Begin with the votes that the ledger already holds.
-
-        Raises:
-            SettingError: If the rule does not hold for a sequential audit.
-        """
+        """Begin with the votes that the ledger already holds."""
         self._run = run
         smoothing = run.smoothing
-        audit = getattr(smoothing, "audit", None)
-        fixed = not (isinstance(audit, AuditSize) and audit.sequential)
-        require(
-            fixed or self.rule.audit == "exact",
-            "certificate.audit",
-            self.rule.audit,
-            "must be exact with a sequential audit",
-        )
         self._radii = self.radii or list(automatic_radii(smoothing.sigma, self.rule.alpha, smoothing.n))
         # Rank 0 hears of every image, so nothing is left to reduce; a collective would wait for busy ranks.
         self._metrics = MetricCollection(

@@ -40,9 +40,7 @@ class AuditTask(NamedTuple):
         index: Its original index.
         chain: Number of the chain.
         selected: The class A of the image.
-        members: Positions within the chain's estimation copies, sorted; of a sequential audit in the order in which
-            they are audited.
-        agreeing: Copies with cheap label A, N_A, of all chains of the image.
+        members: Positions within the chain's estimation copies, sorted.
     """
 
     image: Tensor
@@ -50,7 +48,6 @@ class AuditTask(NamedTuple):
     chain: int
     selected: int
     members: NDArray[np.int64]
-    agreeing: int
 
 
 @dataclass(frozen=True)

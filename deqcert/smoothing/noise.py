@@ -79,10 +79,5 @@ def noisy_batches(
 
 def audit_subset(positions: np.ndarray, size: int, index: int, seed: int) -> np.ndarray:
     """Draw ``size`` of ``positions`` uniformly without replacement, sorted; independent of all noise."""
-    return np.sort(audit_order(positions, size, index, seed))
-
-
-def audit_order(positions: np.ndarray, size: int, index: int, seed: int) -> np.ndarray:
-    """Draw the same as :func:`audit_subset`, in uniformly random order."""
     generator = np.random.default_rng(image_seed(seed, index, Purpose.AUDIT_SUBSET))
-    return generator.choice(positions, size=size, replace=False, shuffle=True)
+    return np.sort(generator.choice(positions, size=size, replace=False, shuffle=True))

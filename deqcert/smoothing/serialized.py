@@ -16,10 +16,9 @@ from deqcert.errors import require, require_count
 from deqcert.seeding import Purpose
 from deqcert.smoothing.base import AuditTask, Smoothing, solver_label
 from deqcert.smoothing.engine import Engine, Labels
-from deqcert.smoothing.noise import audit_order, audit_subset
+from deqcert.smoothing.noise import audit_subset
 from deqcert.solvers import Anderson, Solver
 from deqcert.statistics import AdaptiveAudit, AuditSize, ChainAudit, ChainLabels, FixedAudit, selected_class
-from deqcert.statistics.sequential import LARGEST_POPULATION
 
 Start = Literal["previous", "first", "clean"]
 Precision = Literal["bfloat16", "float16"]
@@ -47,7 +46,7 @@ class Serialized(Smoothing):
         start: Start of a solve: the "previous" batch's fixed points, the "first" batch's, or the "clean" image's.
         warmup_steps: Anderson steps of the first batch, from a cold start, >= 1; unused with start "clean".
         reference: Cold-start solver that defines the base classifier, used by the audit.
-        audit: How many copies of the selected class are audited; a sequential audit needs chains = 1.
+        audit: How many copies of the selected class are audited.
         precision: Lower precision of the cheap labels, "bfloat16" or "float16" (autocast); null is that of the run. The
             audit always has that of the run.
 
@@ -75,15 +74,6 @@ class Serialized(Smoothing):
                 self.audit.samples,
                 f"must be at most n = {self.n}",
             )
-        if self.audit.sequential:
-            most = f"must be <= {LARGEST_POPULATION} with a sequential audit"
-            require(self.n <= LARGEST_POPULATION, "n", self.n, most)
-            require(
-                self.chains == 1,
-                "chains",
-                self.chains,
-                "must be 1 with a sequential audit: an image stops by all labels",
-            )
 
     @property
     def label(self) -> str:
@@ -95,11 +85,6 @@ class Serialized(Smoothing):
     def base_solver(self) -> Solver:
         """That of the audit."""
         return self.reference
-
-    @property
-    def anytime(self) -> bool:
-        """That of the audit."""
-        return self.audit.sequential
 
     @torch.no_grad()
     def label_chain(self, engine: Engine, images: Tensor, indices: Sequence[int], chain: int) -> list[ChainLabels]:
@@ -116,47 +101,21 @@ class Serialized(Smoothing):
     def audit_tasks(self, image: Tensor, labels: Sequence[ChainLabels]) -> list[AuditTask]:
         """Draw one uniformly random subset of all copies with S = A; see :meth:`Smoothing.audit_tasks`.
 
-        All cheap labels are known before any true one is looked at, so its size K may depend on N_A. If it may depend
-        on the outcome too, the subset is the largest that may be needed, in uniformly random order.
+        All cheap labels are known before any true one is looked at, so its size K may depend on N_A.
         """
         selected, index = selected_class(labels), labels[0].index
         agreeing = np.flatnonzero(np.concatenate([each.labels for each in labels]) == selected)
-        draw = audit_order if self.audit.sequential else audit_subset
-        subset = draw(agreeing, self.audit.size(len(agreeing), self.n), index, self.seed)
+        subset = audit_subset(agreeing, self.audit.size(len(agreeing), self.n), index, self.seed)
         ends = np.cumsum([len(each.labels) for each in labels])
         members = np.split(subset, np.searchsorted(subset, ends[:-1]))
         return [
-            AuditTask(image, index, each.chain, selected, mine - (end - len(each.labels)), len(agreeing))
+            AuditTask(image, index, each.chain, selected, mine - (end - len(each.labels)))
             for each, mine, end in zip(labels, members, ends, strict=True)
         ]
 
     @torch.no_grad()
     def audit_chains(self, engine: Engine, tasks: Sequence[AuditTask]) -> list[ChainAudit]:
-        """Label the members of all tasks from a cold start, several tasks in one launch.
-
-        Of a sequential audit, those up to its next look; then each task goes on or stops by its own outcome.
-        """
-        audits = [ChainAudit(task.index, task.chain, 0, 0, 0, 0.0) for task in tasks]
-        going = list(range(len(tasks)))
-        while True:
-            sizes = {i: self._next_size(tasks[i], audits[i]) for i in going}
-            going = [i for i in going if sizes[i] > audits[i].audited]
-            if not going:
-                return audits
-            members = (np.sort(tasks[i].members[audits[i].audited : sizes[i]]) for i in going)
-            parts = [tasks[i]._replace(members=each) for i, each in zip(going, members, strict=True)]
-            for i, more in zip(going, self._audited(engine, parts), strict=True):
-                audits[i] = audits[i].extended(more)
-
-    def _next_size(self, task: AuditTask, audit: ChainAudit) -> int:
-        """Return how many members of a task are labelled before its audit looks at the outcome or ends."""
-        if not self.audit.sequential:
-            return len(task.members)
-        size = self.audit.next_size(task.agreeing, self.n, audit.audited, audit.mismatches)
-        return min(size, len(task.members))
-
-    def _audited(self, engine: Engine, tasks: Sequence[AuditTask]) -> list[ChainAudit]:
-        """Label all members of all tasks."""
+        """Label the members of all tasks from a cold start, several tasks in one launch."""
         started = time.perf_counter()
         device = tasks[0].image.device
         classes = torch.tensor([task.selected for task in tasks], device=device)

@@ -27,9 +27,7 @@ from deqcert.implicit import GradientEstimator, ImplicitAdjoint, OneStep, Phanto
 from deqcert.models import MDEQ, CifarResNet, ResNet50
 from deqcert.smoothing import Anchored, Serialized, Smoothing, Standard
 from deqcert.solvers import Anderson, Broyden, LearnedMixing, Picard, Solver
-from deqcert.statistics import AdaptiveAudit, AuditSize, FixedAudit, SequentialAudit, Stopping
-from deqcert.statistics.input_specific import InputSpecific
-from deqcert.statistics.stopping import AbsolutePrecision, RelativePrecision, TargetRadius
+from deqcert.statistics import AdaptiveAudit, AuditSize, FixedAudit, InputSpecific, Stopping, TargetRadius
 from deqcert.training import CATRS, Consistency, FewStep, Gaussian, Objective, SmoothAdv
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # jsonargparse and lightning warn of each other
@@ -39,8 +37,8 @@ CERTIFY = ROOT / "configs" / "certify"
 GROUPS: dict[type, list[type]] = {
     Smoothing: [Serialized, Standard, Anchored],
     Solver: [Anderson, Broyden, Picard, LearnedMixing],
-    AuditSize: [AdaptiveAudit, FixedAudit, SequentialAudit],
-    Stopping: [RelativePrecision, AbsolutePrecision, TargetRadius, InputSpecific],
+    AuditSize: [AdaptiveAudit, FixedAudit],
+    Stopping: [TargetRadius, InputSpecific],
     Objective: [Gaussian, SmoothAdv, CATRS, Consistency, FewStep],
     GradientEstimator: [ImplicitAdjoint, OneStep, Phantom, Unrolled],
     ImageDataModule: [Digits, CIFAR10, ImageFolder],
@@ -236,6 +234,6 @@ def test_order_of_precedence(given, read):
 
 
 def test_settings_within_a_class_that_is_named_later_are_kept():
-    arguments = ["--smoothing.stopping=AbsolutePrecision", "--smoothing=Standard", f"--config={DIGITS}", SRS]
+    arguments = ["--smoothing.stopping=InputSpecific", "--smoothing=Standard", f"--config={DIGITS}", SRS]
     smoothing = instantiate(["certify", *arguments, *QUIET]).config_init["certify"]["smoothing"]
-    assert smoothing == Standard(stopping=AbsolutePrecision())
+    assert smoothing == Standard(stopping=InputSpecific())
