@@ -158,7 +158,7 @@ def draw_frontier(found: list[Point], path: Path) -> None:
     _, axes = new_axes("cell evaluations per image", "ACR")
     for name, line in families.items():
         colour, marker = next(look for kind, look in _LOOKS.items() if name.startswith(kind))
-        plain = not any(word in name for word in ("tuned", "mixed", "sequential", "unsound"))
+        plain = not any(word in name for word in ("tuned", "mixed", "unsound"))
         style = {"linestyle": "solid" if plain else "dashed", "fillstyle": "full" if plain else "none"}
         axes.plot(*zip(*sorted(line), strict=True), color=colour, marker=marker, label=name, **style, **_THIN)
     finish(axes, path, bottom=0.6)

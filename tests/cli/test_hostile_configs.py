@@ -237,7 +237,7 @@ SERIALIZED_ONLY = {
     "warmup_steps": COUNTS,
     "reference": solvers(),
     "precision": st.sampled_from([None, "bfloat16", "float16"]),
-    "audit": st.sampled_from(["AdaptiveAudit", "FixedAudit", "SequentialAudit"])
+    "audit": st.sampled_from(["AdaptiveAudit", "FixedAudit"])
     | st.builds(lambda k: {"class_path": "FixedAudit", "init_args": {"samples": k}}, COUNTS)
     | st.builds(lambda r: {"class_path": "deqcert.statistics.AdaptiveAudit", "init_args": {"radius_loss": r}}, RATES),
 }

@@ -29,7 +29,7 @@ from deqcert.smoothing import Anchored, Serialized, Smoothing, Standard
 from deqcert.solvers import Anderson, Broyden, LearnedMixing, Picard, Solver
 from deqcert.statistics import AdaptiveAudit, AuditSize, FixedAudit, SequentialAudit, Stopping
 from deqcert.statistics.input_specific import InputSpecific
-from deqcert.statistics.stopping import AbsolutePrecision, RelativePrecision, TargetRadius
+from deqcert.statistics.stopping import InputSpecific, RelativePrecision, TargetRadius
 from deqcert.training import CATRS, Consistency, FewStep, Gaussian, Objective, SmoothAdv
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # jsonargparse and lightning warn of each other
@@ -40,7 +40,7 @@ GROUPS: dict[type, list[type]] = {
     Smoothing: [Serialized, Standard, Anchored],
     Solver: [Anderson, Broyden, Picard, LearnedMixing],
     AuditSize: [AdaptiveAudit, FixedAudit, SequentialAudit],
-    Stopping: [RelativePrecision, AbsolutePrecision, TargetRadius, InputSpecific],
+    Stopping: [RelativePrecision, InputSpecific, TargetRadius, InputSpecific],
     Objective: [Gaussian, SmoothAdv, CATRS, Consistency, FewStep],
     GradientEstimator: [ImplicitAdjoint, OneStep, Phantom, Unrolled],
     ImageDataModule: [Digits, CIFAR10, ImageFolder],
@@ -236,6 +236,6 @@ def test_order_of_precedence(given, read):
 
 
 def test_settings_within_a_class_that_is_named_later_are_kept():
-    arguments = ["--sampling.stopping=AbsolutePrecision", "--smoothing=Standard", f"--config={DIGITS}", SRS]
+    arguments = ["--sampling.stopping=InputSpecific", "--smoothing=Standard", f"--config={DIGITS}", SRS]
     smoothing = instantiate(["certify", *arguments, *QUIET]).config_init["certify"]["smoothing"]
-    assert smoothing == Standard(stopping=AbsolutePrecision())
+    assert smoothing == Standard(stopping=InputSpecific())

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import chi2, kstest, norm
 
 from deqcert.seeding import Purpose
-from deqcert.smoothing.noise import audit_order, audit_subset, noisy_batches
+from deqcert.smoothing.noise import audit_subset, noisy_batches
 from deqcert.statistics.noise_error import thresholds
 
 IMAGE = torch.full((2, 3, 3), 0.25)
@@ -70,17 +70,6 @@ def test_audit_subset_is_uniform():
     share = size / population
     statistic = ((counts - draws * share) ** 2).sum() / (draws * share * (1 - share)) * (population - 1) / population
     assert chi2(population - 1).sf(statistic) > 1e-4
-
-
-def test_audit_order_is_that_of_the_subset_and_uniform():
-    positions = np.array([3, 1, 4, 15, 9])
-    counts = np.zeros((5, 5))
-    for index in range(4000):
-        order = audit_order(positions, 5, index, seed=7)
-        counts[np.arange(5), np.searchsorted(np.sort(positions), order)] += 1
-    assert np.abs(counts - 800).max() < 5 * np.sqrt(800 * 0.8)
-    for index in range(20):
-        assert np.array_equal(np.sort(audit_order(positions, 3, index, 0)), audit_subset(positions, 3, index, 0))
 
 
 def test_audit_subset_pairs_are_uniform():

@@ -15,7 +15,7 @@ from deqcert.seeding import Purpose
 from deqcert.smoothing import Execution, Serialized, Standard
 from deqcert.smoothing.labels import count_labels, labels_of
 from deqcert.solvers import Anderson, Broyden, Picard
-from deqcert.statistics import AdaptiveAudit, CertificationRule, FixedAudit, RelativePrecision
+from deqcert.statistics import AdaptiveAudit, CertificationRule, FixedAudit, TargetRadius
 
 IMAGE = torch.full((1, 4, 4), 0.5)
 SMALL = {"n0": 10, "n": 50, "batch_size": 8}
@@ -216,7 +216,7 @@ def test_settings_of_serialized_smoothing_are_refused_by_name(settings, field):
 CHANGES = {
     "sigma": 0.25, "n0": 11, "n": 51, "batch_size": 9, "seed": 1, "solver": Anderson(max_steps=2), "start": "clean",
     "warmup_steps": 9, "reference": Anderson(max_steps=29), "audit": AdaptiveAudit(), "precision": "bfloat16",
-    "execution": Execution(rows=7), "chains": 2, "noise": "quantised", "stopping": RelativePrecision(),
+    "execution": Execution(rows=7), "chains": 2, "noise": "quantised", "stopping": TargetRadius(1.0),
 }  # fmt: skip
 
 
