@@ -2,8 +2,8 @@
 
 from deqcert.models.anchored import AnchoredClassifier
 from deqcert.models.base import DEQ
-from deqcert.models.compiled import CompiledDEQ
+from deqcert.models.compiled import compile_deq
 from deqcert.models.mdeq import MDEQ, MDEQInjection
 from deqcert.models.resnet import CifarResNet, ResNet50
 
-__all__ = ["DEQ", "MDEQ", "AnchoredClassifier", "CifarResNet", "CompiledDEQ", "MDEQInjection", "ResNet50"]
+__all__ = ["DEQ", "MDEQ", "AnchoredClassifier", "CifarResNet", "MDEQInjection", "ResNet50", "compile_deq"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deqcert.solvers import Function, Mixer, Solution, Solver, Workspace
+from deqcert.solvers import Function, Solution, Solver, Workspace
 
 
 class DEQ(nn.Module, ABC):
@@ -58,11 +58,6 @@ class DEQ(nn.Module, ABC):
         """Noise that the anchored start was computed under; None if it does not depend on any, 0 if it was not yet."""
         return None
 
-    @property
-    def mixer(self) -> Mixer | None:
-        """Weights for :class:`deqcert.solvers.LearnedMixing`; None if the network has not learned any."""
-        return None
-
     @abstractmethod
     def cell(self, z: Tensor, injection: Any) -> Tensor:
         """Return one evaluation of the cell, shape of ``z``."""
@@ -90,11 +85,7 @@ class DEQ(nn.Module, ABC):
 
         Returns:
             Logits, shape (B, classes), and the solution.
-
-        Raises:
-            SettingError: If the solver needs a mixer that the network does not have.
         """
-        solver = solver.bound_to(self.mixer)
         with torch.no_grad():
             injection = self.inject(x)
             if start is None:
@@ -113,7 +104,9 @@ class DEQ(nn.Module, ABC):
     def for_inference(self) -> DEQ:
         """Return a network of the same function that is faster to evaluate and cannot be trained; this one by default.
 
-        Call it in evaluation mode. The result may share tensors with this network and does not follow its changes.
+        Call it in evaluation mode. Return a copy of this network (``copy.copy``) with the faster parts put in, not an
+        object of another class: then nothing that a subclass adds or overrides can be lost. The copy may share tensors
+        with this network and does not follow its changes.
         """
         return self
 

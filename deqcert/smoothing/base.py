@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deqcert.errors import is_real, require, require_count
-from deqcert.models import DEQ
 from deqcert.seeding import Purpose, require_seed
 from deqcert.smoothing.checks import SAMPLES, checked
 from deqcert.smoothing.engine import Engine, Execution, Labels
 from deqcert.smoothing.labels import count_labels
 from deqcert.smoothing.noise import demand_unit_interval, noisy_batches
 from deqcert.smoothing.tally import Tally
-from deqcert.solvers import Anderson, Broyden, LearnedMixing, Solver
+from deqcert.solvers import Anderson, Broyden, Solver
 from deqcert.statistics import ChainAudit, ChainLabels, Noise, Stopping, Votes, join_chains, noise_error
 from deqcert.statistics.chains import label_type
 from deqcert.statistics.noise_error import LARGEST_SIGMA
@@ -145,8 +144,7 @@ class Smoothing(ABC):
 
         Raises:
             SettingError: If the classifier is in training mode, for images of other channels or, on noisy samples of
-                the image, no function of one image (:func:`~deqcert.smoothing.checks.checked`); or it lacks the learned
-                mixing that the solver needs.
+                the image, no function of one image (:func:`~deqcert.smoothing.checks.checked`).
             DataError: If the image is not one of floats in [0, 1], in which sigma and radius are measured.
         """
         demand_unit_interval(image)
@@ -155,8 +153,6 @@ class Smoothing(ABC):
         require(
             len(image) == channels, "image", tuple(image.shape), f"must have {channels} channels, as the classifier"
         )
-        if isinstance(classifier, DEQ):
-            self.base_solver.bound_to(classifier.mixer)  # refuses before any work
         samples = noisy_batches(
             image,
             0,
@@ -329,11 +325,11 @@ class Smoothing(ABC):
 
 
 def solver_label(solver: Solver) -> str:
-    """Return the field's name of a solver: steps, then A(nderson), B(royden), N (plain); M is learned mixing.
+    """Return the field's name of a solver: steps, then A(nderson), B(royden) or N (plain).
 
     kA and kN return X_k, after k evaluations of F; kB the best of X_1, ..., X_k, after k + 1.
     """
-    letters = {Anderson: "A", Broyden: "B", LearnedMixing: "M"}
+    letters = {Anderson: "A", Broyden: "B"}
     letter = next((letter for kind, letter in letters.items() if isinstance(solver, kind)), "N")
     return f"{solver.max_steps}{letter}"
 

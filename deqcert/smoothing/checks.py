@@ -150,4 +150,4 @@ def _logits_by_parts(network: DEQ, x: Tensor, solver: Solver, anchored: bool, be
         between()
         return image
 
-    return network.head(solver.bound_to(network.mixer).solve(function, start).value)
+    return network.head(solver.solve(function, start).value)

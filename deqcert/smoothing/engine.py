@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deqcert.errors import SettingError, require_count
-from deqcert.models import DEQ, CompiledDEQ
+from deqcert.models import DEQ, compile_deq
 from deqcert.smoothing.checks import demand_evaluation_mode
 from deqcert.smoothing.labels import labels_of
 from deqcert.smoothing.workers import Workers
@@ -230,7 +230,7 @@ def _images(device: torch.device, fitting: int | None, width: int) -> int:
 
 def _compiled(network: nn.Module) -> nn.Module:
     if isinstance(network, DEQ):
-        return CompiledDEQ(network)
+        return compile_deq(network)
     compiled: nn.Module = torch.compile(network, dynamic=False)  # type: ignore[assignment]  # a module gives a module
     return compiled
 
