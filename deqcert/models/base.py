@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from deqcert.errors import require
 from deqcert.solvers import Function, Solution, Solver, Workspace
 
 
@@ -132,3 +133,14 @@ def tensors_of(injection: Any) -> Iterator[Tensor]:
     elif isinstance(injection, tuple):
         for item in injection:
             yield from tensors_of(item)
+
+
+def register_normalization(
+    network: nn.Module, mean: Sequence[float], std: Sequence[float], image_channels: int
+) -> None:
+    """Give a network the buffers ``mean`` and ``std``, shape (C, 1, 1); checkpoints do not hold them."""
+    fitting = len(mean) == len(std) == image_channels
+    require(fitting, "mean", tuple(mean), f"mean and std need {image_channels} entries")
+    require(min(std) > 0, "std", tuple(std), "must all be > 0")
+    for name, values in (("mean", mean), ("std", std)):
+        network.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deqcert.errors import require
-from deqcert.models.base import DEQ
+from deqcert.models.base import DEQ, register_normalization
 from deqcert.models.folding import folded
 from deqcert.models.mdeq_cell import MDEQCell
 from deqcert.models.mdeq_head import MDEQHead
@@ -91,23 +91,12 @@ class MDEQ(DEQ):
         super().__init__(solver)
         branches = len(channels)
         require(branches >= 1, "channels", tuple(channels), "needs at least one branch")
-        require(
-            len(head_channels) == branches,
-            "head_channels",
-            tuple(head_channels),
-            f"needs {branches} entries, as channels",
-        )
-        require(min(channels) >= 1, "channels", tuple(channels), "must all be >= 1")
-        require(min(head_channels) >= 1, "head_channels", tuple(head_channels), "must all be >= 1")
+        fitting = len(head_channels) == branches
+        require(fitting, "head_channels", tuple(head_channels), f"needs {branches} entries, as channels")
+        for name, widths in (("channels", channels), ("head_channels", head_channels)):
+            require(min(widths) >= 1, name, tuple(widths), "must all be >= 1")
         require(final_channels >= 1, "final_channels", final_channels, "must be >= 1")
         require(num_classes >= 2, "num_classes", num_classes, "must be >= 2")
-        require(
-            len(mean) == len(std) == image_channels,
-            "mean",
-            tuple(mean),
-            f"mean and std need {image_channels} entries",
-        )
-        require(min(std) > 0, "std", tuple(std), "must all be > 0")
         require(downsample_times >= 0, "downsample_times", downsample_times, "must be >= 0")
         require(expansion >= 1, "expansion", expansion, "must be >= 1")
         require(
@@ -147,8 +136,7 @@ class MDEQ(DEQ):
         self.dropout = dropout
         resolution = image_size // 2**downsample_times
         self.shapes = tuple((c, resolution // 2**i, resolution // 2**i) for i, c in enumerate(channels))
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        register_normalization(self, mean, std, image_channels)
         self.has_stage0 = downsample_times > 0 or branches > 2
         self.stem = _stem(image_channels, channels[0], downsample_times, last_stage=self.has_stage0)
         self.mdeq_cell = MDEQCell(channels, expansion, num_groups, post_fusion_affine)
@@ -160,7 +148,7 @@ class MDEQ(DEQ):
     def _initialize(self) -> None:
         """Draw convolutions from N(0, 0.01²).
 
-        Weight-normalised ones keep torch's default: the published initialization writes to their recomputed weight
+        Weight-normalized ones keep torch's default: the published initialization writes to their recomputed weight
         and so leaves the parameters alone.
         """
         for module in self.modules():
@@ -244,15 +232,11 @@ def _stem(image_channels: int, channels: int, downsample_times: int, last_stage:
     for stage in range(max(2, downsample_times)):
         stride = 2 if stage < downsample_times else 1
         width = image_channels if stage == 0 else channels
-        layers += [
-            nn.Conv2d(width, channels, 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(inplace=True),
-        ]
+        layers += [nn.Conv2d(width, channels, 3, stride, padding=1, bias=False), *_normalized(channels)]
     if last_stage:
-        layers += [
-            nn.Conv2d(channels, channels, 1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(inplace=True),
-        ]
+        layers += [nn.Conv2d(channels, channels, 1, bias=False), *_normalized(channels)]
     return nn.Sequential(*layers)
+
+
+def _normalized(channels: int) -> tuple[nn.Module, nn.Module]:
+    return nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
