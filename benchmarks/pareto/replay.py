@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from measure import BATCH, MIXED_STEPS, N0, SEED, SIGMA, STEPS
+from measure import BATCH, N0, SEED, SIGMA, STEPS
 from networks import NETWORKS
 
 from deqcert.seeding import Purpose
@@ -75,13 +75,7 @@ def configurations() -> Iterator[Configuration]:
     """Yield all of them."""
     depths = [(f"standard-{depth}A", f"standard-{depth}A", "label") for depth in (30, 10, 5)]
     depths.append(("standard-30A-mean-tuned", "standard-30A-mean-tuned", "label"))
-    anchors = [
-        (f"anchored-{k}N-{network}", f"anchored-{network}", f"label{k}")
-        for network in NETWORKS
-        if not network.endswith("mixed")
-        for k in STEPS
-    ]
-    anchors += [(f"anchored-{k}M-learned", "anchored-learned-mixed", f"label{k}") for k in MIXED_STEPS]
+    anchors = [(f"anchored-{k}N-{network}", f"anchored-{network}", f"label{k}") for network in NETWORKS for k in STEPS]
     for name, series, column in depths + anchors:
         yield Configuration(name, series, column, "fixed")
         for text, stopping in SIZES.items():

@@ -26,7 +26,7 @@ from deqcert.data import CIFAR10, Digits, ImageDataModule, ImageFolder
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint, OneStep, Phantom, Unrolled
 from deqcert.models import MDEQ, CifarResNet, ResNet50
 from deqcert.smoothing import Anchored, Serialized, Smoothing, Standard
-from deqcert.solvers import Anderson, Broyden, LearnedMixing, Picard, Solver
+from deqcert.solvers import Anderson, Broyden, Picard, Solver
 from deqcert.statistics import AdaptiveAudit, AuditSize, FixedAudit, SequentialAudit, Stopping
 from deqcert.statistics.input_specific import InputSpecific
 from deqcert.statistics.stopping import InputSpecific, RelativePrecision, TargetRadius
@@ -38,7 +38,7 @@ CERTIFY = ROOT / "configs" / "certify"
 
 GROUPS: dict[type, list[type]] = {
     Smoothing: [Serialized, Standard, Anchored],
-    Solver: [Anderson, Broyden, Picard, LearnedMixing],
+    Solver: [Anderson, Broyden, Picard],
     AuditSize: [AdaptiveAudit, FixedAudit, SequentialAudit],
     Stopping: [RelativePrecision, InputSpecific, TargetRadius, InputSpecific],
     Objective: [Gaussian, SmoothAdv, CATRS, Consistency, FewStep],

@@ -9,7 +9,7 @@ from deqcert.models import MDEQ, AnchoredClassifier
 from deqcert.seeding import Purpose
 from deqcert.smoothing import Anchored, Standard
 from deqcert.smoothing.noise import noisy_batches
-from deqcert.solvers import Anderson, LearnedMixing, Picard
+from deqcert.solvers import Anderson, Picard
 from deqcert.statistics import CertificationRule, TargetRadius
 
 IMAGE = torch.full((1, 4, 4), 0.5)
@@ -135,18 +135,3 @@ def test_a_start_that_was_never_computed_is_refused_for_a_real_network():
     network = MDEQ(channels=(8,), head_channels=(2,), final_channels=8, image_size=8, start="mean").eval()
     with pytest.raises(SettingError, match="is missing from the checkpoint"):
         anchored().vote(network, torch.rand(3, 8, 8), 0, 0)
-
-
-def test_learned_mixing_needs_a_network_that_has_learned_it():
-    torch.manual_seed(0)
-    shape = {"channels": (8,), "head_channels": (2,), "final_channels": 8, "image_channels": 1, "image_size": 4}
-    network = MDEQ(**shape, mean=[0.5], std=[0.5])
-    strategy = anchored(start="zero", solver=LearnedMixing(max_steps=2))
-    assert strategy.label == "anchored-2M-zero"
-    with pytest.raises(SettingError, match=r"^solver = 'LearnedMixing': needs a network with learned mixing"):
-        strategy.engine(network.eval(), IMAGE)
-    mixing = MDEQ(**shape, mean=[0.5], std=[0.5], mixing_steps=2)
-    plain = anchored(start="zero", solver=Picard(max_steps=2)).vote(mixing.eval(), IMAGE, 0, 0)
-    assert strategy.vote(mixing, IMAGE, 0, 0)._replace(seconds=0.0) == plain._replace(seconds=0.0)  # not trained yet
-    with pytest.raises(SettingError, match=r"^solver.max_steps = 3: must be at most 2"):
-        anchored(start="zero", solver=LearnedMixing(max_steps=3)).engine(mixing, IMAGE)

@@ -235,8 +235,11 @@ def test_the_probe_takes_the_solver_of_the_certificate(threshold_deq):
     """Differences that only its first steps show."""
 
     class Mixing(Anderson):
-        def advance(self, state, iterate, image, gap):
-            return super().advance(state, iterate, image, gap).mean(dim=0, keepdim=True).expand_as(image)
+        def init(self, start, workspace):
+            iteration = super().init(start, workspace)
+            step = iteration.step
+            iteration.step = lambda z, fz, residual: step(z, fz, residual).mean(dim=0, keepdim=True).expand_as(fz)
+            return iteration
 
     with pytest.raises(SettingError, match="alone and in a batch"):
         Standard(solver=Mixing(max_steps=30)).engine(threshold_deq(), IMAGE)
