@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deqcert.cli.arguments import parse_with_settings
 from deqcert.cli.targets import demand_free
 from deqcert.cli.trainer_verbs import instantiate
 from deqcert.data import ImageDataModule
@@ -36,7 +37,7 @@ def run_anchor(args: Sequence[str]) -> int:
     Returns:
         0.
     """
-    parsed, config_args = _parser().parse_known_args(list(args))
+    parsed, config_args = parse_with_settings(_parser(), args)
     target = Path(parsed.to)
     demand_free(target, Path(parsed.source), parsed.overwrite)
     computes_start = not (parsed.keep_start or parsed.start == "zero")

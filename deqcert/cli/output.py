@@ -26,20 +26,17 @@ class Output:
 
     def write(self, text: str) -> int:
         """Write, or not if nobody reads."""
-        try:
-            self._stream.write(text)
-        except BrokenPipeError:
-            self._discard()
+        self._unless_unread(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
         """Flush, or not if nobody reads."""
-        try:
-            self._stream.flush()
-        except BrokenPipeError:
-            self._discard()
+        self._unless_unread(self._stream.flush)
 
-    def _discard(self) -> None:
-        """Send the rest nowhere, also what the stream still holds and Python flushes when it ends."""
-        self.unread = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+    def _unless_unread(self, action: Any, *text: str) -> None:
+        try:
+            action(*text)
+        except BrokenPipeError:
+            self.unread = True
+            # Also what the stream still holds and Python flushes when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
