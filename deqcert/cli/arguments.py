@@ -17,14 +17,9 @@ _MAX_CONFIG_BYTES = 2**18
 
 
 def parse_with_settings(parser: argparse.ArgumentParser, args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parse the options of a verb that also takes the settings of ``certify``.
+    """Return what the parser of a verb reads, and the options that it does not have, each with its one value.
 
-    Args:
-        parser: Parser of the verb's own options.
-        args: Arguments after the verb.
-
-    Returns:
-        What the parser has read, and the settings: options that it does not have, each with its one value.
+    Those are settings of ``certify``. ``args`` are the arguments after the verb.
     """
     own: list[str] = []
     settings: list[str] = []
@@ -54,10 +49,8 @@ def in_order_of_precedence(args: Sequence[str]) -> list[str]:
     """Return arguments so that a parser for which the last setting wins reads them as they are meant.
 
     Configurations go first: what stands on the command line wins wherever it stands. A whole group (a class or a file)
-    goes before the settings within it, which it would replace.
-
-    Args:
-        args: Arguments, the verb first.
+    goes before the settings within it, which it would replace. The verb is the first of ``args`` and of what is
+    returned.
     """
     options: list[list[str]] = []
     for argument in args[1:]:
@@ -93,12 +86,10 @@ def demand_sound_configs(args: Sequence[str]) -> None:
             raise SettingError("config", name, f"must be at most {_MAX_CONFIG_BYTES} bytes")
         try:
             yaml.compose(path.read_text(encoding="utf-8"), _UniqueKeys)
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise SettingError("config", name, f"cannot be read: {error}") from None
         except _DuplicateKeyError as error:
             raise SettingError("config", name, str(error)) from None
-        except UnicodeDecodeError:
-            raise SettingError("config", name, "must be UTF-8") from None
-        except RecursionError:
-            raise SettingError("config", name, "is nested too deeply") from None
         except yaml.YAMLError:
             pass
 
@@ -110,10 +101,8 @@ class _DuplicateKeyError(Exception):
 class _UniqueKeys(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
-        keys = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in keys:
-                    raise _DuplicateKeyError(f"line {key.start_mark.line + 1}: has the key {key.value!r} twice")
-                keys.add(key.value)
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, key in enumerate(keys):
+            if key.value in (earlier.value for earlier in keys[:place]):
+                raise _DuplicateKeyError(f"line {key.start_mark.line + 1}: has the key {key.value!r} twice")
         return node

@@ -12,7 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from typing import NamedTuple
 
 from deqcert.cli.output import Output
-from deqcert.errors import DeqcertError
+from deqcert.errors import DeqcertError, SettingError
 from deqcert.version import __version__
 
 _USER_ERROR = 2
@@ -22,25 +22,28 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACC
 _WORKER_LOST = {"torch.utils.data._utils.signal_handling", "torch.utils.data.dataloader"}
 _RESUME = "what was saved before is safe, run the same command again to resume"
 
+_USAGE = """usage: deqcert VERB [--option value | --option=value ...]
+       deqcert --help | --version
+
+Train deep equilibrium models and certify their robustness by (serialized) randomized smoothing.
+
+verbs:"""
+_MORE = "\ndeqcert VERB --help describes the options of a verb."
+
 
 class Verb(NamedTuple):
-    """What ``deqcert VERB`` does.
-
-    Attributes:
-        summary: One line for ``deqcert --help``.
-        run: Takes the arguments after the verb and returns the exit code.
-    """
+    """One line for ``deqcert --help``, and what takes the arguments after the verb and returns the exit code."""
 
     summary: str
     run: Callable[[list[str]], int]
 
 
-def _function(module: str, name: str) -> Callable[[list[str]], int]:
-    """Return a function of a module of this package that is imported only when it is called."""
-    return lambda args: int(getattr(importlib.import_module(f"deqcert.cli.{module}"), name)(args))
+def _own(module: str) -> Callable[[list[str]], int]:
+    """Return ``run_MODULE`` of a module of this package, which is imported when it is called."""
+    return lambda args: int(getattr(importlib.import_module(f"deqcert.cli.{module}"), f"run_{module}")(args))
 
 
-def _trainer_verb(verb: str) -> Callable[[list[str]], int]:
+def _trainer(verb: str) -> Callable[[list[str]], int]:
     def run(args: list[str]) -> int:
         importlib.import_module("deqcert.cli.trainer_verbs").run_trainer_verb([verb, *args])
         return 0
@@ -49,17 +52,16 @@ def _trainer_verb(verb: str) -> Callable[[list[str]], int]:
 
 
 VERBS = {
-    "fit": Verb("train a network, or resume its training", _trainer_verb("fit")),
-    "validate": Verb("evaluate a checkpoint on the validation images", _trainer_verb("validate")),
-    "test": Verb("evaluate a checkpoint on the test images", _trainer_verb("test")),
-    "certify": Verb("certify images by randomized smoothing, or resume a run", _trainer_verb("certify")),
-    "verify": Verb("check that a run follows from the votes in its ledger", _function("verify", "run_verify")),
-    "report": Verb("compare runs in tables and figures", _function("report", "run_report")),
-    "attack": Verb("try to refute the certificates of a run", _function("attack", "run_attack")),
-    "convert": Verb("convert public weights to a checkpoint, ours to safetensors", _function("convert", "run_convert")),
-    "anchor": Verb("compute the start from which few solver steps are certified", _function("anchor", "run_anchor")),
+    "fit": Verb("train a network, or resume its training", _trainer("fit")),
+    "validate": Verb("evaluate a checkpoint on the validation images", _trainer("validate")),
+    "test": Verb("evaluate a checkpoint on the test images", _trainer("test")),
+    "certify": Verb("certify images by randomized smoothing, or resume a run", _trainer("certify")),
+    "verify": Verb("check that a run follows from the votes in its ledger", _own("verify")),
+    "report": Verb("compare runs in tables and figures", _own("report")),
+    "attack": Verb("try to refute the certificates of a run", _own("attack")),
+    "convert": Verb("convert public weights to a checkpoint, ours to safetensors", _own("convert")),
+    "anchor": Verb("compute the start from which few solver steps are certified", _own("anchor")),
 }
-"""The verbs in the order in which ``deqcert --help`` lists them."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -71,7 +73,10 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0; 1 if ``verify`` or ``attack`` has found something; 2 for an error that the user can fix; 3 if
         ``verify`` does not know a rule of a run; 130 after Ctrl-C; 141 if nobody read the output to its end, which
-        changes nothing else; 143 if SIGTERM has ended a run that the same command resumes.
+        changes nothing else.
+
+    Raises:
+        SystemExit: With code 143 if SIGTERM has ended a run that the same command resumes; with 2 or 0 from a parser.
     """
     verb, *rest = (sys.argv[1:] if args is None else list(args)) or [""]
     output, errors = Output(sys.stdout), Output(sys.stderr)
@@ -86,15 +91,16 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _code(verb: str, rest: list[str]) -> int:
     if verb in ("-h", "--help"):
-        print(_help())
+        print(_USAGE, *(f"  {name:10}{each.summary}" for name, each in VERBS.items()), _MORE, sep="\n")
         return 0
     if verb == "--version":
         print(f"deqcert {__version__}")
         return 0
-    if verb not in VERBS:
-        print(f"deqcert: error: {_unknown(verb)}", file=sys.stderr)
-        return _USER_ERROR
     try:
+        if verb not in VERBS:
+            near = difflib.get_close_matches(verb, VERBS, n=1)
+            hint = f"did you mean {near[0]}? The verbs are" if near else "must be one of"
+            raise SettingError("verb", verb, f"{hint} {', '.join(VERBS)}")
         return VERBS[verb].run(rest)
     except SystemExit as ending:
         if not isinstance(ending.__context__, KeyboardInterrupt):  # of which Lightning makes an exit with code 1
@@ -110,24 +116,9 @@ def _code(verb: str, rest: list[str]) -> int:
         return _USER_ERROR
 
 
-def _help() -> str:
-    verbs = "\n".join(f"  {name:10}{verb.summary}" for name, verb in VERBS.items())
-    return (
-        "usage: deqcert VERB [--option value | --option=value ...]\n       deqcert --help | --version\n\n"
-        "Train deep equilibrium models and certify their robustness by (serialized) randomized smoothing.\n\n"
-        f"verbs:\n{verbs}\n\ndeqcert VERB --help describes the options of a verb."
-    )
-
-
-def _unknown(verb: str) -> str:
-    near = difflib.get_close_matches(verb, VERBS, n=1)
-    given = f"unknown verb {verb!r}" if verb and not verb.startswith("-") else "the first argument must be a verb"
-    return f"{given}{f', did you mean {near[0]}?' if near else ''} (verbs: {', '.join(VERBS)}; see deqcert --help)"
-
-
 def _interrupted(verb: str) -> int:
-    advice = {"certify": _RESUME, "fit": "--ckpt_path last resumes from the last checkpoint"}
-    print("; ".join(["deqcert: interrupted", *([advice[verb]] if verb in advice else [])]), file=sys.stderr)
+    advice = {"certify": f"; {_RESUME}", "fit": "; --ckpt_path last resumes from the last checkpoint"}
+    print(f"deqcert: interrupted{advice.get(verb, '')}", file=sys.stderr)
     return _INTERRUPTED
 
 

@@ -9,11 +9,7 @@ from typing import Any
 class Output:
     """A stream of text; once its reader has closed the pipe (``| head``), work goes on unread instead of ending there.
 
-    Args:
-        stream: Where the text goes.
-
-    Attributes:
-        unread: Whether the reader has left before the end.
+    ``unread`` says whether the reader has left before the end.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -21,7 +17,6 @@ class Output:
         self.unread = False
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else is the stream's."""
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:

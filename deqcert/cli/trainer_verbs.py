@@ -26,17 +26,17 @@ from deqcert.errors import DeqcertError, require
 from deqcert.termination import TERMINATED
 from deqcert.training import DEQClassifier, SafeCheckpointIO, read_checkpoint
 
-_DATA = {"model", "dataloaders", "datamodule"}
+_DATA = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
 
 _NO_CHECKPOINT = "none"
+_LAST, _LAST_OR_NEW = "last", "last_or_new"
+_OTHER_RUN = "another trainer.logger.version or trainer.default_root_dir is another run"
+
 _REFUSALS = (MisconfigurationException, ValueError, RuntimeError, ImportError)
 """What Lightning raises for settings that do not work, while it builds a trainer."""
 
 _REFUSING_LATE = {"lightning.pytorch.loops.fit_loop", "lightning.pytorch.callbacks.early_stopping"}
 """Modules that check settings only while they train, and raise errors of no type of their own."""
-
-_LAST, _LAST_OR_NEW = "last", "last_or_new"
-_OTHER_RUN = "another trainer.logger.version or trainer.default_root_dir is another run"
 
 _ALONE = (
     "--trainer.devices=1",
@@ -84,15 +84,12 @@ class DeqCertCLI(LightningCLI):
     It builds model, data and trainer; :meth:`run` does what the verb says.
     """
 
+    demand_weights = True
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return the verbs and the arguments that the command line fills in itself."""
-        return {
-            "fit": _DATA | {"train_dataloaders", "val_dataloaders"},
-            "validate": _DATA,
-            "test": _DATA,
-            "certify": _DATA,
-        }
+        return dict.fromkeys(("fit", "validate", "test", "certify"), _DATA)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -119,8 +116,15 @@ class DeqCertCLI(LightningCLI):
             read_checkpoint(path)
 
     def before_instantiate_classes(self) -> None:
-        """Take ``none`` for what it means."""
+        """Refuse to evaluate a model whose weights nobody has named.
+
+        Raises:
+            SettingError: There is no checkpoint, and ``none`` does not ask for that.
+        """
         settings = self.config[self.subcommand]
+        if self.demand_weights and self.subcommand != "fit":
+            allowed = "must be a checkpoint; none takes the weights that the model is built with, random ones for most"
+            require(bool(settings.ckpt_path), "ckpt_path", settings.ckpt_path, allowed)
         if settings.ckpt_path == _NO_CHECKPOINT:
             settings.ckpt_path = None
 
@@ -149,34 +153,14 @@ class DeqCertCLI(LightningCLI):
             raise
 
 
-class _WeightsNamed(DeqCertCLI):
-    def before_instantiate_classes(self) -> None:
-        """Refuse to evaluate a model whose weights nobody has named.
-
-        Raises:
-            SettingError: There is no checkpoint, and ``none`` does not ask for that.
-        """
-        given = self.config[self.subcommand].ckpt_path
-        allowed = "must be a checkpoint; none takes the weights that the model is built with, random ones for most"
-        require(self.subcommand == "fit" or bool(given), "ckpt_path", given, allowed)
-        super().before_instantiate_classes()
-
-
-class LightningError(DeqcertError):
-    """Lightning itself has refused the settings."""
+class _Instantiation(DeqCertCLI):
+    demand_weights = False
 
 
 def run_trainer_verb(args: Sequence[str]) -> DeqCertCLI:
-    """Parse the command line and do what it says.
-
-    Args:
-        args: Arguments, the verb first.
-
-    Returns:
-        The command line with its ``model``, ``datamodule`` and ``trainer``, as the verb has left them.
-    """
+    """Do what a command line says, the verb first; return its model, data and trainer as the verb has left them."""
     with settings_as_written():  # also where they are saved
-        built = _built(_WeightsNamed, args)
+        built = _built(DeqCertCLI, args)
         built.run()
     return built
 
@@ -185,19 +169,17 @@ def instantiate(args: Sequence[str]) -> DeqCertCLI:
     """Build what a command line describes, for verbs of ours that need a model but no run of the trainer.
 
     Args:
-        args: Arguments of a verb of the trainer, the verb first. That they ask for many devices, loggers or callbacks
-            does not matter.
+        args: Arguments of a verb of the trainer, the verb first; devices, loggers and callbacks are ignored.
 
     Returns:
-        The command line with its ``model``, ``datamodule`` and ``trainer``, and the other arguments of the verb as
-        objects in ``config_init[verb]``.
+        Has ``model``, ``datamodule`` and ``trainer``, and the other arguments of the verb in ``config_init[verb]``.
 
     Raises:
         SettingError: A configuration file cannot be trusted, see :func:`demand_sound_configs`.
         CheckpointError: The checkpoint of the command line cannot be used.
     """
     with settings_as_written():
-        return _built(DeqCertCLI, args, _ALONE)
+        return _built(_Instantiation, args, _ALONE)
 
 
 def _built(kind: type[DeqCertCLI], args: Sequence[str], last: Sequence[str] = ()) -> DeqCertCLI:
@@ -234,19 +216,15 @@ def _built(kind: type[DeqCertCLI], args: Sequence[str], last: Sequence[str] = ()
         raise
 
 
-def _in_words(error: BaseException) -> LightningError:
-    return LightningError(" ".join(str(error).split()))
+def _in_words(error: BaseException) -> DeqcertError:
+    return DeqcertError(" ".join(str(error).split()))
 
 
 def _beginning(trainer: Any, ckpt_path: str | None) -> str | None:
-    """Return the ``ckpt_path`` to give to the trainer's ``fit``.
+    """Return the ``ckpt_path`` for Lightning's ``fit``, given a file, "last", "last_or_new" or None for a new run.
 
     Lightning begins anew where ``last`` finds nothing, and writes a ``last-v1.ckpt`` beside the one it finds where
     nothing was to be resumed.
-
-    Args:
-        trainer: The trainer, which knows the folder of its run.
-        ckpt_path: A file; "last", which must exist; "last_or_new", for jobs that are queued again; None for a new run.
 
     Raises:
         SettingError: There is nothing to resume, or a new run would leave the checkpoint of another one beside its own.

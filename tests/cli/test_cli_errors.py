@@ -79,11 +79,11 @@ def assert_refused(arguments: list[str], field: str, capsys: pytest.CaptureFixtu
         ("--data.start=5000", "no image"),
         ("--model.network.num_classes=11", "model.network.num_classes"),
         ("--model.network.image_size=16", "model.network.image_size"),
-        ("--trainer.precision=bf16-true", "trainer.precision = 'bf16-true': must be one of 32-true, 64-true, 16-mixed"),
-        ("--trainer.precision=16-true", "trainer.precision = '16-true': must be one of"),
-        ("--trainer.fast_dev_run=true", "trainer.fast_dev_run = True: does not apply to certify; data.max_examples"),
-        ("--trainer.limit_predict_batches=1", "trainer.limit_predict_batches = 1: does not apply to certify"),
-        ("--trainer.limit_predict_batches=0.5", "trainer.limit_predict_batches = 0.5: does not apply"),
+        ("--trainer.precision=bf16-true", "trainer.precision = 'bf16-true'"),
+        ("--trainer.precision=16-true", "trainer.precision = '16-true'"),
+        ("--trainer.fast_dev_run=true", "trainer.fast_dev_run = True"),
+        ("--trainer.limit_predict_batches=1", "trainer.limit_predict_batches = 1"),
+        ("--trainer.limit_predict_batches=0.5", "trainer.limit_predict_batches = 0.5"),
     ],
 )
 def test_bad_setting(bad: str, field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +106,7 @@ def test_a_network_for_color_is_refused_on_grey_images(
     if verb == "anchor":
         target = tmp_path / "anchored.ckpt"
         command = ["anchor", str(CHECKPOINT), f"--to={target}", "--start=mean", f"--config={DIGITS}", *color]
-    assert_refused(command, "model.network.image_channels = 3: must be 1, as data.channels", capsys)
+    assert_refused(command, "model.network.image_channels = 3", capsys)
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,8 @@ def test_a_network_for_color_is_refused_on_grey_images(
         ("gaussian", "--model.max_skipped_steps=0", "max_skipped_steps"),
         ("gaussian", "--model.weights=missing.ckpt", "model.weights"),
         ("gaussian", "--model.objective=Newton", "objective"),
-        ("gaussian", "--trainer.precision=16-true", "trainer.precision = '16-true': must be one of"),
-        ("gaussian", "--trainer.overfit_batches=2", "trainer.overfit_batches = 2: must be 0; limit_train_batches"),
+        ("gaussian", "--trainer.precision=16-true", "trainer.precision = '16-true'"),
+        ("gaussian", "--trainer.overfit_batches=2", "trainer.overfit_batches = 2"),
     ],
 )
 def test_bad_training_setting(
@@ -148,7 +148,7 @@ def test_weights_that_nobody_has_named(verb: str, tmp_path: Path, capsys: pytest
     overlay.write_text("ckpt_path: null\n")
     for more in ([], [f"--config={overlay}"]):
         arguments = [verb, f"--config={DIGITS}", *more, f"--trainer.default_root_dir={tmp_path}"]
-        assert_refused(arguments, "ckpt_path = None: must be a checkpoint; none takes", capsys)
+        assert_refused(arguments, "ckpt_path = None", capsys)
     assert not list(tmp_path.glob("*/"))
 
 
@@ -281,7 +281,7 @@ FIT = ["fit", f"--config={DIGITS}", "--trainer.max_epochs=1", "--trainer.limit_t
         ("--trainer.logger=WandbLogger", "Requirement 'wandb"),
         ("--trainer.strategy=abacus", "invalid strategy name: `strategy='abacus'`"),
         ("--trainer.limit_train_batches=-1", "invalid value -1 for limit_train_batches"),
-        ("--trainer.val_check_interval=1000", "`val_check_interval` (1000) must be less than or equal"),
+        ("--trainer.val_check_interval=1000", "val_check_interval"),
         (f"--seed_everything={10**30}", "is not in bounds"),
         ("--trainer.precision=transformer-engine", "'transformer_engine>=0.11.0' not met"),
     ],
