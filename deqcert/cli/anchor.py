@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deqcert.cli.arguments import parse_with_settings
 from deqcert.cli.targets import demand_free
 from deqcert.cli.trainer_verbs import instantiate
 from deqcert.data import ImageDataModule
@@ -32,7 +33,7 @@ def run_anchor(args: Sequence[str]) -> int:
     Args:
         args: Arguments after the verb; those that it does not know go to the configuration of model and data.
     """
-    parsed, config_args = _parser().parse_known_args(list(args))
+    parsed, config_args = parse_with_settings(_parser(), args)
     target = Path(parsed.to)
     demand_free(target, Path(parsed.source), parsed.overwrite)
     checkpoint = read_checkpoint(parsed.source, "source")

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deqcert.cli.arguments import config_files
+from deqcert.cli.arguments import config_files, parse_with_settings
 from deqcert.cli.targets import demand_free
 from deqcert.cli.trainer_verbs import instantiate
 from deqcert.errors import CheckpointError, require
@@ -29,7 +29,7 @@ def run_convert(args: Sequence[str]) -> int:
     Args:
         args: Arguments after the verb; those that it does not know go to the configuration of the model.
     """
-    parsed, model_args = _parser().parse_known_args(list(args))
+    parsed, model_args = parse_with_settings(_parser(), args)
     source, target = Path(parsed.source), Path(parsed.to)
     demand_free(target, source, parsed.overwrite)
     if target.suffix == SAFETENSORS:
