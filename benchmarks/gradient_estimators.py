@@ -120,7 +120,7 @@ def print_equilibrium(step: Step) -> bool:
         fixed_point = OneStep().fixed_point(lambda z: step.network.cell(z, injection), start, solver)
         assert fixed_point.solution is not None
         residual = fixed_point.solution.residual
-        radius = spectral_radius(fixed_point.state, fixed_point.image).value.mean()
+        radius = spectral_radius(fixed_point.state, fixed_point.fz).mean()
         print(f"- forward by Broyden {solver.max_steps}: residual {residual.median():.1e} in the median and ", end="")
         print(f"{residual.max():.1e} at most; spectral radius {radius:.2f}")
     return bool(residual.max() < REACHED)

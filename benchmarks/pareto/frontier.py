@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from measure import BATCH, CHAINS, MIXED_STEPS, N0, SEED, SERIES, SIGMA, STEPS, TOLERANCE, engine
+from measure import BATCH, CHAINS, N0, SEED, SERIES, SIGMA, STEPS, TOLERANCE, engine
 from networks import NETWORKS
 from replay import SIZES, Configuration, Seconds, Store, configurations, vote
 
@@ -27,7 +27,7 @@ from deqcert.report.compare import Comparison, compare
 from deqcert.report.figures.style import COLOURS, MARKERS, new_axes, save_figure
 from deqcert.report.summary import Summary, summarize
 from deqcert.smoothing import Anchored, Serialized, Smoothing, Standard
-from deqcert.solvers import Anderson, LearnedMixing, Picard
+from deqcert.solvers import Anderson, Picard
 from deqcert.statistics import Certificate, CertificationRule, FixedAudit
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -59,10 +59,8 @@ def strategies() -> dict[str, tuple[Smoothing, str]]:
     for series, steps in CHAINS.items():
         given[f"{series} label"] = Serialized(**base, solver=Anderson(steps), audit=FixedAudit(1)), "zero"
     for network, (_, start) in NETWORKS.items():
-        learned = network.endswith("mixed")
-        for k in MIXED_STEPS if learned else STEPS:
-            solver = LearnedMixing(k) if learned else Picard(k)
-            given[f"anchored-{network} label{k}"] = Anchored(**base, solver=solver, start=start), network
+        for k in STEPS:
+            given[f"anchored-{network} label{k}"] = Anchored(**base, solver=Picard(k), start=start), network
     return given
 
 
@@ -158,7 +156,7 @@ def draw_frontier(found: list[Point], path: Path) -> None:
     _, axes = new_axes("cell evaluations per image", "ACR")
     for name, line in families.items():
         colour, marker = next(look for kind, look in _LOOKS.items() if name.startswith(kind))
-        plain = not any(word in name for word in ("tuned", "mixed", "sequential", "unsound"))
+        plain = not any(word in name for word in ("tuned", "mixed", "unsound"))
         style = {"linestyle": "solid" if plain else "dashed", "fillstyle": "full" if plain else "none"}
         axes.plot(*zip(*sorted(line), strict=True), color=colour, marker=marker, label=name, **style, **_THIN)
     finish(axes, path, bottom=0.6)
@@ -216,7 +214,7 @@ def _family(configuration: Configuration) -> str:
         rule = rule.split(",")[0]
         return f"{name} {rule}{' (unsound)' if rule == 'published' else ''}"
     if name.startswith("anchored"):
-        return f"anchored {name.split('-', 2)[2]}" + ("-mixed" if "M-" in name else "")
+        return f"anchored {name.split('-', 2)[2]}"
     return "standard mean-tuned" if "tuned" in name else "standard"
 
 

@@ -25,15 +25,13 @@ from deqcert.seeding import Purpose
 from deqcert.smoothing import Engine, Serialized, Standard
 from deqcert.smoothing.engine import Labels
 from deqcert.smoothing.noise import noisy_batches
-from deqcert.solvers import Anderson, LearnedMixing, Picard
+from deqcert.solvers import Anderson, Picard
 from deqcert.statistics import FixedAudit
 
 SIGMA, N0, BATCH, SEED = 0.5, 100, 400, 0
 TOLERANCE = 1e-3
 STEPS = (1, 2, 3, 5)
 """Plain steps k from each start."""
-MIXED_STEPS = (2, 3, 5)
-"""Of learned mixing: a single step mixes nothing."""
 
 Columns = dict[str, np.ndarray]
 """Name to one value per copy: ``label…`` int8, ``steps`` uint8 where they differ from copy to copy."""
@@ -78,20 +76,9 @@ def anchored(network: str) -> Callable[[Tensor], Columns]:
     return label
 
 
-def mixed(network: str) -> Callable[[Tensor], Columns]:
-    """Label by every k of MIXED_STEPS of learned mixing."""
-
-    def label(x: Tensor) -> Columns:
-        solvers = {f"label{k}": LearnedMixing(max_steps=k) for k in MIXED_STEPS}
-        return {name: column(engine(network).label(x, solver, anchored=True)) for name, solver in solvers.items()}
-
-    return label
-
-
 SERIES: dict[str, Callable[[Tensor], Columns]] = {
     **{f"standard-{depth}A": standard("zero", depth) for depth in (30, 10, 5)},
-    **{f"anchored-{network}": anchored(network) for network in NETWORKS if not network.endswith("mixed")},
-    "anchored-learned-mixed": mixed("learned-mixed"),
+    **{f"anchored-{network}": anchored(network) for network in NETWORKS},
     "standard-30A-mean-tuned": standard("mean-tuned", 30),
 }
 CHAINS = {f"SRS-{k}A": k for k in (1, 3)}

@@ -18,14 +18,10 @@ NETWORKS: dict[str, tuple[str, StartKind]] = {
     "zero": (f"{_SMALL}_consistency", "zero"),
     "mean": (f"{_SMALL}_learned_start", "mean"),
     "learned": (f"{_SMALL}_learned_start", "learned"),
-    "learned-mixed": (f"{_SMALL}_learned_mixing", "learned"),
     "zero-tuned": (f"{_SMALL}_few_step_zero", "zero"),
     "mean-tuned": (f"{_SMALL}_few_step", "mean"),
     "learned-tuned": (f"{_SMALL}_few_step_learned", "learned"),
 }
-
-
-MIXING_STEPS = 5
 
 
 def load(name: str) -> MDEQ:
@@ -33,7 +29,7 @@ def load(name: str) -> MDEQ:
     directory, start = NETWORKS[name]
     stored: dict[str, Any] = torch.load(CHECKPOINTS / directory / "model.ckpt", weights_only=True)["state_dict"]
     weights = {key.removeprefix("network."): value for key, value in stored.items()}
-    network = MDEQ(dropout=0, start=start, mixing_steps=MIXING_STEPS if name.endswith("mixed") else 0)
+    network = MDEQ(dropout=0, start=start)
     wanted = network.state_dict().keys()
     unused = {key for key in weights if key not in wanted and not (start == "mean" and key.startswith("start."))}
     if unused:

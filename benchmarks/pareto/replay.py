@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from measure import BATCH, MIXED_STEPS, N0, SEED, SIGMA, STEPS
+from measure import BATCH, N0, SEED, SIGMA, STEPS
 from networks import NETWORKS
 
 from deqcert.seeding import Purpose
@@ -19,7 +19,6 @@ from deqcert.smoothing.engine import Engine, Labels
 from deqcert.smoothing.tally import Tally
 from deqcert.solvers import Anderson
 from deqcert.statistics import (
-    AbsolutePrecision,
     AdaptiveAudit,
     AuditRule,
     AuditSize,
@@ -27,8 +26,6 @@ from deqcert.statistics import (
     ChainLabels,
     FixedAudit,
     InputSpecific,
-    RelativePrecision,
-    SequentialAudit,
     Stopping,
     Votes,
     join_chains,
@@ -39,8 +36,6 @@ PILOT = 500
 """Selection copies of input-specific sampling: the others' 100, and the first batch of the estimation."""
 
 SIZES: dict[str, Stopping] = {
-    "anytime 5 %": RelativePrecision(0.05),
-    "anytime 0.1 σ": AbsolutePrecision(0.1),
     "input-specific 5 %": InputSpecific(0.05),
     "input-specific 0.1 σ": InputSpecific(0.1, "absolute"),
     "input-specific 0.12 σ": InputSpecific(0.12, "absolute"),
@@ -61,8 +56,8 @@ class Configuration(NamedTuple):
         name: Name in the tables.
         series: Stored series of labels.
         column: Which of its labels.
-        kind: "fixed", "anytime" or "input-specific" size of the sample, or "audit".
-        stopping: For the first three.
+        kind: "fixed" or "input-specific" size of the sample, or "audit".
+        stopping: For the first two.
         audit: For the last.
         rule: Rule of the audit.
     """
@@ -80,26 +75,16 @@ def configurations() -> Iterator[Configuration]:
     """Yield all of them."""
     depths = [(f"standard-{depth}A", f"standard-{depth}A", "label") for depth in (30, 10, 5)]
     depths.append(("standard-30A-mean-tuned", "standard-30A-mean-tuned", "label"))
-    anchors = [
-        (f"anchored-{k}N-{network}", f"anchored-{network}", f"label{k}")
-        for network in NETWORKS
-        if not network.endswith("mixed")
-        for k in STEPS
-    ]
-    anchors += [(f"anchored-{k}M-learned", "anchored-learned-mixed", f"label{k}") for k in MIXED_STEPS]
+    anchors = [(f"anchored-{k}N-{network}", f"anchored-{network}", f"label{k}") for network in NETWORKS for k in STEPS]
     for name, series, column in depths + anchors:
         yield Configuration(name, series, column, "fixed")
         for text, stopping in SIZES.items():
-            kind = "anytime" if stopping.anytime else "input-specific"
-            yield Configuration(f"{name}, {text}", series, column, kind, stopping)
+            yield Configuration(f"{name}, {text}", series, column, "input-specific", stopping)
     for k in (1, 3):
         for loss in (0.2, 0.1, 0.05, 0.02):
             yield Configuration(
                 f"SRS-{k}A, exact, {100 * loss:g} %", f"SRS-{k}A", "label", "audit", audit=AdaptiveAudit(loss)
             )
-        for loss in (0.2, 0.05):
-            audit = SequentialAudit(loss)
-            yield Configuration(f"SRS-{k}A, sequential, {100 * loss:g} %", f"SRS-{k}A", "label", "audit", audit=audit)
         published = Configuration(f"SRS-{k}A, published", f"SRS-{k}A", "label", "audit", audit=FixedAudit(400))
         yield published._replace(rule="published")
 
@@ -163,8 +148,7 @@ def _independent(copies: Copies, n0: int, stopping: Stopping | None, index: int,
     drawn = len(tally.joined().labels)
     part = _chain(index, copies.labels[:n0], copies.labels[n0:drawn], int(copies.steps[:drawn].sum()))
     part = part._replace(seconds=seconds.label * drawn)
-    anytime = stopping is not None and stopping.anytime
-    return join_chains(label, n0, [part], None, anytime, sigma=SIGMA, noise_error=0.0)
+    return join_chains(label, n0, [part], None, sigma=SIGMA, noise_error=0.0)
 
 
 def _chain(index: int, selection: np.ndarray, labels: np.ndarray, nfe: int) -> ChainLabels:
@@ -179,7 +163,7 @@ class _Remembered(Serialized):
     true: Copies | None = None
     seconds_of_a_copy: float = 0.0
 
-    def _audited(self, engine: Engine | None, tasks: Sequence[AuditTask]) -> list[ChainAudit]:
+    def audit_chains(self, engine: Engine | None, tasks: Sequence[AuditTask]) -> list[ChainAudit]:
         found = []
         for task in tasks:
             members = task.members + N0
@@ -207,4 +191,4 @@ def _serialized(series: str, audit: AuditSize, store: Store, index: int, label: 
     )
     tasks = strategy.audit_tasks(torch.empty(0), [part])
     audits = strategy.audit_chains(None, tasks)
-    return join_chains(label, N0, [part], audits, strategy.anytime, sigma=SIGMA, noise_error=0.0)
+    return join_chains(label, N0, [part], audits, sigma=SIGMA, noise_error=0.0)

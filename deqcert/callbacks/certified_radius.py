@@ -66,8 +66,7 @@ class CertifiedRadius(CertificationCallback):
             CertifiedAccuracy(radii)  # reports bad radii before any work
 
     def on_certify_start(self, trainer: Trainer, module: LightningModule, run: CertificationRun) -> None:
-        """Begin with the votes that the ledger already holds.
-"""
+        """Begin with the votes that the ledger already holds."""
         self._run = run
         self._radii = self.radii or list(automatic_radii(run.smoothing.sigma, self.rule.alpha, run.sampling.n))
         # Rank 0 hears of every image, so nothing is left to reduce; a collective would wait for busy ranks.

@@ -107,7 +107,9 @@ class CertificationLoop(_Loop):
             self._certify(ledger, self._votes(g, examples, mine), wanted)
             self._notify("on_certify_end", [known[index] for index in sorted(wanted)])
 
-    def _votes(self, g: SmoothedClassifier, examples: CertificationSet, positions: Sequence[int]) -> Iterator[list[Votes]]:
+    def _votes(
+        self, g: SmoothedClassifier, examples: CertificationSet, positions: Sequence[int]
+    ) -> Iterator[list[Votes]]:
         """Take the votes of the images at ``positions``, of as many at a time as suits the device."""
         if not positions:
             return

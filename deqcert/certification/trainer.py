@@ -103,6 +103,7 @@ class Trainer(lightning.pytorch.Trainer):
         rule = next(rules, CertificationRule())
         directory = Path(ledger_dir)
         loop = self.predict_loop
+        sampling = sampling.aimed_at(rule)
         certification = CertificationLoop(self, smoothing, sampling, seed, directory, patience)
         self.predict_loop = certification  # type: ignore[assignment]
         try:

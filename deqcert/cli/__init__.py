@@ -1,4 +1,4 @@
-"""The command line: ``deqcert fit | validate | test | certify | verify | report | convert | attack | anchor``."""
+"""The command line, ``deqcert VERB``; its verbs are listed in :mod:`deqcert.cli.entry`."""
 
 from deqcert.cli.entry import main
 

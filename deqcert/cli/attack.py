@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from deqcert.cli.arguments import parse_with_settings
 from deqcert.cli.certified_model import CertifiedModel, certified_model
 from deqcert.cli.verify import print_verification
 from deqcert.errors import require_count
@@ -43,7 +44,7 @@ def run_attack(args: Sequence[str]) -> int:
         1 if a file of the run does not follow from its votes, in which case nothing is attacked, or if a sound
         certificate is refuted; otherwise 0.
     """
-    parsed, overrides = _parser().parse_known_args(list(args))
+    parsed, overrides = parse_with_settings(_parser(), args)
     require_count("images", parsed.images, minimum=1)
     attack = SmoothedAttack(parsed.steps, parsed.samples, parsed.restarts, _GRADIENTS[parsed.gradient])
     radii = (0.0,) if parsed.radii is None else tuple(parsed.radii)
@@ -68,7 +69,7 @@ def run_attack(args: Sequence[str]) -> int:
     print(
         f"{summary.images} images of {parsed.run} ({model.sampling.name(model.g.base)}), "
         f"{summary.certified} of them certified and attacked; "
-        f"PGD of {attack.steps} steps on {attack.samples} noise vectors, {campaign.n} fresh copies; {path}"
+        f"PGD of {attack.steps} steps on {attack.samples} noise vectors, {campaign.n} fresh noisy samples; {path}"
     )
     print("\n".join(finding_lines(summary, outcomes)))
     return int(found_violation(outcomes))
@@ -83,43 +84,26 @@ def _parser() -> argparse.ArgumentParser:
         "certified accuracy, writes RUN/attack.json, and ends with code 1 if a sound certificate is refuted. Begins "
         "with deqcert verify: a run whose files do not follow from its votes is not attacked and ends with code 1 too.",
         epilog="Model, data and smoothing are built from RUN/certify.yaml, whose relative paths are relative to the "
-        "working directory; further arguments, written with =, are those of deqcert certify and replace what it says, "
-        "e.g. --ckpt_path=FILE or --data.root=DIR. Other weights or data than the certified ones are refused.",
+        "working directory; further options are those of deqcert certify and replace what it says, "
+        "e.g. --ckpt_path FILE or --data.root DIR. Other weights or data than the certified ones are refused.",
         allow_abbrev=False,
     )
-    parser.add_argument("run", metavar="RUN", help="directory of a run, its ledger_dir")
-    parser.add_argument("--images", type=int, default=20, metavar="N", help="first N images of the run (%(default)s)")
-    parser.add_argument("--radii", type=float, nargs="*", metavar="R", help="l2 radii; default: those of the run")
-    parser.add_argument(
-        "--factors",
-        type=float,
-        nargs="*",
-        default=defaults.factors,
-        metavar="F",
-        help=f"radii in units of each certified radius, below 1 inside of it ({' '.join(map(str, defaults.factors))})",
-    )
-    parser.add_argument("--steps", type=int, default=search.steps, help="gradient steps (%(default)s)")
-    parser.add_argument(
-        "--samples", type=int, default=search.samples, help="noise vectors inside of the attack (%(default)s)"
-    )
-    parser.add_argument(
-        "--restarts", type=int, default=search.restarts, help="attacks with other noise, the best counts (%(default)s)"
-    )
-    parser.add_argument(
-        "--gradient",
-        choices=sorted(_GRADIENTS),
-        default="implicit",
-        help="gradient through the fixed point (%(default)s)",
-    )
-    parser.add_argument("--n", type=int, default=defaults.n, help="fresh noisy copies of each point (%(default)s)")
-    parser.add_argument(
-        "--alpha_attack",
-        type=float,
-        default=defaults.alpha,
-        help="probability that any true certificate is refuted (%(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of attack and fresh noise (%(default)s)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: that of the run")
+    option = parser.add_argument
+    option("run", metavar="RUN", help="directory of a run, its ledger_dir")
+    option("--images", type=int, default=20, metavar="N", help="first N images of the run (%(default)s)")
+    option("--radii", type=float, nargs="*", metavar="R", help="l2 radii; default: those of the run")
+    inside = f"radii in units of each certified radius, below 1 inside of it ({' '.join(map(str, defaults.factors))})"
+    option("--factors", type=float, nargs="*", default=defaults.factors, metavar="F", help=inside)
+    option("--steps", type=int, default=search.steps, help="gradient steps (%(default)s)")
+    option("--samples", type=int, default=search.samples, help="noise vectors inside of the attack (%(default)s)")
+    option("--restarts", type=int, default=search.restarts, help="attacks with other noise (%(default)s)")
+    through = "gradient through the fixed point (%(default)s)"
+    option("--gradient", choices=sorted(_GRADIENTS), default="implicit", help=through)
+    option("--n", type=int, default=defaults.n, help="fresh noisy samples of each point (%(default)s)")
+    wrong = "probability that any true certificate is refuted (%(default)s)"
+    option("--alpha_attack", type=float, default=defaults.alpha, help=wrong)
+    option("--seed", type=int, default=0, help="seed of attack and fresh noise (%(default)s)")
+    option("--device", choices=["cpu", "cuda"], help="default: that of the run")
     return parser
 
 
@@ -157,15 +141,9 @@ def _document(
     outcomes: Sequence[Outcome],
 ) -> bytes:
     """Return ``{"settings": …, "run": …, "summary": …, "attacks": […]}`` as strict JSON, one attack per line."""
-    settings = {
-        "images": parsed.images,
+    settings = {name: getattr(parsed, name) for name in ("images", "steps", "samples", "restarts", "gradient", "n")} | {
         "radii": campaign.radii,
         "factors": campaign.factors,
-        "steps": campaign.attack.steps,
-        "samples": campaign.attack.samples,
-        "restarts": campaign.attack.restarts,
-        "gradient": parsed.gradient,
-        "n": campaign.n,
         "alpha_attack": campaign.alpha,
         "seed": parsed.seed,
         "device": model.device.type,

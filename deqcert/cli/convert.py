@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deqcert.cli.arguments import config_files
+from deqcert.cli.arguments import config_files, parse_with_settings
 from deqcert.cli.targets import demand_free
 from deqcert.cli.trainer_verbs import instantiate
-from deqcert.errors import CheckpointError, SettingError, require
+from deqcert.errors import CheckpointError, require
 from deqcert.files import file_digest
 from deqcert.interchange import convert_weights, read_weights, write_checkpoint, write_safetensors
 from deqcert.training.architecture import architecture_differences, architecture_of
@@ -24,15 +24,12 @@ _ANYWHERE = "--trainer.accelerator=cpu", "--trainer.precision=32-true", "--train
 
 
 def run_convert(args: Sequence[str]) -> int:
-    """Convert one file and print what became of everything in it.
+    """Convert one file, print what became of everything in it, and return 0.
 
     Args:
         args: Arguments after the verb; those that it does not know go to the configuration of the model.
-
-    Returns:
-        0.
     """
-    parsed, model_args = _parser().parse_known_args(list(args))
+    parsed, model_args = parse_with_settings(_parser(), args)
     source, target = Path(parsed.source), Path(parsed.to)
     demand_free(target, source, parsed.overwrite)
     if target.suffix == SAFETENSORS:
@@ -63,16 +60,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _import(source: Path, target: Path, model_args: Sequence[str]) -> list[str]:
-    if not any(config_files(model_args)):
-        raise SettingError(
-            "config", None, "must name the configuration of the model, e.g. configs/cifar10/mdeq_large.yaml"
-        )
+    named = any(config_files(model_args))
+    require(named, "config", None, "must name the configuration of the model, e.g. configs/cifar10/mdeq_large.yaml")
     found = read_weights(source)
     module = instantiate(["certify", *model_args, *_ANYWHERE]).model
     conversion = convert_weights(found.tensors, module.network, str(source))
     sigma = module.sigma
-    architecture = architecture_of(module.network)
-    write_checkpoint(target, conversion.weights, sigma, architecture)
+    write_checkpoint(target, conversion.weights, sigma, architecture_of(module.network))
     lines = [f"{source}: {conversion.form}; {len(conversion.weights)} tensors written to {target}"]
     lines += _by_reason("left out", conversion.ignored | found.beside)
     lines += _by_reason("put in", conversion.supplied)
@@ -89,14 +83,11 @@ def _import(source: Path, target: Path, model_args: Sequence[str]) -> list[str]:
 
 
 def _on_trust(network: str, settings: Mapping[str, object] | None) -> str:
-    """Say which settings the file could not confirm, and how to set them."""
     if settings is None:
         return f"taken on trust: all settings of {network} that names and shapes of its weights do not show"
     shown = ", ".join(f"{name} = {value}" for name, value in settings.items())
-    return (
-        f"taken on trust, since the file does not show it: {shown}; "
-        "to set it: --model.network.init_args.NAME=VALUE (no normalization: mean 0, std 1)"
-    )
+    advice = "to set it: --model.network.init_args.NAME=VALUE (no normalization: mean 0, std 1)"
+    return f"taken on trust, since the file does not show it: {shown}; {advice}"
 
 
 def _by_reason(verb: str, reasons: Mapping[str, str]) -> list[str]:
@@ -104,19 +95,17 @@ def _by_reason(verb: str, reasons: Mapping[str, str]) -> list[str]:
     names: dict[str, list[str]] = {}
     for name, reason in sorted(reasons.items()):
         names.setdefault(reason, []).append(printable(name))
-    return [
-        f"{verb} {', '.join(some[:_SHOWN])}{f' and {len(some) - _SHOWN} more' if len(some) > _SHOWN else ''}: {reason}"
-        for reason, some in names.items()
-    ]
+    more = {reason: f" and {len(some) - _SHOWN} more" if len(some) > _SHOWN else "" for reason, some in names.items()}
+    return [f"{verb} {', '.join(some[:_SHOWN])}{more[reason]}: {reason}" for reason, some in names.items()]
 
 
 def _export(source: Path, target: Path) -> list[str]:
     found = read_weights(source)
-    others = [name for name in found.tensors if not name.startswith(_OWN_PREFIX)]
-    if others:
-        raise CheckpointError(
-            f"{source}: {printable(others[0])} is no weight of a network of ours; convert it to a checkpoint first"
-        )
+    for name in found.tensors:
+        if not name.startswith(_OWN_PREFIX):
+            raise CheckpointError(
+                f"{source}: {printable(name)} is not a weight of a network of ours; convert it to a checkpoint first"
+            )
     demand_usable_weights(found.tensors, found.tensors, str(source))
     weights = {name.removeprefix(_OWN_PREFIX): tensor for name, tensor in found.tensors.items()}
     write_safetensors(target, weights, found.sigma, file_digest(source), found.architecture)

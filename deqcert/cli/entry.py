@@ -1,29 +1,67 @@
-"""The entry point: verbs, errors and exit codes."""
+"""The entry point: the table of verbs, errors and exit codes. Imports only what every verb needs."""
 
 from __future__ import annotations
 
+import difflib
 import errno
 import importlib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from typing import NamedTuple
 
 from deqcert.cli.output import Output
-from deqcert.errors import DeqcertError
-from deqcert.termination import TERMINATED
+from deqcert.errors import DeqcertError, SettingError
+from deqcert.version import __version__
 
 _USER_ERROR = 2
 _READER_GONE = 128 + signal.SIGPIPE  # as a shell reports it
 _INTERRUPTED = 128 + signal.SIGINT
 _DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-
-_OWN_VERBS = ("verify", "report", "convert", "attack", "anchor")
-"""Verbs that are not Lightning's: ``run_VERB(args)`` in the module of that name, imported when it is called for."""
-
-_MISCONFIGURATION = "MisconfigurationException"  # of Lightning, which is not imported for our own verbs
-
+_WORKER_LOST = {"torch.utils.data._utils.signal_handling", "torch.utils.data.dataloader"}
 _RESUME = "what was saved before is safe, run the same command again to resume"
+
+_USAGE = """usage: deqcert VERB [--option value | --option=value ...]
+       deqcert --help | --version
+
+Train deep equilibrium models and certify their robustness by (serialized) randomized smoothing.
+
+verbs:"""
+_MORE = "\ndeqcert VERB --help describes the options of a verb."
+
+
+class Verb(NamedTuple):
+    """One line for ``deqcert --help``, and what takes the arguments after the verb and returns the exit code."""
+
+    summary: str
+    run: Callable[[list[str]], int]
+
+
+def _own(module: str) -> Callable[[list[str]], int]:
+    """Return ``run_MODULE`` of a module of this package, which is imported when it is called."""
+    return lambda args: int(getattr(importlib.import_module(f"deqcert.cli.{module}"), f"run_{module}")(args))
+
+
+def _trainer(verb: str) -> Callable[[list[str]], int]:
+    def run(args: list[str]) -> int:
+        importlib.import_module("deqcert.cli.trainer_verbs").run_trainer_verb([verb, *args])
+        return 0
+
+    return run
+
+
+VERBS = {
+    "fit": Verb("train a network, or resume its training", _trainer("fit")),
+    "validate": Verb("evaluate a checkpoint on the validation images", _trainer("validate")),
+    "test": Verb("evaluate a checkpoint on the test images", _trainer("test")),
+    "certify": Verb("certify images by randomized smoothing, or resume a run", _trainer("certify")),
+    "verify": Verb("check that a run follows from the votes in its ledger", _own("verify")),
+    "report": Verb("compare runs in tables and figures", _own("report")),
+    "attack": Verb("try to refute the certificates of a run", _own("attack")),
+    "convert": Verb("convert public weights to a checkpoint, ours to safetensors", _own("convert")),
+    "anchor": Verb("compute the start from which few solver steps are certified", _own("anchor")),
+}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -33,34 +71,43 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments; None takes those of the process.
 
     Returns:
-        Exit code: 0; 1 if ``verify`` or ``attack`` has found something; 2 for an error that the user can mend; 3 if
+        Exit code: 0; 1 if ``verify`` or ``attack`` has found something; 2 for an error that the user can fix; 3 if
         ``verify`` does not know a rule of a run; 130 after Ctrl-C; 141 if nobody read the output to its end, which
-        changes nothing else; 143 if SIGTERM has ended a
-        run that the same command resumes.
+        changes nothing else.
+
+    Raises:
+        SystemExit: With code 143 if SIGTERM has ended a run that the same command resumes; with 2 or 0 from a parser.
     """
-    given = sys.argv[1:] if args is None else list(args)
+    verb, *rest = (sys.argv[1:] if args is None else list(args)) or [""]
     output, errors = Output(sys.stdout), Output(sys.stderr)
     with redirect_stdout(output), redirect_stderr(errors):
         try:
-            code = _code(given)
+            code = _code(verb, rest)
         finally:
             output.flush()
             errors.flush()
     return code or (_READER_GONE if output.unread or errors.unread else 0)
 
 
-def _code(given: list[str]) -> int:
+def _code(verb: str, rest: list[str]) -> int:
+    if verb in ("-h", "--help"):
+        print(_USAGE, *(f"  {name:10}{each.summary}" for name, each in VERBS.items()), _MORE, sep="\n")
+        return 0
+    if verb == "--version":
+        print(f"deqcert {__version__}")
+        return 0
     try:
-        return _run(given)
+        if verb not in VERBS:
+            near = difflib.get_close_matches(verb, VERBS, n=1)
+            hint = f"did you mean {near[0]}? The verbs are" if near else "must be one of"
+            raise SettingError("verb", verb, f"{hint} {', '.join(VERBS)}")
+        return VERBS[verb].run(rest)
     except SystemExit as ending:
-        # Lightning raises it without a code in fit, and a scheduler would take that run for a finished one.
-        if type(ending).__name__ == "SIGTERMException":
-            return TERMINATED
         if not isinstance(ending.__context__, KeyboardInterrupt):  # of which Lightning makes an exit with code 1
             raise
-        return _interrupted(given)
+        return _interrupted(verb)
     except KeyboardInterrupt:
-        return _interrupted(given)
+        return _interrupted(verb)
     except Exception as error:
         message = _message(error)
         if message is None:
@@ -69,51 +116,32 @@ def _code(given: list[str]) -> int:
         return _USER_ERROR
 
 
-def _interrupted(given: list[str]) -> int:
-    advice = {"certify": _RESUME, "fit": "--ckpt_path last resumes from the last checkpoint"}
-    print("; ".join(["deqcert: interrupted", *(advice[word] for word in given if word in advice)]), file=sys.stderr)
+def _interrupted(verb: str) -> int:
+    advice = {"certify": f"; {_RESUME}", "fit": "; --ckpt_path last resumes from the last checkpoint"}
+    print(f"deqcert: interrupted{advice.get(verb, '')}", file=sys.stderr)
     return _INTERRUPTED
 
 
-def _run(given: list[str]) -> int:
-    if given and given[0] in _OWN_VERBS:
-        verb, *rest = given
-        return int(getattr(importlib.import_module(f"deqcert.cli.{verb}"), f"run_{verb}")(rest))
-    from deqcert.cli.configs import demand_sound_configs
-
-    demand_sound_configs(given)
-    # Takes seconds to import: only for verbs that need it.
-    from deqcert.cli.trainer_verbs import run_trainer_verb
-
-    run_trainer_verb(given)
-    return 0
-
-
-def _message(error: BaseException | None) -> str | None:
-    """Say what the user can mend; None if it is a bug. The parser wraps what a class raises into its own error."""
-    while error is not None:
-        if isinstance(error, DeqcertError):
-            return str(error)
-        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-            place = f"{error.filename}: " if error.filename else ""
-            return f"{place}{error.strerror}; {_RESUME}"
-        if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
-            return f"not enough memory ({error}): lower smoothing.batch_size or smoothing.execution.rows"
-        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-            return f"a process that loads data was killed, often for lack of memory ({error}); {_RESUME}"
-        if "gloo" in str(error).lower() or any(kind.__name__ == "DistError" for kind in type(error).__mro__):
-            return f"another process of this run has stopped ({str(error).splitlines()[0]}); {_RESUME}"
-        if _refused_by_lightning(error):
-            return " ".join(str(error).split())
-        error = error.__cause__ or error.__context__
+def _message(error: Exception) -> str | None:
+    """Say what the user can fix, by the type of the error; None if it may be a bug, whose traceback is needed."""
+    torch = sys.modules.get("torch")  # if it was not imported, the error is not one of its
+    if isinstance(error, DeqcertError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror}; {_RESUME}"
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
+        return f"not enough memory ({error}): lower smoothing.batch_size or smoothing.execution.rows"
+    if torch and isinstance(error, torch.distributed.DistError):
+        return f"another process of this run has stopped ({str(error).splitlines()[0]}); {_RESUME}"
+    if type(error) is RuntimeError and raising_module(error) in _WORKER_LOST:  # torch has no type for it
+        return f"a process that loads data was killed, often for lack of memory ({error}); {_RESUME}"
     return None
 
 
-def _refused_by_lightning(error: BaseException) -> bool:
-    """Whether Lightning itself has found that settings do not work."""
+def raising_module(error: BaseException) -> str:
+    """Return the name of the module whose code has raised ``error``."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    if trace is None or not trace.tb_frame.f_globals.get("__name__", "").startswith("lightning."):
-        return False
-    return isinstance(error, (ValueError, RuntimeError, ImportError)) or type(error).__name__ == _MISCONFIGURATION
+    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))

@@ -9,11 +9,7 @@ from typing import Any
 class Output:
     """A stream of text; once its reader has closed the pipe (``| head``), work goes on unread instead of ending there.
 
-    Args:
-        stream: Where the text goes.
-
-    Attributes:
-        unread: Whether the reader has left before the end.
+    ``unread`` says whether the reader has left before the end.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -21,25 +17,21 @@ class Output:
         self.unread = False
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else is the stream's."""
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
         """Write, or not if nobody reads."""
-        try:
-            self._stream.write(text)
-        except BrokenPipeError:
-            self._discard()
+        self._unless_unread(self._stream.write, text)
         return len(text)
 
     def flush(self) -> None:
         """Flush, or not if nobody reads."""
-        try:
-            self._stream.flush()
-        except BrokenPipeError:
-            self._discard()
+        self._unless_unread(self._stream.flush)
 
-    def _discard(self) -> None:
-        """Send the rest nowhere, also what the stream still holds and Python flushes when it ends."""
-        self.unread = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+    def _unless_unread(self, action: Any, *text: str) -> None:
+        try:
+            action(*text)
+        except BrokenPipeError:
+            self.unread = True
+            # Also what the stream still holds and Python flushes when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import re
+from argparse import SUPPRESS
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, get_args
 
 from jsonargparse import Namespace, _typehints
+from jsonargparse._actions import _ActionConfigLoad
 from jsonargparse._util import import_object
+from lightning.pytorch.cli import LightningArgumentParser
 
 _adapt = _typehints.adapt_typehints
+
+
+class SettingsParser(LightningArgumentParser):
+    """A parser that refuses null where a setting may not be null; jsonargparse takes it for a setting not given."""
+
+    def validate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> None:
+        """Check a configuration.
+
+        Raises:
+            TypeError: If a value is not valid, which the parser says in a line.
+        """
+        super().validate(namespace, *args, **kwargs)
+        for action in self._actions:
+            value = namespace.get(action.dest, SUPPRESS)
+            if isinstance(action, _ActionConfigLoad):
+                if value is not SUPPRESS and not isinstance(value, Namespace):
+                    raise TypeError(f'Parser key "{action.dest}": must be a group of settings. Got value: {value}')
+            elif value is None and action.default not in (None, SUPPRESS):
+                self._check_value_key(action, None, action.dest, namespace)
 
 
 @contextmanager

@@ -59,6 +59,7 @@ def _warnings_printed() -> Iterator[None]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="deqcert report",
+        allow_abbrev=False,
         description="Compare runs: certified accuracy, ACR, abstentions, lower bounds, cost. Needs neither model nor "
         "data: certificates are derived from votes again.",
     )

@@ -23,6 +23,7 @@ def run_verify(args: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="deqcert verify",
+        allow_abbrev=False,
         description="Compute every certificate, total and table of a run again from the votes in its ledger, and check "
         "its digests and settings. Needs neither model nor data.",
         epilog="Ends with code 1 if something does not follow from the votes, with code 3 if a run uses a strategy, "

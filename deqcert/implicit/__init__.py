@@ -3,8 +3,7 @@
 from deqcert.implicit.adjoint import ImplicitAdjoint
 from deqcert.implicit.base import BackwardMonitor, EquilibriumEstimator, FixedPoint, GradientEstimator
 from deqcert.implicit.jacobian import hutchinson_penalty, spectral_radius
-from deqcert.implicit.phantom import OneStep, Phantom
-from deqcert.implicit.unrolled import Unrolled
+from deqcert.implicit.unrolled import OneStep, Phantom, Unrolled
 
 __all__ = [
     "BackwardMonitor",

@@ -18,9 +18,9 @@ class _Adjoint(torch.autograd.Function):
     """The identity, whose backward pass hands the gradient to ``solve``."""
 
     @staticmethod
-    def forward(ctx: Any, image: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(ctx: Any, fz: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.solve = solve
-        return image.view_as(image)
+        return fz.view_as(fz)
 
     # The backward solve has no graph: a second derivative would be wrong without notice.
     @staticmethod
@@ -40,13 +40,13 @@ class ImplicitAdjoint(EquilibriumEstimator):
 
     solver: Solver = field(default_factory=lambda: Broyden(max_steps=7, tolerance=1e-3))
 
-    def attach(self, function: Function, state: Tensor, image: Tensor, monitor: BackwardMonitor | None) -> Tensor:
-        """Solve the adjoint equation in the backward pass, with vector-Jacobian products of ``image``."""
+    def attach(self, function: Function, state: Tensor, fz: Tensor, monitor: BackwardMonitor | None) -> Tensor:
+        """Solve the adjoint equation in the backward pass, with vector-Jacobian products of ``fz``."""
 
         def solve(gradient: Tensor) -> Tensor:
             def adjoint(g: Tensor) -> Tensor:
                 with torch.enable_grad():
-                    (product,) = torch.autograd.grad(image, state, g, retain_graph=True)
+                    (product,) = torch.autograd.grad(fz, state, g, retain_graph=True)
                 return product + gradient
 
             solution = self.solver.solve(adjoint, gradient)
@@ -54,5 +54,5 @@ class ImplicitAdjoint(EquilibriumEstimator):
                 monitor(solution)
             return solution.value
 
-        value: Tensor = _Adjoint.apply(image, solve)
+        value: Tensor = _Adjoint.apply(fz, solve)
         return value

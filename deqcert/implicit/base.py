@@ -18,13 +18,13 @@ class FixedPoint(NamedTuple):
     Attributes:
         value: z*, differentiable with respect to whatever F closes over; shape (B, ...).
         state: A point of the graph at which F was evaluated, shape (B, ...): a leaf, except after unrolling.
-        image: F(state) with its graph, shape (B, ...): what Jacobian products are taken of.
+        fz: F(state) with its graph, shape (B, ...): what Jacobian products are taken of.
         solution: What the forward solver reported; None after unrolling.
     """
 
     value: Tensor
     state: Tensor
-    image: Tensor
+    fz: Tensor
     solution: Solution | None
 
 
@@ -61,23 +61,20 @@ class EquilibriumEstimator(GradientEstimator):
     def fixed_point(
         self, function: Function, start: Tensor, solver: Solver, monitor: BackwardMonitor | None = None
     ) -> FixedPoint:
-        """Solve z = F(z) and attach this estimator's backward pass; see the base class."""
+        """Solve z = F(z) and attach this estimator's backward pass."""
         solution = solver.solve(function, start)
         state = solution.value.detach().requires_grad_()
         with torch.enable_grad():
-            image = function(state)
-            return FixedPoint(self.attach(function, state, image, monitor), state, image, solution)
+            fz = function(state)
+            return FixedPoint(self.attach(function, state, fz, monitor), state, fz, solution)
 
     @abstractmethod
-    def attach(self, function: Function, state: Tensor, image: Tensor, monitor: BackwardMonitor | None) -> Tensor:
-        """Return z* with the backward pass of this estimator.
+    def attach(self, function: Function, state: Tensor, fz: Tensor, monitor: BackwardMonitor | None) -> Tensor:
+        """Return z*, shape of ``state``, with the backward pass of this estimator.
 
         Args:
             function: F.
             state: The solved fixed point, a leaf that requires a gradient, shape (B, ...).
-            image: F(state) with its graph, same shape.
+            fz: F(state) with its graph, same shape.
             monitor: Called with the solution of every backward solve.
-
-        Returns:
-            The differentiable fixed point, shape of ``state``.
         """

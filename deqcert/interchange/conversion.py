@@ -18,14 +18,14 @@ from deqcert.training.checkpoints import demand_usable_weights, printable
 _RESNETS = (CifarResNet, ResNet50)
 _PUBLIC_MDEQ = "public MDEQ"
 _COHEN = "Cohen et al., ResNet"
-_IN_SEQUENCE = re.compile(r"1\.(?:module\.|_orig_mod\.)*")
-"""Cohen et al. certify ``Sequential(normalisation, network)``, the network in a ``DataParallel``, compiled, or not."""
+_IN_SEQUENCE = re.compile(r"^1\.(?:module\.|_orig_mod\.)*")
+"""Cohen et al. certify ``Sequential(normalization, network)``, the network in a ``DataParallel``, compiled, or not."""
 
 _AVERAGED = "n_averaged"
 """What ``torch.optim.swa_utils.AveragedModel`` counts beside the weights that it wraps."""
 
-_NORMALISATION = {"0.means": "mean", "0.sds": "std"}
-"""Buffers of that normalisation, where they were saved, and ours."""
+_NORMALIZATION = {"0.means": "mean", "0.sds": "std"}
+"""Buffers of that normalization, where they were saved, and ours."""
 
 _COUNTER = ".num_batches_tracked"
 
@@ -34,12 +34,11 @@ class Conversion(NamedTuple):
     """Weights of a network that were found in a file.
 
     Attributes:
-        form: What the file was recognised as.
+        form: What the file was recognized as.
         weights: By the names of the network.
         ignored: What the file has besides them, by its names, with the reason why it is not needed.
-        supplied: What the file has not, by names like its own, with what was put in its place.
-        on_trust: Settings of the network that the file does not show, with their values; None if the network does not
-            say which those are.
+        supplied: What the file lacks, by names like its own, with what was put in its place.
+        on_trust: Settings of the network that the file does not show, with their values; None if it does not state any.
     """
 
     form: str
@@ -52,7 +51,7 @@ class Conversion(NamedTuple):
 def convert_weights(given: Mapping[str, Tensor], network: nn.Module, shown: str) -> Conversion:
     """Find the weights of ``network`` in those of a file.
 
-    Known are the public MDEQ (with or without weight normalisation), the ResNets of Cohen et al. and of torchvision,
+    Known are the public MDEQ (with or without weight normalization), the ResNets of Cohen et al. and of torchvision,
     and our own names; with or without what wrappers (``DataParallel``, ``torch.compile``, a LightningModule, …) put
     before every name.
 
@@ -69,7 +68,7 @@ def convert_weights(given: Mapping[str, Tensor], network: nn.Module, shown: str)
     given = _without_prefixes(given, network)
     ignored: dict[str, str] = {}
     supplied: dict[str, str] = {}
-    form, rename = _recognise(given, network, shown)
+    form, rename = _recognize(given, network, shown)
     if form == _COHEN:
         given, ignored = _of_sequence(given, network, shown)
     names = {rename(name): name for name in own}
@@ -86,7 +85,7 @@ def convert_weights(given: Mapping[str, Tensor], network: nn.Module, shown: str)
     return Conversion(form, weights, ignored, supplied, _on_trust(network, ignored))
 
 
-def _recognise(given: Mapping[str, Tensor], network: nn.Module, shown: str) -> tuple[str, Callable[[str], str]]:
+def _recognize(given: Mapping[str, Tensor], network: nn.Module, shown: str) -> tuple[str, Callable[[str], str]]:
     """Return what the weights are of and how it calls a weight of ours."""
     kind = type(network).__name__
     if any(mdeq_names.MARK.match(name) for name in given):
@@ -117,22 +116,18 @@ def _without_prefixes(given: Mapping[str, Tensor], network: nn.Module) -> dict[s
 def _of_sequence(
     given: Mapping[str, Tensor], network: nn.Module, shown: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Take the network out of the sequence that Cohen et al. save; its normalisation must be ours."""
+    """Take the network out of the sequence that Cohen et al. save; its normalization must be ours."""
     kept: dict[str, Tensor] = {}
-    ignored = {}
     for name, tensor in given.items():
-        if name in _NORMALISATION:
-            ours = network.get_buffer(_NORMALISATION[name]).flatten()
-            if tensor.shape != ours.shape or not torch.allclose(tensor.to(ours), ours, atol=1e-4):
-                raise CheckpointError(f"{shown}: {name} = {tensor.tolist()}, but the network has {ours.tolist()}")
-            ignored[name] = "the normalisation, which is that of the network"
-            kept[name] = tensor
-            continue
-        prefix = _IN_SEQUENCE.match(name)
-        short = name[prefix.end() :] if prefix else name
+        short = _IN_SEQUENCE.sub("", name, count=1)
         if short in kept:
-            raise CheckpointError(f"{shown}: {printable(name)} comes twice")
+            raise CheckpointError(f"{shown}: {printable(short)} comes twice")
         kept[short] = tensor
+    ignored = {name: "the normalization, which is that of the network" for name in _NORMALIZATION if name in given}
+    for name in ignored:
+        ours = network.get_buffer(_NORMALIZATION[name]).flatten()
+        if given[name].shape != ours.shape or not torch.allclose(given[name].to(ours), ours, atol=1e-4):
+            raise CheckpointError(f"{shown}: {name} = {given[name].tolist()}, but the network has {ours.tolist()}")
     return kept, ignored
 
 
@@ -141,20 +136,20 @@ def _on_trust(network: nn.Module, ignored: Mapping[str, str]) -> dict[str, Any] 
     architecture = architecture_of(network)
     if architecture is None:
         return None
-    compared = {ours for name, ours in _NORMALISATION.items() if name in ignored}
+    compared = {ours for name, ours in _NORMALIZATION.items() if name in ignored}
     settings = architecture["settings"]
     return {name: settings[name] for name in getattr(network, "UNSEEN", settings) if name not in compared}
 
 
 def _redundant(given: Mapping[str, Tensor], names: Mapping[str, str], network: nn.Module) -> dict[str, str]:
-    """Name what is known to be of no use."""
+    """Name what is known to be of no use, with the reason."""
     found = {}
     for name in given.keys() - names.keys():
         reason = mdeq_names.why_redundant(name, given, network) if isinstance(network, MDEQ) else None
-        if reason is None and name.endswith(_COUNTER):
-            reason = "a counter of batches that the network does not have"
         if name == _AVERAGED:
-            reason = "a counter of averaged weights"
-        if reason is not None:
+            found[name] = "a counter of averaged weights"
+        elif reason is not None:
             found[name] = reason
+        elif name.endswith(_COUNTER):
+            found[name] = "a counter of batches that the network does not have"
     return found

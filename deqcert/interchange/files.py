@@ -30,7 +30,7 @@ class Weights(NamedTuple):
 
     Attributes:
         tensors: The weights by their names in the file.
-        beside: Names of what else is in it, e.g. the state of an optimiser, with the reason why it is left out.
+        beside: Names of what else is in it, e.g. the state of an optimizer, with the reason why it is left out.
         sigma: Standard deviation of the training noise, where the file tells.
         architecture: Class and settings of the network, see :func:`architecture_of`, where the file tells.
     """
@@ -55,7 +55,7 @@ def read_weights(path: str | Path) -> Weights:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{shown}: must hold a dictionary of weights, not a {type(content).__name__}")
     holders = [name for name in _HOLDERS if isinstance(content.get(name), Mapping)]
-    holder = holders[0] if holders else None
+    holder = next(iter(holders), None)
     tensors = content if holder is None else content[holder]
     demand_tensors(tensors, shown)
     if not tensors:
@@ -85,11 +85,16 @@ def write_checkpoint(
         sigma: Standard deviation of the noise that the network was trained with.
         architecture: Class and settings of the network, see :func:`architecture_of`; None if it does not state them.
     """
+    # torch.save would write the rest of the storage of a view too.
+    alone = {
+        f"network.{name}": tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+        for name, tensor in network_weights.items()
+    }
     checkpoint: dict[str, Any] = {
         "epoch": 0,
         "global_step": 0,
         "pytorch-lightning_version": version("lightning"),
-        "state_dict": {f"network.{name}": _alone(tensor) for name, tensor in network_weights.items()},
+        "state_dict": alone,
         "hyper_parameters": {"sigma": sigma},
     }
     if architecture is not None:
@@ -119,11 +124,6 @@ def write_safetensors(
     # safetensors refuses tensors that share memory or have gaps.
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network_weights.items()}
     write_atomically(path, save(tensors, metadata))
-
-
-def _alone(tensor: Tensor) -> Tensor:
-    """Return a view without the rest of its storage, which torch.save would write too."""
-    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
 def _read_safetensors(path: Path) -> Weights:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -15,35 +15,46 @@ from deqcert.training.checkpoints import printable
 MARK = re.compile(r"fullstage\.branches\.\d+\.blocks\.")
 """Names by which a public MDEQ is known."""
 
-_PARAMETRISED = re.compile(r"parametrizations\.weight\.original([01])$")
-"""Length and direction of a weight, by torch's later weight normalisation."""
+_PARAMETRIZED = re.compile(r"parametrizations\.weight\.original([01])$")
+"""Length and direction of a weight, by torch's later weight normalization."""
 
-_NORMALISED = {"0": "weight_g", "1": "weight_v"}
+_NORMALIZED = {"0": "weight_g", "1": "weight_v"}
 _SHARED = "deq.func."
 _COPIES = ("fullstage_copy.", "deq.func_copy.")
 _SINGLE_POST_FUSION = "fullstage.post_fuse_layers.0."
 _BODY = {"0": "conv1", "1": "bn1", "3": "conv2", "4": "bn2", "6": "conv3", "7": "bn3"}
 
+_RENAMED: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    (r"mdeq_cell\.blocks\.(\d+)\.norm", r"fullstage.branches.\1.blocks.0.gn"),
+    (r"mdeq_cell\.blocks\.(\d+)\.", r"fullstage.branches.\1.blocks.0."),
+    (r"mdeq_cell\.post_fusion\.(\d+)\.1\.", r"fullstage.post_fuse_layers.\1.conv."),
+    (r"mdeq_cell\.post_fusion\.(\d+)\.2\.", r"fullstage.post_fuse_layers.\1.gnorm."),
+    (r"mdeq_cell\.fusion\.(\d+)\.(\d+)\.(\d+)\.", lambda match: _of_fusion(*map(int, match.groups()))),
+    (r"mdeq_head\.final\.", "final_layer."),
+    (r"mdeq_head\.downsample\.", "downsamp_modules."),
+    (r"mdeq_head\.bottlenecks\.(\d+)\.shortcut\.", r"incre_modules.\1.0.downsample."),
+    (r"mdeq_head\.bottlenecks\.(\d+)\.body\.(\d)", lambda match: f"incre_modules.{match[1]}.0.{_BODY[match[2]]}"),
+    (r"mdeq_head\.", ""),
+]
+"""How names of ours begin, and how the same begin there; the first that fits is taken."""
+
 
 def public_name(name: str, network: MDEQ) -> str:
-    """Return the public name of a weight of ours.
-
-    Args:
-        name: Name in the state dict of ``network``.
-        network: Our network; what a stage of its stem is called depends on how many there are.
-    """
+    """Return the public name of a weight that is called ``name`` in the state dict of ``network``."""
     part, rest = name.split(".", 1)
     if part == "stem":
         return _of_stem(rest, network)
-    if part == "mdeq_cell":
-        return f"fullstage.{_older(_of_cell(rest))}"
-    return _of_head(rest)
+    for pattern, begin in _RENAMED:
+        name, found = re.subn(f"^{pattern}", begin, name)
+        if found:
+            break
+    return _older(name)
 
 
 def with_weight_norms(
     given: Mapping[str, Tensor], names: Mapping[str, str], shown: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Give each normalised weight its length and direction, whichever way the file holds it.
+    """Give each normalized weight its length and direction, whichever way the file holds it.
 
     Args:
         given: Weights by public names.
@@ -51,7 +62,7 @@ def with_weight_norms(
         shown: The file, for the error.
 
     Returns:
-        The weights, and what was computed with the reason.
+        The weights, and the names of those that were computed, with the reason.
 
     Raises:
         CheckpointError: A length or direction comes twice.
@@ -71,7 +82,7 @@ def with_weight_norms(
             kept[length] = weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
             # A filter of zeros has no direction: any will do.
             kept[direction] = torch.where(kept[length] == 0, 1.0, weight)
-            supplied[length] = "the length of a weight that was saved without weight normalisation"
+            supplied[length] = "the length of a weight that was saved without weight normalization"
     return kept, supplied
 
 
@@ -101,34 +112,13 @@ def _of_stem(name: str, network: MDEQ) -> str:
     return f"downsample.DS{stage + 1}{'-BN' if layer == 1 else ''}.{rest}"
 
 
-def _of_cell(name: str) -> str:
-    part, index, rest = name.split(".", 2)
-    if part == "blocks":
-        return f"branches.{index}.blocks.0.{rest.replace('norm', 'gn', 1) if rest.startswith('norm') else rest}"
-    if part == "post_fusion":
-        position, tensor = rest.split(".", 1)
-        return f"post_fuse_layers.{index}.{'conv' if position == '1' else 'gnorm'}.{tensor}"
-    source, position, tensor = rest.split(".", 2)
-    if int(source) > int(index):
-        return f"fuse_layers.{index}.{source}.net.{'conv' if position == '0' else 'gnorm'}.{tensor}"
-    stage, layer = divmod(int(position), 3)
-    return f"fuse_layers.{index}.{source}.net.{stage}.{'conv' if layer == 0 else 'gnorm'}.{tensor}"
+def _of_fusion(target: int, source: int, position: int) -> str:
+    """Positions of ours are convolution and norm, and on the way down a ReLU, for each stage."""
+    stage, layer = divmod(position, 3)
+    place = "" if source > target else f"{stage}."
+    return f"fullstage.fuse_layers.{target}.{source}.net.{place}{'conv' if layer == 0 else 'gnorm'}."
 
 
 def _older(name: str) -> str:
-    """Name a normalised weight as torch's first weight normalisation did."""
-    return _PARAMETRISED.sub(lambda match: _NORMALISED[match[1]], name)
-
-
-def _of_head(name: str) -> str:
-    part, rest = name.split(".", 1)
-    if part == "classifier":
-        return name
-    if part == "final":
-        return f"final_layer.{rest}"
-    if part == "downsample":
-        return f"downsamp_modules.{rest}"
-    index, branch, position, tensor = rest.split(".", 3)
-    if branch == "shortcut":
-        return f"incre_modules.{index}.0.downsample.{position}.{tensor}"
-    return f"incre_modules.{index}.0.{_BODY[position]}.{tensor}"
+    """Name a normalized weight as torch's first weight normalization did."""
+    return _PARAMETRIZED.sub(lambda match: _NORMALIZED[match[1]], name)

@@ -16,21 +16,12 @@ _ORDER = re.compile(r"[<>|=]")
 
 
 class NumberType:
-    """Stands for a ``numpy.dtype`` of one number.
-
-    Args:
-        code: Kind and bytes, e.g. ``f8``.
-        unused: What else numpy's constructor is given.
-
-    Raises:
-        ValueError: It is not a number.
-    """
+    """Stands for a ``numpy.dtype`` of one number; ``code`` is its kind and bytes, e.g. ``f8``."""
 
     def __init__(self, code: str, *unused: object) -> None:
         if not _NUMBER.fullmatch(code):
             raise ValueError(f"numpy type {code[:20]!a} beside the weights")
-        self.code = code
-        self.order = "="
+        self.code, self.order = code, "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         """Take the byte order out of the state of a ``numpy.dtype``."""
@@ -40,11 +31,7 @@ class NumberType:
 
 
 def number(kind: NumberType, content: bytes) -> bool | int | float:
-    """Stand for numpy's ``scalar``: return the one number whose bytes these are.
-
-    Raises:
-        ValueError: They are too few or too many.
-    """
+    """Stand for numpy's ``scalar``: return the one number whose bytes these are."""
     (value,) = np.frombuffer(content, np.dtype(kind.order + kind.code)).tolist()
     return value  # type: ignore[no-any-return]
 

@@ -1,8 +1,8 @@
 """Networks: the DEQ contract, the multiscale DEQ, and explicit ones to compare with. Plain modules, no Lightning."""
 
 from deqcert.models.base import DEQ, Start
-from deqcert.models.compiled import CompiledDEQ
+from deqcert.models.compiled import compile_deq
 from deqcert.models.mdeq import MDEQ, MDEQInjection
 from deqcert.models.resnet import CifarResNet, ResNet50
 
-__all__ = ["DEQ", "MDEQ", "CifarResNet", "CompiledDEQ", "MDEQInjection", "ResNet50", "Start"]
+__all__ = ["DEQ", "MDEQ", "CifarResNet", "MDEQInjection", "ResNet50", "Start", "compile_deq"]

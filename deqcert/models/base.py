@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from deqcert.solvers import Function, Mixer, Solution, Solver, Workspace
+from deqcert.errors import require
+from deqcert.solvers import Function, Solution, Solver, Workspace
 
 Start = Literal["zero", "anchor"]
 """Where a solve starts: the cold start, or the anchored one that a network has computed."""
@@ -61,11 +62,6 @@ class DEQ(nn.Module, ABC):
         """Noise that the anchored start was computed under; None if it does not depend on any, 0 if it was not yet."""
         return None
 
-    @property
-    def mixer(self) -> Mixer | None:
-        """Weights for :class:`deqcert.solvers.LearnedMixing`; None if the network has not learned any."""
-        return None
-
     def start_state(self, injection: Any, start: Start) -> Tensor:
         """Return the state that a solve starts from, shape (B, ...)."""
         return self.anchor(injection) if start == "anchor" else self.initial_state(injection)
@@ -95,11 +91,7 @@ class DEQ(nn.Module, ABC):
 
         Returns:
             Logits, shape (B, classes), and the solution.
-
-        Raises:
-            SettingError: If the solver needs a mixer that the network does not have.
         """
-        solver = solver.bound_to(self.mixer)
         with torch.no_grad():
             injection = self.inject(x)
             state = start if isinstance(start, Tensor) else self.start_state(injection, start)
@@ -117,7 +109,9 @@ class DEQ(nn.Module, ABC):
     def for_inference(self) -> DEQ:
         """Return a network of the same function that is faster to evaluate and cannot be trained; this one by default.
 
-        Call it in evaluation mode. The result may share tensors with this network and does not follow its changes.
+        Call it in evaluation mode. Return a copy of this network (``copy.copy``) with the faster parts put in, not an
+        object of another class: then nothing that a subclass adds or overrides can be lost. The copy may share tensors
+        with this network and does not follow its changes.
         """
         return self
 
@@ -143,3 +137,14 @@ def tensors_of(injection: Any) -> Iterator[Tensor]:
     elif isinstance(injection, tuple):
         for item in injection:
             yield from tensors_of(item)
+
+
+def register_normalization(
+    network: nn.Module, mean: Sequence[float], std: Sequence[float], image_channels: int
+) -> None:
+    """Give a network the buffers ``mean`` and ``std``, shape (C, 1, 1); checkpoints do not hold them."""
+    fitting = len(mean) == len(std) == image_channels
+    require(fitting, "mean", tuple(mean), f"mean and std need {image_channels} entries")
+    require(min(std) > 0, "std", tuple(std), "must all be > 0")
+    for name, values in (("mean", mean), ("std", std)):
+        network.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)

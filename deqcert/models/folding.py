@@ -7,13 +7,14 @@ import copy
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 
 @torch.no_grad()
 def folded(module: nn.Module, like: Tensor) -> nn.Module:
     """Return a twin of ``module`` for inputs that are channels last.
 
-    Weight normalisations become part of the weights; batch norms that follow a convolution in an ``nn.Sequential`` go
+    Weight normalizations become part of the weights; batch norms that follow a convolution in an ``nn.Sequential`` go
     into its weight and bias; group norms compute as :class:`ChannelsLastGroupNorm`. What stays as it is is shared with
     ``module``.
 
@@ -21,9 +22,10 @@ def folded(module: nn.Module, like: Tensor) -> nn.Module:
         module: A module in evaluation mode.
         like: Has the dtype and the device of the module.
     """
-    if isinstance(module, nn.Conv2d):
+    kind = type_before_parametrizations(module)  # a subclass may compute something else
+    if kind is nn.Conv2d and isinstance(module, nn.Conv2d):
         return _plain(module)
-    if isinstance(module, nn.GroupNorm):
+    if kind is nn.GroupNorm and isinstance(module, nn.GroupNorm):
         return ChannelsLastGroupNorm(module, like)
     twin = copy.copy(module)
     twin._modules = {name: child and folded(child, like) for name, child in module._modules.items()}
@@ -39,7 +41,7 @@ def folded(module: nn.Module, like: Tensor) -> nn.Module:
 
 
 class ChannelsLastGroupNorm(nn.Module):
-    """Group normalisation by whole-channel sums, for channels-last inputs.
+    """Group normalization by whole-channel sums, for channels-last inputs.
 
     torch's own kernel goes through each group by itself, which is slow where a group has few channels.
 
@@ -67,7 +69,7 @@ class ChannelsLastGroupNorm(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x``, shape (B, C, H, W)."""
+        """Normalize ``x``, shape (B, C, H, W)."""
         batch, channels, height, width = x.shape
         pixels = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
         values = pixels.to(self.shift.dtype)
@@ -84,7 +86,7 @@ class ChannelsLastGroupNorm(nn.Module):
 
 
 def _plain(conv: nn.Conv2d) -> nn.Conv2d:
-    """Return a convolution with the weight that its parametrisation, if any, computes."""
+    """Return a convolution with the weight that its parametrization, if any, computes."""
     plain = nn.Conv2d(
         conv.in_channels,
         conv.out_channels,

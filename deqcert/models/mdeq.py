@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from deqcert.errors import require, require_count
-from deqcert.models.base import DEQ
+from deqcert.errors import require
+from deqcert.models.base import DEQ, register_normalization
+from deqcert.models.folding import folded
 from deqcert.models.mdeq_cell import MDEQCell
 from deqcert.models.mdeq_head import MDEQHead
-from deqcert.models.mdeq_inference import InferenceMDEQ
-from deqcert.models.mixing import LearnedMixer
 from deqcert.models.starts import StartKind, build_start
 from deqcert.solvers import Broyden, Solver
 
@@ -53,8 +53,6 @@ class MDEQ(DEQ):
         solver: Solver of ``forward``.
         start: Anchored start: zero, the mean fixed point, or learned from the injection; the last two are computed by
             ``deqcert anchor``.
-        mixing_steps: Steps of learned mixing (:class:`deqcert.solvers.LearnedMixing`), >= 0, trained by
-            ``deqcert anchor``; 0 has none.
 
     Attributes:
         architecture: Settings of the function in evaluation mode, as plain data: all but dropout and solver.
@@ -67,6 +65,7 @@ class MDEQ(DEQ):
 
     mean: Tensor
     std: Tensor
+    _channels_last = False  # order of the numbers within each branch of the state
 
     UNSEEN = ("mean", "std", "image_size", "downsample_times", "num_groups")
     """Settings that names and shapes of the weights do not show, or not always."""
@@ -88,28 +87,16 @@ class MDEQ(DEQ):
         dropout: float = 0.2,
         solver: Solver = Broyden(max_steps=8, tolerance=1e-3),
         start: StartKind = "zero",
-        mixing_steps: int = 0,
     ) -> None:
         super().__init__(solver)
         branches = len(channels)
         require(branches >= 1, "channels", tuple(channels), "needs at least one branch")
-        require(
-            len(head_channels) == branches,
-            "head_channels",
-            tuple(head_channels),
-            f"needs {branches} entries, as channels",
-        )
-        require(min(channels) >= 1, "channels", tuple(channels), "must all be >= 1")
-        require(min(head_channels) >= 1, "head_channels", tuple(head_channels), "must all be >= 1")
+        fitting = len(head_channels) == branches
+        require(fitting, "head_channels", tuple(head_channels), f"needs {branches} entries, as channels")
+        for name, widths in (("channels", channels), ("head_channels", head_channels)):
+            require(min(widths) >= 1, name, tuple(widths), "must all be >= 1")
         require(final_channels >= 1, "final_channels", final_channels, "must be >= 1")
         require(num_classes >= 2, "num_classes", num_classes, "must be >= 2")
-        require(
-            len(mean) == len(std) == image_channels,
-            "mean",
-            tuple(mean),
-            f"mean and std need {image_channels} entries",
-        )
-        require(min(std) > 0, "std", tuple(std), "must all be > 0")
         require(downsample_times >= 0, "downsample_times", downsample_times, "must be >= 0")
         require(expansion >= 1, "expansion", expansion, "must be >= 1")
         require(
@@ -120,7 +107,6 @@ class MDEQ(DEQ):
         )
         require(0 <= dropout < 1, "dropout", dropout, "must be in [0, 1)")
         require(start in get_args(StartKind), "start", start, f"must be one of {', '.join(get_args(StartKind))}")
-        require_count("mixing_steps", mixing_steps, minimum=0)
         smallest = 2 ** (downsample_times + branches - 1)
         require(
             image_size >= smallest and image_size % smallest == 0,
@@ -143,7 +129,6 @@ class MDEQ(DEQ):
             "num_groups": num_groups,
             "post_fusion_affine": post_fusion_affine,
             "start": start,
-            "mixing_steps": mixing_steps,
         }
         self.num_classes = num_classes
         self.image_size = image_size
@@ -151,21 +136,19 @@ class MDEQ(DEQ):
         self.dropout = dropout
         resolution = image_size // 2**downsample_times
         self.shapes = tuple((c, resolution // 2**i, resolution // 2**i) for i, c in enumerate(channels))
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        register_normalization(self, mean, std, image_channels)
         self.has_stage0 = downsample_times > 0 or branches > 2
         self.stem = _stem(image_channels, channels[0], downsample_times, last_stage=self.has_stage0)
         self.mdeq_cell = MDEQCell(channels, expansion, num_groups, post_fusion_affine)
         self.mdeq_head = MDEQHead(channels, head_channels, final_channels, num_classes)
-        self._initialise()
+        self._initialize()
         self.start = build_start(start, self.shapes)
         self._start_kind = start
-        self.mixing = LearnedMixer(mixing_steps) if mixing_steps > 0 else None
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """Draw convolutions from N(0, 0.01²).
 
-        Weight-normalised ones keep torch's default: the published initialisation writes to their recomputed weight
+        Weight-normalized ones keep torch's default: the published initialization writes to their recomputed weight
         and so leaves the parameters alone.
         """
         for module in self.modules():
@@ -175,7 +158,9 @@ class MDEQ(DEQ):
                     nn.init.normal_(module.bias, std=0.01)
 
     def inject(self, x: Tensor) -> MDEQInjection:
-        """Normalise, apply the stem and, in training mode, draw the dropout masks."""
+        """Normalize, apply the stem and, in training mode, draw the dropout masks."""
+        if self._channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
         features = self.stem((x - self.mean) / self.std)
         if not (self.training and self.dropout > 0):
             return MDEQInjection(features, None)
@@ -193,8 +178,7 @@ class MDEQ(DEQ):
         """Return the anchored start, shape (B, Σ_i C_i·H_i·W_i)."""
         if self.start is None:
             return self.initial_state(injection)
-        branches = self.start(injection.features)
-        return torch.cat([branch.flatten(1) for branch in branches], dim=1).to(self.mean.dtype)
+        return self._flattened(self.start(injection.features)).to(self.mean.dtype)
 
     @property
     def start_kind(self) -> str:
@@ -206,30 +190,40 @@ class MDEQ(DEQ):
         """Noise that the anchored start was computed under; None for zero, 0 if it was not yet."""
         return None if self.start is None else float(self.start.sigma)
 
-    @property
-    def mixer(self) -> LearnedMixer | None:
-        """Learned mixing for ``mixing_steps`` steps; None for 0."""
-        return self.mixing
-
     def cell(self, z: Tensor, injection: MDEQInjection) -> Tensor:
         """Evaluate residual blocks and fusion on the flattened state."""
         branches = self.mdeq_cell(self.branches_of(z), injection.features, injection.masks)
-        return torch.cat([branch.flatten(1) for branch in branches], dim=1).to(z.dtype)
+        return self._flattened(branches).to(z.dtype)
 
     def head(self, z: Tensor) -> Tensor:
         """Classify the flattened state."""
         logits: Tensor = self.mdeq_head(self.branches_of(z))
         return logits
 
-    def for_inference(self) -> InferenceMDEQ:
-        """Return the same network with weight and batch normalisation folded into the convolutions."""
-        parts = self.stem, self.mdeq_cell, self.mdeq_head
-        return InferenceMDEQ(parts, self.shapes, self.mean, self.std, self.solver, self.start, self.mixing)
+    def for_inference(self) -> MDEQ:
+        """Return a copy with weight and batch normalization folded into the convolutions.
+
+        The branches of its state are channels last: the numbers of this network's state in another order.
+        """
+        if self._channels_last:
+            return self
+        twin = copy.copy(self)
+        parts = {"stem", "mdeq_cell", "mdeq_head", "start"} & self._modules.keys()
+        twin._modules = self._modules | {name: folded(self.get_submodule(name), self.mean) for name in parts}
+        twin._channels_last = True
+        return twin
 
     def branches_of(self, z: Tensor) -> list[Tensor]:
         """Return the branches of a flattened state, shape (B, C_i, H_i, W_i) each."""
-        parts = torch.split(z, [c * h * w for c, h, w in self.shapes], dim=1)
-        return [part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        parts = zip(torch.split(z, [c * h * w for c, h, w in self.shapes], dim=1), self.shapes, strict=True)
+        if self._channels_last:
+            return [part.view(-1, h, w, c).permute(0, 3, 1, 2) for part, (c, h, w) in parts]
+        return [part.reshape(-1, *shape) for part, shape in parts]
+
+    def _flattened(self, branches: Sequence[Tensor]) -> Tensor:
+        if self._channels_last:
+            branches = [branch.permute(0, 2, 3, 1) for branch in branches]
+        return torch.cat([branch.flatten(1) for branch in branches], dim=1)
 
 
 def _stem(image_channels: int, channels: int, downsample_times: int, last_stage: bool) -> nn.Sequential:
@@ -238,15 +232,11 @@ def _stem(image_channels: int, channels: int, downsample_times: int, last_stage:
     for stage in range(max(2, downsample_times)):
         stride = 2 if stage < downsample_times else 1
         width = image_channels if stage == 0 else channels
-        layers += [
-            nn.Conv2d(width, channels, 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(inplace=True),
-        ]
+        layers += [nn.Conv2d(width, channels, 3, stride, padding=1, bias=False), *_normalized(channels)]
     if last_stage:
-        layers += [
-            nn.Conv2d(channels, channels, 1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(inplace=True),
-        ]
+        layers += [nn.Conv2d(channels, channels, 1, bias=False), *_normalized(channels)]
     return nn.Sequential(*layers)
+
+
+def _normalized(channels: int) -> tuple[nn.Module, nn.Module]:
+    return nn.BatchNorm2d(channels), nn.ReLU(inplace=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from deqcert.errors import require
+from deqcert.models.base import register_normalization
 
 
 class CifarResNet(nn.Module):
@@ -62,7 +62,7 @@ class CifarResNet(nn.Module):
         self.num_classes = num_classes
         self.image_size = image_size
         self.image_channels = image_channels
-        _normalise_by(self, mean, std, image_channels)
+        register_normalization(self, mean, std, image_channels)
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(image_channels, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
@@ -83,7 +83,7 @@ class CifarResNet(nn.Module):
 
 
 class ResNet50(ResNet):  # type: ignore[misc]  # torchvision ships no type information
-    """torchvision's ResNet-50 with the normalisation inside, so that noise is added before it.
+    """torchvision's ResNet-50 with the normalization inside, so that noise is added before it.
 
     Args:
         num_classes: Classes, >= 2.
@@ -123,21 +123,12 @@ class ResNet50(ResNet):  # type: ignore[misc]  # torchvision ships no type infor
         self.num_classes = num_classes
         self.image_size = image_size
         self.image_channels = 3
-        _normalise_by(self, mean, std, self.image_channels)
+        register_normalization(self, mean, std, self.image_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of images ``x`` in [0, 1], shape (B, 3, H, W) to (B, classes)."""
         logits: Tensor = super().forward((x - self.mean) / self.std)
         return logits
-
-
-def _normalise_by(network: nn.Module, mean: Sequence[float], std: Sequence[float], image_channels: int) -> None:
-    """Give a network the buffers ``mean`` and ``std``; checkpoints do not hold them."""
-    fitting = len(mean) == len(std) == image_channels
-    require(fitting, "mean", tuple(mean), f"mean and std need {image_channels} entries")
-    require(min(std) > 0, "std", tuple(std), "must all be > 0")
-    for name, values in (("mean", mean), ("std", std)):
-        network.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
 
 def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequential:

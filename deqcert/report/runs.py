@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from deqcert.errors import DataError, DeqcertError, SettingError, require
+from deqcert.errors import DataError, DeqcertError, SettingError
 from deqcert.ledger import Ledger, stored_identity
 from deqcert.report.examples import CertifiedExample
 from deqcert.report.json_report import read_json
@@ -128,9 +128,6 @@ def read_runs(
 
     level, alpha_audit = (own.alpha, own.alpha_audit) if alpha is None else (alpha, None)
     audited = any(vote.audited is not None for vote in votes)
-    for audit in audits:
-        sequential = any(vote.audited is not None and vote.anytime for vote in votes)
-        require(audit == "exact" or not sequential, "audit", audit, f"must be exact for the sequential audit of {path}")
     rules = [(name, own.audit)] if not (audited and audits) else [(f"{name} {audit}", audit) for audit in audits]
     return [
         Run(

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from deqcert.errors import DataError, require
 from deqcert.report.examples import CertifiedExample
-from deqcert.statistics import ABSTAIN, Votes, certified_radius, clopper_pearson_lower
+from deqcert.statistics import ABSTAIN, Votes, radius_of_count
 
 _Example = TypeVar("_Example", bound=CertifiedExample)
 
@@ -189,7 +189,7 @@ def automatic_radii(sigma: float, alpha: float, n: int) -> tuple[float, ...]:
         >>> automatic_radii(sigma=0.5, alpha=0.001, n=10_000)
         (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
     """
-    largest = float(certified_radius(clopper_pearson_lower(n, n, alpha), sigma))
+    largest = radius_of_count(n, n, alpha, sigma)
     step = 0.25 if sigma <= 0.5 else sigma / 2
     while step > 1.5 * sigma:
         step /= 2

@@ -19,16 +19,12 @@ from deqcert.report.json_report import read_json, report_examples
 from deqcert.report.summary import summarize
 from deqcert.report.tsv import format_tsv
 from deqcert.statistics import (
-    AbsolutePrecision,
     AdaptiveAudit,
-    AuditSize,
     Certificate,
     CertificationRule,
     ChainAudit,
     FixedAudit,
     InputSpecific,
-    RelativePrecision,
-    SequentialAudit,
     Stopping,
     TargetRadius,
     Votes,
@@ -36,10 +32,9 @@ from deqcert.statistics import (
     noise_error,
 )
 
-_AUDITS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (AdaptiveAudit, FixedAudit, SequentialAudit)}
+_AUDITS = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in (AdaptiveAudit, FixedAudit)}
 _STOPPINGS: dict[str, type[Stopping]] = {
-    f"{kind.__module__}.{kind.__qualname__}": kind
-    for kind in (AbsolutePrecision, InputSpecific, RelativePrecision, TargetRadius)
+    f"{kind.__module__}.{kind.__qualname__}": kind for kind in (InputSpecific, TargetRadius)
 }
 # By name: importing them would import torch.
 _STRATEGIES = tuple(
@@ -214,33 +209,12 @@ def _vote_findings(votes: Votes, smoothing: Mapping[str, Any]) -> list[str]:
 
 
 def _audit_findings(votes: Votes, settings: Mapping[str, Any]) -> list[str]:
-    """Check where the audit ended, as far as the last counts tell: earlier ones are known only without mismatches."""
+    """Check the size of the audit, which N_A determines."""
     if settings["class"] not in _AUDITS:
         return []  # verify_run names it
     audit = _AUDITS[settings["class"]](**{key: value for key, value in settings.items() if key != "class"})
-    if votes.anytime != audit.sequential:
-        return [f"anytime = {votes.anytime}, but the run has audit = {settings}"]
-    audited = votes.audited or 0
-    size = audit.next_size(votes.n_a, votes.n, audited, votes.mismatches)
-    if audited != size:
-        return [f"audited = {audited}, but its votes ask for {size}"]
-    if not audit.sequential:
-        return []
-    first = audit.next_size(votes.n_a, votes.n, 0, 0)
-    if audited < first or (audited > first == 0):
-        return [f"audited = {audited}, but the first look at an audit of {votes.n_a} copies is at {first}"]
-    last = _size_without_mismatches(audit, votes)
-    if votes.mismatches == 0 and audited != last:
-        return [f"audited = {audited}, but without a mismatch the audit ends at {last}"]
-    return []
-
-
-def _size_without_mismatches(audit: AuditSize, votes: Votes) -> int:
-    """Follow a sequential audit, look by look, that never meets a mismatch."""
-    audited = 0
-    while (size := audit.next_size(votes.n_a, votes.n, audited, 0)) > audited:
-        audited = size
-    return audited
+    size = audit.size(votes.n_a, votes.n)
+    return [] if votes.audited == size else [f"audited = {votes.audited}, but its votes ask for {size}"]
 
 
 def _stopping_findings(votes: Votes, smoothing: Mapping[str, Any]) -> list[str]:

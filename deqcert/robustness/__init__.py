@@ -10,8 +10,8 @@ from deqcert.robustness.campaign import Campaign
 from deqcert.robustness.findings import finding_lines, found_violation
 from deqcert.robustness.outcome import Outcome
 from deqcert.robustness.smoothed_attack import SmoothedAttack, distances
-from deqcert.robustness.target import Target
 from deqcert.robustness.summary import CampaignSummary, RadiusSummary, campaign_table, summarize_campaign
+from deqcert.robustness.target import Target
 
 __all__ = [
     "Campaign",

@@ -20,7 +20,7 @@ class Campaign:
     """Attacks every image that has a certificate at every radius, and tests each point that was found.
 
     A certificate claims of the point x + δ that p_A >= Φ((R − ‖δ‖) / σ). It is refuted where an exact test on fresh
-    votes rejects that (:mod:`deqcert.statistics.refutation`), with the error probability ``alpha`` / K in each of all K
+    votes rejects that (:mod:`deqcert.statistics.claims`), with the error probability ``alpha`` / K in each of all K
     tests: if all certificates are true, a whole campaign refutes any of them with probability at most ``alpha``. A
     certificate itself is false with probability up to its own alpha, so among m of them up to m times that many
     refutations are to be expected of the method, not of its implementation; beyond that, something is wrong.

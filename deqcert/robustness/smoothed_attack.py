@@ -46,9 +46,7 @@ class SmoothedAttack:
         for field in ("steps", "samples", "restarts"):
             require_count(field, getattr(self, field), minimum=1)
 
-    def points(
-        self, target: Target, image: Tensor, index: int, predicted: int, radii: Sequence[float]
-    ) -> Tensor:
+    def points(self, target: Target, image: Tensor, index: int, predicted: int, radii: Sequence[float]) -> Tensor:
         """Attack an image at several radii side by side.
 
         A point depends on what is attacked beside it by the rounding of kernels only; and where a gradient vanishes or

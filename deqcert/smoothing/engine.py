@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deqcert.errors import require_count
-from deqcert.models import CompiledDEQ
+from deqcert.models import compile_deq
 from deqcert.smoothing.base_classifier import SolvedClassifier
 from deqcert.smoothing.checks import demand_evaluation_mode
 from deqcert.smoothing.workers import Workers
@@ -233,7 +233,7 @@ def _images(device: torch.device, fitting: int | None, width: int) -> int:
 
 def _compiled(base: nn.Module) -> nn.Module:
     if isinstance(base, SolvedClassifier):
-        return SolvedClassifier(CompiledDEQ(base.network), base.solver, base.start)
+        return SolvedClassifier(compile_deq(base.network), base.solver, base.start)
     compiled: nn.Module = torch.compile(base, dynamic=False)  # type: ignore[assignment]  # a module gives a module
     return compiled
 

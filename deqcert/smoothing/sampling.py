@@ -19,7 +19,7 @@ from deqcert.seeding import Purpose
 from deqcert.smoothing.engine import INVALID, Engine, Execution, Predictions, count_classes
 from deqcert.smoothing.noise import Stream, demand_unit_interval
 from deqcert.smoothing.smoothed import SmoothedClassifier
-from deqcert.statistics import Stopping, Votes, noise_error
+from deqcert.statistics import CertificationRule, Stopping, Votes, noise_error
 
 _MAXIMUM = 10**9
 """Largest number of noisy samples: far beyond use, and within what the exact bounds compute."""
@@ -133,6 +133,10 @@ class Sampling(ABC):
         for each in sampled:
             each.seconds = seconds * len(each.all.classes)
         return sampled
+
+    def aimed_at(self, rule: CertificationRule) -> Sampling:
+        """Return the strategy with its audit or stopping rule aimed at the certificates of ``rule``."""
+        return self
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -21,7 +21,7 @@ from deqcert.smoothing.noise import Stream, audit_subset
 from deqcert.smoothing.sampling import Sampling
 from deqcert.smoothing.smoothed import SmoothedClassifier
 from deqcert.solvers import Anderson, Solver
-from deqcert.statistics import AdaptiveAudit, AuditSize, FixedAudit, Votes
+from deqcert.statistics import AdaptiveAudit, AuditSize, CertificationRule, FixedAudit, Votes
 
 ChainStart = Literal["previous", "first", "clean"]
 Precision = Literal["bfloat16", "float16"]
@@ -66,6 +66,10 @@ class Serialized(Sampling):
         if isinstance(self.audit, FixedAudit):
             samples = self.audit.samples
             require(samples <= self.n, "audit.samples", samples, f"must be at most n = {self.n}")
+
+    def aimed_at(self, rule: CertificationRule) -> Serialized:
+        """See :meth:`Sampling.aimed_at`."""
+        return replace(self, audit=self.audit.aimed_at(rule.alpha, rule.alpha_audit))
 
     def name(self, base: nn.Module) -> str:
         """E.g. ``SRS-3A``."""

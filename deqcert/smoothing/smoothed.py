@@ -122,7 +122,7 @@ class SmoothedClassifier:
             from deqcert.smoothing.standard import Standard  # builds on this module
 
             sampling = Standard()
-        return rule.certify(sampling.votes(self, x, stream or Stream.fresh()))
+        return rule.certify(sampling.aimed_at(rule).votes(self, x, stream or Stream.fresh()))
 
     def engine(self, image: Tensor, execution: Execution = Execution(), width: int = 400) -> Engine:
         """Prepare f for images like ``image``, shape (C, H, W).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from deqcert.smoothing.engine import Engine
 from deqcert.smoothing.noise import Stream
 from deqcert.smoothing.sampling import Sampling
 from deqcert.smoothing.smoothed import SmoothedClassifier
-from deqcert.statistics import Stopping, Votes
+from deqcert.statistics import CertificationRule, Stopping, Votes
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class Standard(Sampling):
         super().__post_init__()
         enough = self.stopping is None or self.n >= self.n0
         require(enough, "n", self.n, f"must be at least n0 = {self.n0} with stopping: it is a budget")
+
+    def aimed_at(self, rule: CertificationRule) -> Standard:
+        """See :meth:`Sampling.aimed_at`."""
+        return self if self.stopping is None else replace(self, stopping=self.stopping.aimed_at(rule.alpha))
 
     def name(self, base: nn.Module) -> str:
         """E.g. ``standard-30A`` or ``anchored-3N-learned`` of a DEQ, ``standard`` of another classifier."""

@@ -5,10 +5,9 @@ A solver is a frozen configuration object; :meth:`Solver.solve` takes the map an
 """
 
 from deqcert.solvers.anderson import Anderson
-from deqcert.solvers.base import Function, Mixer, Solution, Solver
+from deqcert.solvers.base import Function, Iteration, Solution, Solver
 from deqcert.solvers.broyden import Broyden
-from deqcert.solvers.learned import LearnedMixing
 from deqcert.solvers.picard import Picard
 from deqcert.solvers.rows import Workspace
 
-__all__ = ["Anderson", "Broyden", "Function", "LearnedMixing", "Mixer", "Picard", "Solution", "Solver", "Workspace"]
+__all__ = ["Anderson", "Broyden", "Function", "Iteration", "Picard", "Solution", "Solver", "Workspace"]

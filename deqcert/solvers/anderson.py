@@ -8,28 +8,77 @@ import torch
 from torch import Tensor
 
 from deqcert.errors import require, require_count
-from deqcert.solvers.base import Solver
-from deqcert.solvers.history import PairHistory
-from deqcert.solvers.rows import Workspace, weighted_sum
+from deqcert.solvers.base import Iteration, Solver
+from deqcert.solvers.rows import Workspace, inner_products, weighted_sum
+
+
+@dataclass
+class _History(Iteration):
+    """The newest pairs in ring buffers; slot k mod m holds pair k.
+
+    Attributes:
+        values: F(X_j), shape (m, B, D).
+        residuals: G_j = F(X_j) − X_j, shape (m, B, D).
+        gram: ⟨G_i, G_j⟩, shape (B, m, m), float64; only the row and column of a new pair are computed.
+        ridge: Added to the diagonal of the Gram matrix.
+        pairs: Pairs seen so far.
+    """
+
+    values: Tensor
+    residuals: Tensor
+    gram: Tensor
+    ridge: float
+    pairs: int = 0
+
+    def step(self, z: Tensor, fz: Tensor, residual: Tensor) -> Tensor:
+        """Store the pair in place of the oldest and return Σ_j α_j F(X_j)."""
+        slots = len(self.values)
+        if slots == 0:
+            return fz
+        slot = self.pairs % slots
+        self.pairs += 1
+        filled = min(self.pairs, slots)
+        self.values[slot] = fz
+        self.residuals[slot] = residual
+        products = inner_products(self.residuals[:filled], residual).double()
+        self.gram[:, slot, :filled] = products
+        self.gram[:, :filled, slot] = products
+        return fz if filled == 1 else weighted_sum(self.values[:filled], self._weights(filled, slot))
+
+    def select(self, rows: Tensor) -> None:
+        """Keep the history of these rows."""
+        self.values, self.residuals, self.gram = self.values[:, rows], self.residuals[:, rows], self.gram[rows]
+
+    def _weights(self, filled: int, newest: int) -> Tensor:
+        """Solve (G + ridge I) y = 1 and return α = y / Σy, shape (B, m); all on the ``newest`` where that fails.
+
+        This is the bordered system of the constrained problem with its multiplier eliminated. The matrix is
+        positive definite unless rounding or a non-finite row spoils it, which Cholesky reports row by row.
+        """
+        gram = self.gram[:, :filled, :filled].clone()  # the history stays without ridge
+        gram.diagonal(dim1=1, dim2=2).add_(self.ridge)
+        factor, info = torch.linalg.cholesky_ex(gram)
+        ones = gram.new_ones(*gram.shape[:2], 1)
+        weights = torch.cholesky_solve(ones, factor)[:, :, 0]
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        solved = (info == 0) & weights.isfinite().all(dim=1)
+        plain = torch.zeros_like(weights)
+        plain[:, newest] = 1
+        return torch.where(solved[:, None], weights, plain)
 
 
 @dataclass(frozen=True)
 class Anderson(Solver):
-    """Mixes the images of the last pairs so that their residuals cancel: the "A" of SRS-3A.
+    """Mixes the newest values of F so that their residuals cancel: the "A" of SRS-3A.
 
-    X_1 = F(X_0); X_k = Σ_j α_j F(X_j) over the last min(k, memory) pairs, where α minimises
+    X_1 = F(X_0); X_k = Σ_j α_j F(X_j) over the last min(k, memory) pairs, where α minimizes
     ‖Σ_j α_j G_j‖² + ridge ‖α‖² subject to Σ_j α_j = 1 (Walker and Ni 2011; counting as published with MDEQ, so
     ``max_steps=k`` returns the published X_k at k evaluations). A row whose small system cannot be solved takes
     the plain step F(X_{k−1}).
 
     Args:
-        max_steps: Maximum number k of steps per row, >= 1. With tolerance 0 every row takes all of them, in k
-            evaluations of F, or k + 1 if the best iterate is returned.
-        tolerance: A row stops once its residual is at most this, >= 0. 0 stops at an exact fixed point only.
-        stop: Residual that is compared with the tolerance: "relative" or "absolute".
-        iterate: Returned iterate: "last" is X_k, "best" the one of least residual among X_1, ..., X_k, never X_0.
-        memory: Most pairs that are mixed, >= 1.
-        ridge: Regularisation added to the diagonal of the Gram matrix, >= 0.
+        memory: Maximum number of pairs that are mixed, >= 1.
+        ridge: Regularization added to the diagonal of the Gram matrix, >= 0.
     """
 
     memory: int = 6
@@ -40,35 +89,10 @@ class Anderson(Solver):
         require_count("memory", self.memory, minimum=1)
         require(self.ridge >= 0, "ridge", self.ridge, "must be >= 0")
 
-    def initialise(self, start: Tensor, workspace: Workspace) -> PairHistory:
-        """Take room for the ring buffers."""
+    def init(self, start: Tensor, workspace: Workspace) -> Iteration:
+        """Begin a solve with empty ring buffers."""
         # A single step mixes nothing and needs no history.
         slots = min(self.memory, self.max_steps) if self.max_steps > 1 else 0
-        return PairHistory.empty("anderson", slots, start, workspace)
-
-    def advance(self, state: PairHistory, iterate: Tensor, image: Tensor, gap: Tensor) -> Tensor:
-        """Store the pair and return the mixed image."""
-        if len(state.images) == 0:
-            return image
-        slot, filled = state.remember(image, gap)
-        if filled == 1:
-            return image
-
-        return weighted_sum(state.images[:filled], self._weights(state.gram[:, :filled, :filled], slot))
-
-    def _weights(self, gram: Tensor, newest: int) -> Tensor:
-        """Solve (G + ridge I) y = 1 and return α = y / Σy, shape (B, m); all on the ``newest`` where that fails.
-
-        This is the bordered system of the constrained problem with its multiplier eliminated. The matrix is
-        positive definite unless rounding or a non-finite row spoils it, which Cholesky reports row by row.
-        """
-        gram = gram.clone()  # the history stays without ridge
-        gram.diagonal(dim1=1, dim2=2).add_(self.ridge)
-        factor, info = torch.linalg.cholesky_ex(gram)
-        ones = gram.new_ones(*gram.shape[:2], 1)
-        weights = torch.cholesky_solve(ones, factor)[:, :, 0]
-        weights = weights / weights.sum(dim=1, keepdim=True)
-        solved = (info == 0) & weights.isfinite().all(dim=1)
-        plain = torch.zeros_like(weights)
-        plain[:, newest] = 1
-        return torch.where(solved[:, None], weights, plain)
+        values, residuals = (workspace.take(f"anderson.{name}", slots, start) for name in ("values", "residuals"))
+        gram = start.new_zeros(len(start), slots, slots, dtype=torch.float64)
+        return _History(values, residuals, gram, self.ridge)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -25,9 +25,9 @@ Iterate = Literal["last", "best"]
 # Keeps the relative residual of F(z) = 0 finite; far below any tolerance of use.
 _TINY = 1e-12
 
-# A batch is halved at most so often, and never below so many rows: small launches do not pay.
+# A batch is halved at most so often, and never below so many rows: evaluating fewer takes as long.
 _HALVINGS = 3
-_FEWEST_ROWS = 4
+_MINIMUM_ROWS = 4
 
 
 class Solution(NamedTuple):
@@ -35,9 +35,9 @@ class Solution(NamedTuple):
 
     Attributes:
         value: The returned iterates, shape (B, ...) of the start.
-        residual: ‖F(z) − z‖ (relative: divided by ‖F(z)‖), shape (B,). For ``iterate="best"`` it belongs to
-            ``value`` itself; for ``"last"`` to the newest iterate that was evaluated, from which ``value`` was
-            extrapolated without a further evaluation. Infinite where an evaluation was not finite.
+        residual: Residual norm ‖F(z) − z‖ (relative: divided by ‖F(z)‖), shape (B,). For ``iterate="best"`` it
+            belongs to ``value`` itself; for ``"last"`` to the newest iterate that was evaluated, from which ``value``
+            was extrapolated without a further evaluation. Infinite where an evaluation was not finite.
         steps: Evaluations of F until the row stopped, with those that only chose the best; shape (B,), int64.
         converged: Whether the residual met the tolerance, shape (B,), bool.
         diverged: Whether an evaluation was not finite; the row then stopped. Shape (B,), bool.
@@ -52,27 +52,25 @@ class Solution(NamedTuple):
     evaluations: int
 
 
-class SolverState(Protocol):
-    """What a solver remembers of the rows besides their newest iterate."""
+class Iteration(ABC):
+    """One solve under way: the method, and what it remembers of each row besides the newest iterate."""
 
-    def select(self, rows: Tensor) -> None:
-        """Keep the rows at these positions, shape (b,), int64."""
-
-
-class Mixer(Protocol):
-    """What a network knows of how to mix the pairs of a history; see :class:`deqcert.solvers.LearnedMixing`."""
-
-    @property
-    def steps(self) -> int:
-        """Most pairs that it can mix."""
-
-    def __call__(self, gram: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-        """Return α, shape (B, m), summing to 1, and β, shape (B,).
+    @abstractmethod
+    def step(self, z: Tensor, fz: Tensor, residual: Tensor) -> Tensor:
+        """Return the next iterate from the newest pair.
 
         Args:
-            gram: ⟨G_i, G_j⟩ of the gaps of each row, newest last, shape (B, m, m), float64.
-            size: ‖F(X)‖² of the newest pair, shape (B,).
+            z: X_k, shape (B, D).
+            fz: F(X_k), shape (B, D).
+            residual: F(X_k) − X_k, shape (B, D).
+
+        Returns:
+            X_{k+1}, shape (B, D); finite in every row whose history is finite.
         """
+
+    @abstractmethod
+    def select(self, rows: Tensor) -> None:
+        """Keep the rows at these positions, shape (b,), int64."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class Solver(ABC):
         max_steps: Maximum number k of steps per row, >= 1. With tolerance 0 every row takes all of them, in k
             evaluations of F, or k + 1 if the best iterate is returned.
         tolerance: A row stops once its residual is at most this, >= 0. 0 stops at an exact fixed point only.
-        stop: Residual that is compared with the tolerance: "relative" or "absolute".
+        stop: Residual norm that is compared with the tolerance: "relative" or "absolute".
         iterate: Returned iterate: "last" is X_k, "best" the one of least residual among X_1, ..., X_k, never X_0.
 
     Raises:
@@ -104,27 +102,9 @@ class Solver(ABC):
         require(self.stop in get_args(Stop), "stop", self.stop, f"must be one of {get_args(Stop)}")
         require(self.iterate in get_args(Iterate), "iterate", self.iterate, f"must be one of {get_args(Iterate)}")
 
-    def bound_to(self, mixer: Mixer | None) -> Solver:
-        """Return the solver to use for a network with this mixer, None for a network without; here this one."""
-        return self
-
     @abstractmethod
-    def initialise(self, start: Tensor, workspace: Workspace) -> SolverState:
-        """Return the mutable state of one solve from ``start``, shape (B, D), with its buffers in ``workspace``."""
-
-    @abstractmethod
-    def advance(self, state: Any, iterate: Tensor, image: Tensor, gap: Tensor) -> Tensor:
-        """Return the next iterate from the newest pair.
-
-        Args:
-            state: What :meth:`initialise` returned; updated in place.
-            iterate: X_k, shape (B, D).
-            image: F(X_k), shape (B, D).
-            gap: F(X_k) − X_k, shape (B, D).
-
-        Returns:
-            X_{k+1}, shape (B, D); finite in every row whose history is finite.
-        """
+    def init(self, start: Tensor, workspace: Workspace) -> Iteration:
+        """Begin one solve from ``start``, shape (B, D); large buffers may come from ``workspace``."""
 
     @torch.no_grad()
     def solve(
@@ -148,9 +128,9 @@ class Solver(ABC):
             of X_k.
         """
         rows = _Rows.starting(start.flatten(1))
-        state = self.initialise(rows.iterate, workspace or Workspace())
+        iteration = self.init(rows.iterate, workspace or Workspace())
         shape, watch, running = start.shape[1:], RunningRows(start), len(start)
-        fewest = max(_FEWEST_ROWS, len(start) >> _HALVINGS)
+        minimum = max(_MINIMUM_ROWS, len(start) >> _HALVINGS)
         best = self.iterate == "best"
         limit = self.max_steps + best
         settled: _Returned | None = None
@@ -159,17 +139,17 @@ class Solver(ABC):
 
         while calls < limit:
             # F may compute in a lower precision than that of the state (autocast).
-            image = function(rows.iterate.view(-1, *shape)).flatten(1).to(start.dtype)
+            fz = function(rows.iterate.view(-1, *shape)).flatten(1).to(start.dtype)
             calls += 1
-            evaluations += len(image)
-            gap = image - rows.iterate
+            evaluations += len(fz)
+            residual = fz - rows.iterate
             # The start is never the best iterate: its residual decides nothing then.
             unrated = best and calls == 1
-            rows.observe(self._residual(gap, image), remember_best=best and not unrated)
+            rows.observe(self._norm(residual, fz), remember_best=best and not unrated)
             if best and calls == limit:
                 break
-            following = self.advance(state, rows.iterate, image, gap)
-            rows.move(following, -1.0 if unrated else self.tolerance, all_run=watch.exact and running == len(image))
+            following = iteration.step(rows.iterate, fz, residual)
+            rows.move(following, -1.0 if unrated else self.tolerance, all_run=watch.exact and running == len(fz))
             if unrated:
                 rows.best = rows.iterate
             if calls == limit or (self.tolerance == 0 and not watch.exact):
@@ -180,17 +160,17 @@ class Solver(ABC):
                 continue
             if running == 0:
                 break
-            if restrict is not None and len(image) // 2 >= max(running, fewest):
+            if restrict is not None and len(fz) // 2 >= max(running, minimum):
                 settled = self._returned(rows).over(settled, places)
                 # The running rows come first; some that have stopped fill up the half.
-                kept = rows.running.to(torch.uint8).argsort(descending=True, stable=True)[: len(image) // 2]
+                kept = rows.running.to(torch.uint8).argsort(descending=True, stable=True)[: len(fz) // 2]
                 places = kept if places is None else places[kept]
                 rows = rows.select(kept)
-                state.select(kept)
+                iteration.select(kept)
                 function = restrict(places)
 
-        value, residual, steps, diverged = self._returned(rows).over(settled, places)
-        return Solution(value.view(start.shape), residual, steps, residual <= self.tolerance, diverged, evaluations)
+        value, norm, steps, diverged = self._returned(rows).over(settled, places)
+        return Solution(value.view(start.shape), norm, steps, norm <= self.tolerance, diverged, evaluations)
 
     def _returned(self, rows: _Rows) -> _Returned:
         diverged = rows.residual.isinf()
@@ -198,11 +178,11 @@ class Solver(ABC):
             return _Returned(rows.best, rows.best_residual, rows.steps, diverged)
         return _Returned(rows.iterate, rows.residual, rows.steps, diverged)
 
-    def _residual(self, gap: Tensor, image: Tensor) -> Tensor:
-        residual = torch.linalg.vector_norm(gap, dim=1)
+    def _norm(self, residual: Tensor, fz: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(residual, dim=1)
         if self.stop == "relative":
-            residual = residual / (torch.linalg.vector_norm(image, dim=1) + _TINY)
-        finite: Tensor = residual.nan_to_num(nan=torch.inf)
+            norm = norm / (torch.linalg.vector_norm(fz, dim=1) + _TINY)
+        finite: Tensor = norm.nan_to_num(nan=torch.inf)
         return finite
 
 

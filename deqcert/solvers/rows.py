@@ -47,7 +47,7 @@ class Workspace:
         self._kept: dict[str, Tensor] = {}
 
     def take(self, name: str, vectors: int, start: Tensor) -> Tensor:
-        """Return an uninitialised tensor of shape (vectors, B, D) for a batch like ``start``, shape (B, D)."""
+        """Return an uninitialized tensor of shape (vectors, B, D) for a batch like ``start``, shape (B, D)."""
         kept = self._kept.get(name)
         shape = (vectors, *start.shape)
         if kept is None or kept.shape != shape or kept.dtype != start.dtype or kept.device != start.device:

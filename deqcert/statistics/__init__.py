@@ -1,20 +1,19 @@
 """The statistics of certification: counts in, bounds and certificates out.
 
-numpy and scipy only; nothing here knows a model, a device or a training framework. Read :mod:`bounds` (the exact
-confidence bounds), :mod:`sequential` (those that hold wherever sampling stops), :mod:`stopping` (when it does),
-:mod:`input_specific` (how many samples suit an image), :mod:`votes` (the measurement of one image), :mod:`audit` (what
-dependent predictions are worth), :mod:`certificate` (votes and alpha to class and radius), :mod:`refutation` (what
-fresh votes say of a certificate) and :mod:`predict`, in this order.
+numpy and scipy only; nothing here knows a model, a device or a training framework. Read :mod:`bounds` (the
+exact confidence bounds), :mod:`anytime` (those that hold wherever sampling stops), :mod:`stopping` (when it does),
+:mod:`votes` (the measurement of one image), :mod:`audit` (what dependent
+predictions are worth), :mod:`certificate` (votes and alpha to class and radius), :mod:`claims` (what
+certificates claim, and what refutes one) and :mod:`predict`, in this order.
 """
 
 from __future__ import annotations
 
-from deqcert.statistics.accuracy import false_certificates_upper
+from deqcert.statistics.anytime import anytime_lower, anytime_upper
 from deqcert.statistics.audit import (
     AdaptiveAudit,
     AuditSize,
     FixedAudit,
-    anytime_effective_count,
     binomial_effective_count,
     exact_effective_count,
     published_p_a_lower,
@@ -25,20 +24,17 @@ from deqcert.statistics.bounds import (
     clopper_pearson_lower,
     clopper_pearson_upper,
     hypergeometric_upper,
+    radius_of_count,
 )
 from deqcert.statistics.certificate import ABSTAIN, AuditRule, Certificate, CertificationRule
-from deqcert.statistics.input_specific import InputSpecific
+from deqcert.statistics.claims import claimed_probability, false_certificates_upper
 from deqcert.statistics.noise_error import Noise, noise_error
 from deqcert.statistics.predict import predict
-from deqcert.statistics.refutation import claimed_probability
-from deqcert.statistics.sequential import anytime_hypergeometric_upper, anytime_lower, anytime_upper
-from deqcert.statistics.sequential_audit import SequentialAudit
-from deqcert.statistics.stopping import AbsolutePrecision, RelativePrecision, Stopping, TargetRadius
+from deqcert.statistics.stopping import InputSpecific, Stopping, TargetRadius
 from deqcert.statistics.votes import Votes
 
 __all__ = [
     "ABSTAIN",
-    "AbsolutePrecision",
     "AdaptiveAudit",
     "AuditRule",
     "AuditSize",
@@ -47,13 +43,9 @@ __all__ = [
     "FixedAudit",
     "InputSpecific",
     "Noise",
-    "RelativePrecision",
-    "SequentialAudit",
     "Stopping",
     "TargetRadius",
     "Votes",
-    "anytime_effective_count",
-    "anytime_hypergeometric_upper",
     "anytime_lower",
     "anytime_upper",
     "binomial_effective_count",
@@ -67,5 +59,6 @@ __all__ = [
     "noise_error",
     "predict",
     "published_p_a_lower",
+    "radius_of_count",
     "split_alpha",
 ]

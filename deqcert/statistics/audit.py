@@ -1,16 +1,16 @@
-"""The audit: how many of the cheap labels A are worth believing, and how many to look at.
+"""The audit: how many of the SRS predictions A are worth believing, and how many to look at.
 
-Serialized smoothing gives every noisy copy a cheap label S. Of the ``n_a`` copies with S = A a uniformly
-random subset of ``audited`` copies gets its true label Y as well; ``mismatches`` of them have Y != A.
-Whatever the dependence among the S, this bounds how many of all ``n_a`` copies have Y != A, and what is left
-is a lower bound on the Binomial(n, p_A) count of true labels A, up to an error probability.
+Serialized smoothing gives every noisy sample a cheap prediction S. Of the ``n_a`` samples with S = A a uniformly random
+subset of ``audited`` samples gets the prediction Y of the base classifier as well; ``mismatches`` of them have Y != A.
+Whatever the dependence among the S, this bounds how many of all ``n_a`` samples have Y != A, and what is left is a
+lower bound on the Binomial(n, p_A) count of Y = A, up to an error probability.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,8 +18,7 @@ from scipy.stats import beta, hypergeom
 
 from deqcert.errors import is_real, require, require_count
 from deqcert.statistics.arguments import FloatArray, IntArray, checked_counts, checked_level, demand
-from deqcert.statistics.bounds import certified_radius, clopper_pearson_lower, hypergeometric_upper
-from deqcert.statistics.sequential import LARGEST_POPULATION, anytime_hypergeometric_upper
+from deqcert.statistics.bounds import DEFAULT_ALPHA, clopper_pearson_lower, hypergeometric_upper, radius_of_count
 
 
 def split_alpha(alpha: float, alpha_audit: float | None) -> tuple[float, float]:
@@ -45,20 +44,20 @@ def split_alpha(alpha: float, alpha_audit: float | None) -> tuple[float, float]:
 def exact_effective_count(
     n_a: ArrayLike, audited: ArrayLike, mismatches: ArrayLike, alpha_audit: ArrayLike
 ) -> IntArray:
-    """Copies whose true label is A, bounded from below by the exact (hypergeometric) rule.
+    """Samples that the base classifier predicts A, bounded from below by the exact (hypergeometric) rule.
 
     Correlation-eliminated certification (Gao et al., NeurIPS 2024) with the audit treated as what it is, a
     sample without replacement from a finite population: N_eff = N_A - hypergeometric_upper(m, N_A, K,
     alpha_audit).
 
     Args:
-        n_a: Copies with cheap label A.
+        n_a: Samples with S = A.
         audited: Size K of the uniformly random audit subset of them; 0 proves nothing and gives 0.
-        mismatches: Audited copies whose true label is not A.
+        mismatches: Audited samples with Y != A.
         alpha_audit: Probability in (0, 1) with which the result may exceed the truth.
 
     Returns:
-        Lower bound on the number of copies with cheap and true label A, of the broadcast shape.
+        Lower bound on the number of samples with S = Y = A, of the broadcast shape.
 
     Raises:
         SettingError: Not 0 <= mismatches <= audited <= n_a, or ``alpha_audit`` is outside of (0, 1).
@@ -67,42 +66,15 @@ def exact_effective_count(
     return np.asarray(n_a - hypergeometric_upper(mismatches, n_a, audited, alpha_audit))
 
 
-def anytime_effective_count(
-    n_a: ArrayLike, audited: ArrayLike, mismatches: ArrayLike, alpha_audit: ArrayLike
-) -> IntArray:
-    """Copies whose true label is A, bounded from below at whatever size the audit stops.
-
-    N_eff = N_A - anytime_hypergeometric_upper(m, N_A, K, alpha_audit): the exact rule for an audit whose size K may
-    depend on its own outcome. Looser than :func:`exact_effective_count`, same arguments; needs the copies to be
-    audited in uniformly random order.
-
-    Returns:
-        Lower bound on the number of copies with cheap and true label A, of the broadcast shape.
-
-    Raises:
-        SettingError: Not 0 <= mismatches <= audited <= n_a <= ``LARGEST_POPULATION``, or ``alpha_audit`` is outside of
-            (0, 1).
-    """
-    n_a, audited, mismatches = _audit_counts(n_a, audited, mismatches)
-    demand(n_a <= LARGEST_POPULATION, "n_a", n_a, f"must be <= {LARGEST_POPULATION} for a sequential audit")
-    return np.asarray(n_a - anytime_hypergeometric_upper(mismatches, n_a, audited, alpha_audit))
-
-
 def binomial_effective_count(
     n_a: ArrayLike, audited: ArrayLike, mismatches: ArrayLike, alpha_audit: ArrayLike
 ) -> IntArray:
-    """Copies whose true label is A, bounded from below by the binomial rule.
+    """Samples that the base classifier predicts A, bounded from below by the binomial rule.
 
-    The form the authors of serialized randomized smoothing give in the reviews of their paper: the audit is
-    treated as if drawn with replacement, and N_eff = floor(N_A * (1 - p_m)) with p_m the Clopper-Pearson
-    upper bound on the probability of a mismatch. Slightly looser than :func:`exact_effective_count`, same
-    arguments.
-
-    Returns:
-        Lower bound on the number of copies with cheap and true label A, of the broadcast shape.
-
-    Raises:
-        SettingError: Not 0 <= mismatches <= audited <= n_a, or ``alpha_audit`` is outside of (0, 1).
+    The form the authors of serialized randomized smoothing give in the reviews of their paper: the audit is treated as
+    if drawn with replacement, and N_eff = floor(N_A * (1 - p_m)) with p_m the Clopper-Pearson upper bound on the
+    probability of a mismatch. Slightly looser than :func:`exact_effective_count`; arguments, shape and errors are the
+    same.
     """
     n_a, audited, mismatches = _audit_counts(n_a, audited, mismatches)
     matching = np.floor(n_a * _match_probability(audited, mismatches, alpha_audit))
@@ -119,17 +91,17 @@ def published_p_a_lower(
     p_A far more often than ``alpha``. Only for comparing with published tables.
 
     Args:
-        n_a: Copies with cheap label A, <= n.
-        n: All estimation copies, >= 1.
-        audited: Audited copies; 0 gives 0.
-        mismatches: Audited copies whose true label is not A.
+        n_a: Samples with S = A, <= n.
+        n: All estimation samples, >= 1.
+        audited: Audited samples; 0 gives 0.
+        mismatches: Audited samples with Y != A.
         alpha: Nominal error probability in (0, 1), of which either bound gets one half.
 
     Returns:
         The claimed lower bound on p_A, of the broadcast shape.
 
     Raises:
-        SettingError: A count is no integer or out of range, or ``alpha`` is outside of (0, 1).
+        SettingError: A count is not an integer or out of range, or ``alpha`` is outside of (0, 1).
     """
     n_a, audited, mismatches = _audit_counts(n_a, audited, mismatches)
     n = checked_counts("n", n)
@@ -143,43 +115,23 @@ def published_p_a_lower(
 
 
 class AuditSize(ABC):
-    """How many of the copies with cheap label A to audit.
+    """How many of the samples with S = A to audit: from what is known before the audit, never from its outcome."""
 
-    A fixed size depends on what is known before any true label is looked at, never on the audit's outcome. A sequential
-    one may: it audits in uniformly random order and looks at the outcome in between, and certificates use
-    :func:`anytime_effective_count`.
-    """
-
-    @property
-    def sequential(self) -> bool:
-        """Whether the size depends on the audit's outcome."""
-        return False
+    def aimed_at(self, alpha: float, alpha_audit: float | None = None) -> AuditSize:
+        """Return the rule with the error probabilities of the certificates to come, unless it states its own."""
+        return self
 
     @abstractmethod
     def size(self, n_a: int, n: int) -> int:
-        """Return the audit's size, at most ``n_a``, given that ``n_a`` of ``n`` copies have cheap label A.
-
-        Of a sequential audit, the largest size that it may take.
-        """
-
-    def next_size(self, n_a: int, n: int, audited: int, mismatches: int) -> int:
-        """Return the size at which to look at the outcome again; ``audited`` itself if that is enough.
-
-        Args:
-            n_a: Copies with cheap label A.
-            n: All estimation copies.
-            audited: Copies audited so far, at most :meth:`size`; 0 before the first look.
-            mismatches: Those of them whose true label is not A.
-        """
-        return self.size(n_a, n)
+        """Return the audit's size, at most ``n_a``, given that ``n_a`` of ``n`` samples have S = A."""
 
 
 @dataclass(frozen=True)
 class FixedAudit(AuditSize):
-    """Audit the same number of copies of every image, or all of them if there are fewer.
+    """Audit the same number of samples of every image, or all of them if there are fewer.
 
     Args:
-        samples: Copies to audit, >= 1.
+        samples: Samples to audit, >= 1.
     """
 
     samples: int = 400
@@ -195,25 +147,36 @@ class FixedAudit(AuditSize):
 
 @dataclass(frozen=True)
 class AdaptiveAudit(AuditSize):
-    """Audit as few copies as lose at most a given share of the radius, provided that none is a mismatch.
+    """Audit as few samples as lose at most a given share of the radius, provided that none is a mismatch.
 
     A few hundred suffice for moderate p_A. Nearly all are needed where p_A is almost 1, and where the radius
     is so small that sharing alpha takes much of it. The size depends on ``n_a`` only, so the certificate
     holds for any error probability; the ones given here only aim it.
 
     Args:
-        radius_loss: Share of the standard radius (every label true, no audit) that may be lost, in (0, 1).
-        alpha: Error probability of the certificate aimed at, in (0, 1).
-        alpha_audit: The audit's share of it, in (0, alpha); None for one half.
+        radius_loss: Share of the standard radius (no audit) that may be lost, in (0, 1).
+        alpha: Error probability of the certificate aimed at, in (0, 1); None for that of the run's certificates.
+        alpha_audit: The audit's share of it, in (0, alpha); None for one half. Needs ``alpha``.
+
+    Raises:
+        SettingError: A setting is out of range.
     """
 
     radius_loss: float = 0.05
-    alpha: float = 0.001
+    alpha: float | None = None
     alpha_audit: float | None = None
 
     def __post_init__(self) -> None:
-        demand_loss(self.radius_loss)
-        split_alpha(self.alpha, self.alpha_audit)
+        fits = is_real(self.radius_loss) and 0 < self.radius_loss < 1
+        require(fits, "radius_loss", self.radius_loss, "must be in (0, 1)")
+        if self.alpha is None:
+            require(self.alpha_audit is None, "alpha_audit", self.alpha_audit, "must be None if alpha is: its share")
+        else:
+            split_alpha(self.alpha, self.alpha_audit)
+
+    def aimed_at(self, alpha: float, alpha_audit: float | None = None) -> AdaptiveAudit:
+        """See :meth:`AuditSize.aimed_at`."""
+        return replace(self, alpha=alpha, alpha_audit=alpha_audit) if self.alpha is None else self
 
     def size(self, n_a: int, n: int) -> int:
         """Return the smallest sufficient size.
@@ -221,27 +184,17 @@ class AdaptiveAudit(AuditSize):
         0 where even the standard bound abstains, ``n_a`` where no audit reaches the target because alpha is
         shared.
         """
-        alpha_audit, alpha_count = split_alpha(self.alpha, self.alpha_audit)
-        target = (1 - self.radius_loss) * unit_radius(n_a, n, self.alpha)
+        alpha = self.alpha or DEFAULT_ALPHA
+        alpha_audit, alpha_count = split_alpha(alpha, self.alpha_audit)
+        target = (1 - self.radius_loss) * radius_of_count(n_a, n, alpha)
         if target == 0:
             return 0
-        needed = bisect_left(range(n_a + 1), target, key=lambda count: unit_radius(count, n, alpha_count))
+        needed = bisect_left(range(n_a + 1), target, key=lambda count: radius_of_count(count, n, alpha_count))
         # The effective count reaches ``needed`` once the audit refutes one mismatch more than that leaves.
         refuted = n_a - needed + 1
         if refuted == 0:
             return n_a
         return bisect_left(range(n_a), True, key=lambda size: bool(hypergeom.cdf(0, n_a, refuted, size) <= alpha_audit))
-
-
-def demand_loss(radius_loss: float) -> None:
-    """Raise :class:`SettingError` unless a share of the radius is in (0, 1)."""
-    allowed = is_real(radius_loss) and 0 < radius_loss < 1
-    require(allowed, "radius_loss", radius_loss, "must be in (0, 1)")
-
-
-def unit_radius(count: int, n: int, alpha: float) -> float:
-    """Radius in units of sigma that ``count`` of ``n`` independent labels A certify at level ``alpha``."""
-    return float(certified_radius(clopper_pearson_lower(count, n, alpha), 1.0))
 
 
 def _audit_counts(n_a: ArrayLike, audited: ArrayLike, mismatches: ArrayLike) -> tuple[IntArray, IntArray, IntArray]:
@@ -253,6 +206,6 @@ def _audit_counts(n_a: ArrayLike, audited: ArrayLike, mismatches: ArrayLike) -> 
 
 
 def _match_probability(audited: IntArray, mismatches: IntArray, alpha: ArrayLike) -> FloatArray:
-    """Lower bound on P(Y = A | S = A) from audited copies; 0 if there are none."""
+    """Lower bound on P(Y = A | S = A) from audited samples; 0 if there are none."""
     bound = clopper_pearson_lower(audited - mismatches, np.maximum(audited, 1), alpha)
     return np.where(audited == 0, 0.0, bound)

@@ -6,12 +6,20 @@ arguments like numpy and returns an array, of no dimensions when all arguments a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtri
 from scipy.stats import beta, hypergeom
 
 from deqcert.statistics.arguments import FloatArray, IntArray, binomial_arguments, demand, sampling_arguments
+
+DEFAULT_ALPHA = 0.001
+"""Error probability of a certificate unless another is stated."""
+
+LowerBound = Callable[[ArrayLike, ArrayLike, ArrayLike], FloatArray]
+"""Lower bound on a Bernoulli parameter from successes, trials and an error probability."""
 
 
 def clopper_pearson_lower(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> FloatArray:
@@ -120,3 +128,21 @@ def certified_radius(p_a_lower: ArrayLike, sigma: ArrayLike) -> FloatArray:
     demand((p_a_lower >= 0) & (p_a_lower <= 1), "p_a_lower", p_a_lower, "must be in [0, 1]")
     demand((sigma > 0) & np.isfinite(sigma), "sigma", sigma, "must be > 0 and finite")
     return np.where(p_a_lower > 0.5, sigma * ndtri(p_a_lower), 0.0)
+
+
+def radius_of_count(
+    k: int, n: int, alpha: float, sigma: float = 1.0, bound: LowerBound = clopper_pearson_lower
+) -> float:
+    """Radius that ``k`` of ``n`` independent predictions A certify at level ``alpha``.
+
+    Args:
+        k: Noisy samples with prediction A, 0 <= k <= n.
+        n: All noisy samples, >= 1.
+        alpha: Error probability in (0, 1).
+        sigma: Standard deviation of the noise, > 0; 1 gives the radius in units of sigma.
+        bound: Lower bound on p_A, for a fixed n or for one that the votes have chosen.
+
+    Raises:
+        SettingError: An argument is out of range.
+    """
+    return float(certified_radius(bound(k, n, alpha), sigma))

@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 from deqcert.errors import require
+from deqcert.statistics.anytime import anytime_lower
 from deqcert.statistics.audit import (
-    anytime_effective_count,
     binomial_effective_count,
     exact_effective_count,
     published_p_a_lower,
     split_alpha,
 )
-from deqcert.statistics.bounds import certified_radius, clopper_pearson_lower
+from deqcert.statistics.bounds import DEFAULT_ALPHA, certified_radius, clopper_pearson_lower
 from deqcert.statistics.records import expect
-from deqcert.statistics.sequential import anytime_lower
 from deqcert.statistics.votes import Votes
 
 ABSTAIN = -1
@@ -63,13 +62,13 @@ class CertificationRule:
         alpha_audit: Share of ``alpha`` that the audit may use up, in (0, alpha); None for one half. Votes
             without audit use all of ``alpha`` for the bound on p_A; the ``published`` rule always halves it.
         audit: Rule for audited votes: ``exact`` (hypergeometric), ``binomial`` (looser), or ``published``,
-            which is not sound and serves comparison with published tables only. A sequential audit needs ``exact``.
+            which is not sound and serves comparison with published tables only.
 
     Raises:
         SettingError: A setting is out of range.
     """
 
-    alpha: float = 0.001
+    alpha: float = DEFAULT_ALPHA
     alpha_audit: float | None = None
     audit: AuditRule = "exact"
 
@@ -84,16 +83,15 @@ class CertificationRule:
         Without audit the labels are independent and N_A is Binomial(n, p), with p the probability of the class
         under the noise that was drawn, provided that n was fixed; else the bound is the one that holds wherever
         sampling stops. With an audit, T = #{Y = A} is Binomial, and the effective count exceeds T with
-        probability at most alpha_audit, by the bound that holds wherever the audit stops if its outcome could stop
-        it; the union bound gives alpha in all. p_A, under exact Gaussian noise, is
-        at least p - ``votes.noise_error``, with certainty, which is why it costs no alpha.
+        probability at most alpha_audit; the union bound gives alpha in all. p_A, under exact Gaussian noise, is at
+        least p - ``votes.noise_error``, with certainty, which is why it costs no alpha.
 
         Args:
             votes: The measurement.
 
         Raises:
             SettingError: ``votes.noise_error`` is out of range, or the votes' counts are inconsistent.
-            DataError: The votes are of a sequential audit, and the rule is not ``exact``.
+            DataError: The votes have an audit and say that sampling could stop because of them.
         """
         require(0 <= votes.noise_error < 1, "noise_error", votes.noise_error, "must be in [0, 1)")
         return max(0.0, self._drawn_lower(votes) - votes.noise_error)
@@ -103,14 +101,12 @@ class CertificationRule:
         if votes.audited is None:
             lower = anytime_lower if votes.anytime else clopper_pearson_lower
             return float(lower(votes.n_a, votes.n, self.alpha))
-        expect(votes, "anytime", not votes.anytime or self.audit == "exact", f"false for the {self.audit} rule")
+        expect(votes, "anytime", not votes.anytime, "false with an audit")
         outcome = votes.audited, votes.mismatches
         if self.audit == "published":
             return float(published_p_a_lower(votes.n_a, votes.n, *outcome, self.alpha))
         alpha_audit, alpha_count = split_alpha(self.alpha, self.alpha_audit)
-        effective_count = binomial_effective_count
-        if self.audit == "exact":
-            effective_count = anytime_effective_count if votes.anytime else exact_effective_count
+        effective_count = exact_effective_count if self.audit == "exact" else binomial_effective_count
         n_eff = effective_count(votes.n_a, *outcome, alpha_audit)
         return float(clopper_pearson_lower(n_eff, votes.n, alpha_count))
 
@@ -126,7 +122,7 @@ class CertificationRule:
         Raises:
             SettingError: The votes' sigma is not positive and finite, their noise error is not in [0, 1), or their
                 counts are inconsistent.
-            DataError: The votes are of a sequential audit, and the rule is not ``exact``.
+            DataError: The votes have an audit and say that sampling could stop because of them.
         """
         p_a_lower = self.p_a_lower(votes)
         return Certificate(

@@ -1,105 +1,60 @@
-"""When an image has votes enough: rules that look at the votes so far, between batches.
+"""Stopping rules: when an image has enough noisy samples.
 
-A rule decides about cost, never about truth: certificates of votes that were stopped use
-:func:`~deqcert.statistics.sequential.anytime_lower`, which holds whatever the rule is. So the rules may estimate, as
-they do of the copies that nobody has drawn yet, and a wrong guess costs radius at most. Where a rule looks at the
-selection copies only (:mod:`~deqcert.statistics.input_specific`), the bound for a fixed n holds.
+A rule decides about cost, never about truth. If it looks at estimation samples, certificates use
+:func:`~deqcert.statistics.anytime.anytime_lower`, which holds whatever the rule is; if it looks at the selection
+samples only, the bound for a fixed n holds. So a rule may guess what samples not yet drawn will say: a wrong guess only
+costs radius or time.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from bisect import bisect_left
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from deqcert.errors import is_real, require
-from deqcert.statistics.bounds import certified_radius
-from deqcert.statistics.sequential import anytime_lower, anytime_upper
+from deqcert.statistics.anytime import anytime_lower, anytime_upper
+from deqcert.statistics.bounds import DEFAULT_ALPHA, clopper_pearson_lower, clopper_pearson_upper, radius_of_count
 
 _DOUBT = 0.05
-"""Error probability of what is assumed of copies not drawn: 0.001 would take 5 % more copies, 0.2 3 % fewer."""
+"""Error probability of what is assumed of samples not drawn: 0.001 would take 5 % more samples, 0.2 3 % fewer."""
 
 
 class Stopping(ABC):
-    """When to stop drawing copies of an image."""
+    """When to stop drawing noisy samples of an image."""
 
     @property
     def anytime(self) -> bool:
-        """Whether it looks at estimation copies, so that certificates need a bound that holds wherever it stops."""
+        """Whether it looks at estimation samples, so that certificates need a bound that holds wherever it stops."""
         return True
 
+    def aimed_at(self, alpha: float) -> Stopping:
+        """Return the rule with the error probability of the certificates to come, unless it states its own."""
+        return self
+
     def budget(self, k0: int, n0: int, n_max: int) -> int:
-        """Return how many estimation copies to draw at most, from 1 to ``n_max``, rounded up to whole batches.
+        """Return the maximum number of estimation samples, from 1 to ``n_max``; it is rounded up to whole batches.
 
         Args:
-            k0: Selection copies with the selected class.
-            n0: Selection copies.
+            k0: Selection samples with the selected class.
+            n0: Selection samples.
             n_max: The budget of the run.
         """
         return n_max
 
     @abstractmethod
     def settled(self, k: int, n: int, n_max: int) -> bool:
-        """Return whether to stop, given that ``k`` of ``n`` copies so far have the selected class.
+        """Return whether to stop, given that ``k`` of ``n`` samples so far have the selected class.
 
         Only rules that are ``anytime`` are asked.
 
         Args:
-            k: Copies with the selected class, 0 <= k <= n.
-            n: Copies so far, 1 <= n <= n_max.
-            n_max: The budget: copies at which sampling ends anyway.
+            k: Samples with the selected class, 0 <= k <= n.
+            n: Samples so far, 1 <= n <= n_max.
+            n_max: The budget: samples at which sampling ends anyway.
         """
-
-
-@dataclass(frozen=True)
-class RelativePrecision(Stopping):
-    """Stop as soon as the rest of the budget would add at most a given share to the radius, or leave no radius at all.
-
-    Args:
-        precision: Share of the radius at the end of the budget that may be lost, in (0, 1).
-        alpha: Error probability of the certificate aimed at, in (0, 1); certificates hold for any other as well.
-
-    Raises:
-        SettingError: A setting is out of range.
-    """
-
-    precision: float = 0.05
-    alpha: float = 0.001
-
-    def __post_init__(self) -> None:
-        require(is_real(self.precision) and 0 < self.precision < 1, "precision", self.precision, "must be in (0, 1)")
-        _demand_level(self.alpha)
-
-    def settled(self, k: int, n: int, n_max: int) -> bool:
-        """Return whether the radius is at least (1 - precision) of :func:`attainable_radius`; see :class:`Stopping`."""
-        return _radius(k, n, self.alpha) >= (1 - self.precision) * attainable_radius(k, n, n_max, self.alpha)
-
-
-@dataclass(frozen=True)
-class AbsolutePrecision(Stopping):
-    """Stop as soon as the rest of the budget would add at most a given radius, or leave no radius at all.
-
-    For averages over images (ACR): a share of every radius, as :class:`RelativePrecision` has it, spends most copies
-    where the radius is smallest.
-
-    Args:
-        precision_in_sigma: Radius at the end of the budget that may be lost, in units of sigma, > 0.
-        alpha: Error probability of the certificate aimed at, in (0, 1); certificates hold for any other as well.
-
-    Raises:
-        SettingError: A setting is out of range.
-    """
-
-    precision_in_sigma: float = 0.1
-    alpha: float = 0.001
-
-    def __post_init__(self) -> None:
-        _demand_radius("precision_in_sigma", self.precision_in_sigma)
-        _demand_level(self.alpha)
-
-    def settled(self, k: int, n: int, n_max: int) -> bool:
-        """Return whether at most the precision is missing to :func:`attainable_radius`; see :class:`Stopping`."""
-        return _radius(k, n, self.alpha) >= attainable_radius(k, n, n_max, self.alpha) - self.precision_in_sigma
 
 
 @dataclass(frozen=True)
@@ -110,36 +65,45 @@ class TargetRadius(Stopping):
 
     Args:
         radius_in_sigma: The radius in units of sigma, > 0: 1.5 is 0.75 at sigma = 0.5.
-        alpha: Error probability of the certificate aimed at, in (0, 1); certificates hold for any other as well.
+        alpha: Error probability of the certificate aimed at, in (0, 1); None for that of the run's certificates.
+            Certificates hold for any other as well.
 
     Raises:
         SettingError: A setting is out of range.
     """
 
     radius_in_sigma: float
-    alpha: float = 0.001
+    alpha: float | None = None
 
     def __post_init__(self) -> None:
-        _demand_radius("radius_in_sigma", self.radius_in_sigma)
-        _demand_level(self.alpha)
+        radius = self.radius_in_sigma
+        require(is_real(radius) and 0 < radius < math.inf, "radius_in_sigma", radius, "must be a finite number > 0")
+        if self.alpha is not None:
+            _demand_level("alpha", self.alpha)
+
+    def aimed_at(self, alpha: float) -> TargetRadius:
+        """See :meth:`Stopping.aimed_at`."""
+        return replace(self, alpha=alpha) if self.alpha is None else self
 
     def settled(self, k: int, n: int, n_max: int) -> bool:
         """Return whether the radius is certified or out of reach; see :class:`Stopping`."""
-        certified = _radius(k, n, self.alpha) >= self.radius_in_sigma
-        return certified or attainable_radius(k, n, n_max, self.alpha) < self.radius_in_sigma
+        alpha = self.alpha or DEFAULT_ALPHA
+        if radius_of_count(k, n, alpha, bound=anytime_lower) >= self.radius_in_sigma:
+            return True
+        return attainable_radius(k, n, n_max, alpha) < self.radius_in_sigma
 
 
 def attainable_radius(k: int, n: int, n_max: int, alpha: float) -> float:
-    """Radius in units of sigma at the end of the budget, if the rest of the copies turn out as well as is plausible.
+    """Radius in units of sigma at the end of the budget, if the remaining samples turn out as well as is plausible.
 
-    That is, if their share with the selected class is :func:`~deqcert.statistics.sequential.anytime_upper` at the level
-    0.05, and thus never more than if all of them have it. A looser level than that of a certificate, because nothing is
-    claimed: only that an image is seldom given up too early.
+    That is, if their share with the selected class is :func:`~deqcert.statistics.anytime.anytime_upper` at the level
+    0.05. A looser level than that of a certificate, because nothing is claimed: only that an image is seldom given up
+    too early.
 
     Args:
-        k: Copies with the selected class, 0 <= k <= n.
-        n: Copies so far, 1 <= n <= n_max.
-        n_max: Copies at the end of the budget.
+        k: Samples with the selected class, 0 <= k <= n.
+        n: Samples so far, 1 <= n <= n_max.
+        n_max: Samples at the end of the budget.
         alpha: Error probability of the certificate, in (0, 1).
 
     Raises:
@@ -151,16 +115,86 @@ def attainable_radius(k: int, n: int, n_max: int, alpha: float) -> float:
     """
     require(n <= n_max, "n", n, f"must be at most n_max = {n_max}")
     rest = math.ceil((n_max - n) * float(anytime_upper(k, n, _DOUBT)))
-    return _radius(k + rest, n_max, alpha)
+    return radius_of_count(k + rest, n_max, alpha, bound=anytime_lower)
 
 
-def _radius(k: int, n: int, alpha: float) -> float:
-    return float(certified_radius(anytime_lower(k, n, alpha), 1.0))
+Loss = Literal["relative", "absolute"]
 
 
-def _demand_radius(field: str, radius: float) -> None:
-    require(is_real(radius) and 0 < radius < math.inf, field, radius, "must be a finite number > 0")
+@dataclass(frozen=True)
+class InputSpecific(Stopping):
+    """Draw as few samples as lose at most a given part of the radius, as far as the selection samples can tell.
+
+    Input-specific sampling (Chen, Li, Yan, Li and Sheng, AAAI 2022, arXiv 2112.12084): the selection samples bound p_A
+    from both sides, and for either bound the smallest n is taken whose radius is as demanded beside that of the whole
+    budget; the larger of the two is drawn. They serve as the pilot, so take more of them than the usual 100.
+
+    n is a function of the selection samples, which the estimation samples are independent of: the bound of Clopper and
+    Pearson holds at the full level, without a correction for looks. The public code of the paper also counts the pilot,
+    which has chosen class and n, among the estimation samples; that has no proof, so it is not done here.
+
+    Args:
+        radius_loss: What may be lost: a share of the radius in (0, 1), or a radius in units of sigma, > 0.
+        loss: Which of the two: "relative" or "absolute".
+        alpha: Error probability of the certificate aimed at, in (0, 1); None for that of the run's certificates.
+            Certificates hold for any other as well.
+        doubt: Error probability of the bounds on p_A together, in (0, 1); nothing is claimed by them.
+
+    Raises:
+        SettingError: A setting is out of range.
+    """
+
+    radius_loss: float = 0.05
+    loss: Loss = "relative"
+    alpha: float | None = None
+    doubt: float = 0.05
+
+    def __post_init__(self) -> None:
+        require(self.loss in get_args(Loss), "loss", self.loss, f"must be one of {get_args(Loss)}")
+        limit = 1.0 if self.loss == "relative" else math.inf
+        fits = is_real(self.radius_loss) and 0 < self.radius_loss < limit
+        require(fits, "radius_loss", self.radius_loss, f"must be in (0, {limit:g}) for a loss that is {self.loss}")
+        if self.alpha is not None:
+            _demand_level("alpha", self.alpha)
+        _demand_level("doubt", self.doubt)
+
+    @property
+    def anytime(self) -> bool:
+        """False: it looks at no estimation sample."""
+        return False
+
+    def aimed_at(self, alpha: float) -> InputSpecific:
+        """See :meth:`Stopping.aimed_at`."""
+        return replace(self, alpha=alpha) if self.alpha is None else self
+
+    def budget(self, k0: int, n0: int, n_max: int) -> int:
+        """Return the larger of the sizes that both bounds on p_A ask for; see :meth:`Stopping.budget`.
+
+        Between them less is needed (a relative loss asks for less as p_A leaves 1/2 and for more again towards 1),
+        unless the lower one leaves no radius at all: just above such p_A a relative loss of next to nothing asks for
+        nearly the whole budget. As published, that is not looked at.
+
+        Raises:
+            SettingError: Not 0 <= k0 <= n0.
+        """
+        bounds = (bound(k0, n0, self.doubt / 2) for bound in (clopper_pearson_lower, clopper_pearson_upper))
+        return max(self._size(max(0.5, float(p)), n_max) for p in bounds)
+
+    def settled(self, k: int, n: int, n_max: int) -> bool:
+        """Return False: the budget ends sampling."""
+        return False
+
+    def _size(self, p: float, n_max: int) -> int:
+        """Return the smallest n that certifies as much as demanded if a share ``p`` of the samples has the class."""
+        whole = self._radius(p, n_max)
+        least = whole * (1 - self.radius_loss) if self.loss == "relative" else whole - self.radius_loss
+        if least <= 0:
+            return 1
+        return 1 + bisect_left(range(1, n_max), least, key=lambda n: self._radius(p, n))
+
+    def _radius(self, p: float, n: int) -> float:
+        return radius_of_count(math.floor(p * n), n, self.alpha or DEFAULT_ALPHA)
 
 
-def _demand_level(alpha: float) -> None:
-    require(is_real(alpha) and 0 < alpha < 1, "alpha", alpha, "must be in (0, 1)")
+def _demand_level(field: str, level: float) -> None:
+    require(is_real(level) and 0 < level < 1, field, level, "must be in (0, 1)")

@@ -35,9 +35,8 @@ class Votes(NamedTuple):
         sigma: Standard deviation of the noise, in pixels of [0, 1], > 0.
         noise_error: Bound, in [0, 1), on how much a class is more probable under the noise that was drawn than under
             exact Gaussian noise, from :func:`~deqcert.statistics.noise_error.noise_error`; 0 takes the noise for exact.
-        anytime: Whether sampling could stop because of its outcome, so that only bounds hold that are valid wherever it
-            stops: the drawing of samples because of the votes or, with an audit, the audit because of its mismatches. n
-            is fixed then, but ``audited`` is not. False if both sizes were fixed before.
+        anytime: Whether sampling could stop because of the votes, so that only bounds hold that are valid wherever it
+            stops. Never with an audit.
         index: Position of the image in its data set; -1 if it is of none.
         label: True class, in [0, C); -1 if it is unknown.
     """

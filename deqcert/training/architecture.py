@@ -7,7 +7,6 @@ nor how many groups a group norm has. So checkpoints carry the settings of the n
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -27,7 +26,8 @@ _OBJECTS = {"solver"}
 
 _OPTION = "model.network.init_args"
 _LONGEST = 200
-_MIXING = re.compile(r"network\.mixing\.predictors\.(\d+)\.")
+_RETIRED = {"mixing_steps": 0}
+"""Settings that networks no longer have, with the value that meant they did without."""
 
 
 def architecture_of(network: nn.Module) -> dict[str, Any] | None:
@@ -93,10 +93,13 @@ def architecture_differences(
         return []
     if own["network"] != stated["network"]:
         return [f"model.network is {own['network']}, must be {_shown(stated['network'])[1:-1]}"]
+    known = own["settings"]
     return [
-        f"{_OPTION}.{_shown(name)[1:-1]} = {own['settings'].get(name)!r}, must be {_shown(value)}"
+        f"{_OPTION}.{_shown(name)[1:-1]} = {known[name]!r}, must be {_shown(value)}"
+        if name in known
+        else f"{_shown(name)[1:-1]} = {_shown(value)} is not a setting of {own['network']} in this version of deqcert"
         for name, value in stated["settings"].items()
-        if name not in ignoring and own["settings"].get(name) != value
+        if name not in ignoring and known.get(name, _RETIRED.get(name)) != value
     ]
 
 
@@ -105,8 +108,8 @@ def demand_same_architecture(
 ) -> None:
     """Raise :class:`CheckpointError` unless ``network`` has the settings of the one that a checkpoint is of.
 
-    Older checkpoints do not state them; the options that ``deqcert anchor`` adds to an MDEQ are then read off the names
-    of its weights.
+    Older checkpoints do not state them; the start that ``deqcert anchor`` adds to an MDEQ is then read off the names of
+    its weights.
 
     Args:
         network: The configured network.
@@ -124,11 +127,10 @@ def demand_same_architecture(
 
 
 def _of_names(weights: Collection[str]) -> dict[str, Any]:
-    """Return the settings of an MDEQ's start and mixing, which the names of its weights show."""
+    """Return the start of an MDEQ, which the names of its weights show."""
     start = [name.removeprefix("network.start.") for name in weights if name.startswith("network.start.")]
-    mixing = {match[1] for name in weights if (match := _MIXING.match(name))}
     learned = any(name.startswith("correction.") for name in start)
-    return {"start": "learned" if learned else "mean" if start else "zero", "mixing_steps": len(mixing)}
+    return {"start": "learned" if learned else "mean" if start else "zero"}
 
 
 def _shown(value: object) -> str:

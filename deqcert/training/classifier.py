@@ -186,7 +186,7 @@ class DEQClassifier(LightningModule):
         if trained.solution is not None:
             self._log_solution("train/forward", trained.solution)
         if weight > 0:
-            penalty = hutchinson_penalty(trained.state, trained.image, self.jacobian.vectors)
+            penalty = hutchinson_penalty(trained.state, trained.fz, self.jacobian.vectors)
             self.log("train/jacobian_penalty", penalty)
             loss = loss + weight * penalty
         return loss
@@ -392,4 +392,4 @@ def _spectral_radii(network: DEQ, images: Tensor) -> Tensor:
         fixed_point = ImplicitAdjoint().fixed_point(
             lambda z: network.cell(z, injection), network.initial_state(injection), network.solver
         )
-        return spectral_radius(fixed_point.state, fixed_point.image).value.detach()
+        return spectral_radius(fixed_point.state, fixed_point.fz).detach()

@@ -12,7 +12,7 @@ from certification_runs import CHECKPOINT, ShippedModule, certify
 
 from deqcert.callbacks import CertifiedRadius
 from deqcert.cli import main
-from deqcert.errors import DataError, LedgerError, SettingError
+from deqcert.errors import DataError, LedgerError
 from deqcert.ledger import Ledger, stored_identity, votes_digest
 from deqcert.ledger.lines import START, seal, unseal
 from deqcert.report import verify_run
@@ -25,8 +25,7 @@ from deqcert.statistics import (
     CertificationRule,
     FixedAudit,
     InputSpecific,
-    RelativePrecision,
-    SequentialAudit,
+    TargetRadius,
 )
 
 STRATEGY = Serialized(
@@ -196,7 +195,7 @@ def test_quantised_noise_costs_its_bound(tmp_path):
 def finished_by_stopping(tmp_path_factory):
     """Looks at its votes every 20 copies, up to 190."""
     directory = tmp_path_factory.mktemp("stopped")
-    rule = RelativePrecision(precision=0.2, alpha=0.05)
+    rule = TargetRadius(0.5, alpha=0.05)
     strategy = Standard(n0=10, n=190, batch_size=20, solver=Picard(max_steps=3), stopping=rule)
     certify(ShippedModule(), directory, strategy, images=6, callbacks=[CertifiedRadius(alpha=0.05)])
     return directory
@@ -254,60 +253,7 @@ def test_sizes_that_the_selection_did_not_ask_for_are_found(tmp_path):
     assert "anytime = True, but the run has stopping = {" in "\n".join(found(tmp_path))
 
 
-@pytest.fixture(scope="module")
-def finished_by_audit(tmp_path_factory):
-    """Audits that stopped by their outcome."""
-    directory = tmp_path_factory.mktemp("audited")
-    strategy = dataclasses.replace(STRATEGY, n=200, audit=SequentialAudit(radius_loss=0.3, alpha=0.05))
-    certify(ShippedModule(), directory, strategy, images=6, callbacks=[CertifiedRadius(alpha=0.05)])
-    return directory
-
-
-def test_a_run_whose_audits_stop_by_their_outcome_follows_from_its_votes(finished_by_audit):
-    assert verify_run(finished_by_audit).findings == []
-    votes = Ledger(finished_by_audit, stored_identity(finished_by_audit)).refresh()
-    assert all(vote.anytime and vote.n == 200 for vote in votes)
-    assert any(vote.mismatches for vote in votes)
-    assert any(0 < vote.audited < vote.n_a for vote in votes)
-    examples = json.loads((finished_by_audit / "certificates.json").read_text())["examples"]
-    assert any(example["radius"] > 0 for example in examples)
-
-
-def with_audit(record, n_a, audited, mismatches):
-    with_votes(record, 200, n_a)
-    record.update(audited=audited, mismatches=mismatches)
-
-
-@pytest.mark.parametrize(
-    ("change", "finding"),
-    [
-        (lambda r: r.update(anytime=False), "anytime = False, but the run has audit = {"),
-        (lambda r: with_votes(r, 199, 190), "n = 199, but the run has 200"),
-        (lambda r: r.update(audited=None, mismatches=0, nfe_audit=0), "audited = None, but the run has audit = {"),
-        (lambda r: with_audit(r, 180, 10, 0), "audited = 10, but its votes ask for [1-9]"),
-        (lambda r: with_audit(r, 180, 60, 15), "audited = 60, but its votes ask for [1-9]"),
-        (lambda r: with_audit(r, 180, 150, 0), "audited = 150, but without a mismatch the audit ends at"),
-        (lambda r: with_audit(r, 180, 5, 5), "audited = 5, but the first look at an audit of 180 copies is at"),
-        (lambda r: with_audit(r, 90, 5, 5), "audited = 5, but the first look at an audit of 90 copies is at 0"),
-    ],
-)
-def test_audits_that_the_rule_did_not_end_are_found(finished_by_audit, tmp_path, change, finding):
-    run = shutil.copytree(finished_by_audit, tmp_path / "run")
-    reseal_ledger(run, lambda record: change(record) if "index" in record else None)
-    assert re.search(finding, "\n".join(found(run)))
-
-
-def test_votes_of_an_audit_of_fixed_size_are_not_stopped(finished_by_audit, tmp_path):
-    run = shutil.copytree(finished_by_audit, tmp_path / "run")
-    fixed = {"class": "deqcert.statistics.audit.FixedAudit", "samples": 20}
-    reseal_ledger(run, lambda r: r["identity"]["smoothing"].update(audit=fixed) if "identity" in r else None)
-    assert "anytime = True, but the run has audit = {" in "\n".join(found(run))
-    standard = {"audit": None, "stopping": None}
-    reseal_ledger(run, lambda r: r["identity"]["smoothing"].update(standard) if "identity" in r else None)
-    assert re.search("audited = .*, but the run has audit = None", "\n".join(found(run)))
-
-
-class OwnStopping(RelativePrecision):
+class OwnStopping(TargetRadius):
     """A user's stopping rule: what it looks at is known to nobody else."""
 
 
@@ -325,7 +271,7 @@ SHORT = {"n0": 10, "n": 60, "batch_size": 20, "solver": Picard(max_steps=2)}
 @pytest.mark.parametrize(
     ("strategy", "name", "setting"),
     [
-        (Standard(**SHORT, stopping=OwnStopping(precision=0.2, alpha=0.05)), "OwnStopping", "smoothing.stopping"),
+        (Standard(**SHORT, stopping=OwnStopping(0.5, alpha=0.05)), "OwnStopping", "smoothing.stopping"),
         (Serialized(**SHORT, audit=OwnAudit(samples=20)), "OwnAudit", "smoothing.audit"),
         (OwnStrategy(**SHORT), "OwnStrategy", "smoothing"),
     ],
@@ -350,16 +296,6 @@ def test_a_rule_of_the_user_is_not_verified(tmp_path, capsys, strategy, name, se
 @pytest.mark.parametrize("strategy", [Anchored(**SHORT), Serialized(**SHORT), Standard(**SHORT)])
 def test_the_strategies_of_deqcert_are_known(strategy):
     assert _unknown_classes(strategy.identity) == []
-
-
-@pytest.mark.parametrize("rule", ["binomial", "published"])
-def test_rules_without_a_proof_for_sequential_audits_are_refused(finished_by_audit, tmp_path, rule, capsys):
-    strategy = dataclasses.replace(STRATEGY, n=200, audit=SequentialAudit(radius_loss=0.3, alpha=0.05))
-    with pytest.raises(SettingError, match=f"certificate.audit = '{rule}': must be exact with a sequential audit"):
-        certify(ShippedModule(), tmp_path, strategy, images=1, callbacks=[CertifiedRadius(alpha=0.05, audit=rule)])
-    assert main(["report", str(finished_by_audit), "--audit", "exact", rule]) == 2
-    assert f"audit = '{rule}': must be exact for the sequential audit of {finished_by_audit}" in capsys.readouterr().err
-    assert main(["report", str(finished_by_audit), "--audit", "exact", "--alpha", "0.01"]) == 0
 
 
 def test_the_command_line(run, tmp_path, capsys):

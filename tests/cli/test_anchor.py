@@ -43,10 +43,6 @@ def test_a_start_is_computed_and_certified_from(start, capsys):
         (["--steps", "0"], "steps = 0"),
         (["--max_steps", "0"], "max_steps"),
         (["--model.sigma=0"], "sigma = 0"),
-        (["--steps=1", "--mixing_steps=-1"], "mixing_steps = -1"),
-        (["--steps=1", "--mixing_steps=2", "--mixing_batches=0"], "mixing_batches = 0"),
-        (["--keep_start"], "mixing_steps = 0"),
-        (["--keep_start", "--mixing_steps=2"], "init_args.start = 'mean', must be 'zero'"),
         (["--model.network.init_args.final_channels=32"], "is of another architecture"),
     ],
 )
@@ -54,41 +50,6 @@ def test_bad_commands_are_refused(capsys, tmp_path, arguments, complaint):
     assert anchor(*arguments) == 2
     assert complaint in capsys.readouterr().err
     assert not (tmp_path / "anchored.ckpt").exists()
-
-
-def test_mixing_is_trained_from_a_start_that_is_kept_and_certified(capsys):
-    assert anchor("--steps", "3") == 0
-    capsys.readouterr()
-    again = ["anchor", "anchored.ckpt", "--to", "mixed.ckpt", "--start=mean", "--keep_start", "--config", str(DIGITS)]
-    again += ["--trainer.accelerator=cpu", "--mixing_steps=2", "--mixing_batches=3"]
-    assert main([*again, "--model.sigma=0.25"]) == 2
-    assert "its start is for sigma = 0.5, not for 0.25" in capsys.readouterr().err
-    assert main(again) == 0
-    shown = capsys.readouterr().out
-    assert "learned mixing: from 192 noisy images" in shown
-    assert all(f"\n  {name} " in shown for name in ("plain   ", "anderson", "learned "))
-    before, after = (torch.load(file, weights_only=True)["state_dict"] for file in ("anchored.ckpt", "mixed.ckpt"))
-    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    assert all(name.startswith("network.mixing.") for name in after.keys() - before.keys())
-
-    config = ["--config", str(DIGITS), "--config", str(ROOT / "configs" / "certify" / "anchored_3a.yaml")]
-    start = ["--model.network.init_args.start=mean", "--smoothing.start=mean", "--sampling.n=60"]
-    solver = ["--smoothing.solver", "deqcert.solvers.LearnedMixing", "--smoothing.solver.max_steps=2"]
-    run = ["--ckpt_path=mixed.ckpt", "--data.max_examples=2", *QUIET]
-    certify = ["certify", *config, *start, *solver, "--model.network.init_args.mixing_steps=2", *run]
-    assert main([*certify, "--smoothing.solver.max_steps=3", "--ledger_dir=refused"]) == 2
-    assert "solver.max_steps = 3: must be at most 2" in capsys.readouterr().err
-    assert main([*certify, "--ledger_dir=run"]) == 0
-    assert len(read_tsv("run/certificates.tsv")) == 2
-    assert main(["verify", "run"]) == 0
-
-
-def test_mixing_from_the_cold_start_needs_no_other(capsys):
-    assert anchor("--mixing_steps=1", "--mixing_batches=1", start="zero") == 0
-    assert "zero start" not in capsys.readouterr().out
-    names = torch.load("anchored.ckpt", weights_only=True)["state_dict"].keys()
-    assert any(name.startswith("network.mixing.") for name in names)
-    assert not any(name.startswith("network.start.") for name in names)
 
 
 def test_an_existing_target_is_kept(tmp_path, capsys):

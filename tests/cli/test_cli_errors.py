@@ -6,7 +6,6 @@ import errno
 import importlib.util
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import torch
 from ranks import Ranks
 
 from deqcert.cli import main
-from deqcert.errors import DataError
+from deqcert.errors import DataError, SettingError
 from deqcert.report import read_tsv
 
 # Whole runs pass through much code that is not ours; our own warnings are errors in every other test.
@@ -80,11 +79,11 @@ def assert_refused(arguments: list[str], field: str, capsys: pytest.CaptureFixtu
         ("--data.start=5000", "no image"),
         ("--model.network.num_classes=11", "model.network.num_classes"),
         ("--model.network.image_size=16", "model.network.image_size"),
-        ("--trainer.precision=bf16-true", "trainer.precision = 'bf16-true': must be one of 32-true, 64-true, 16-mixed"),
-        ("--trainer.precision=16-true", "trainer.precision = '16-true': must be one of"),
-        ("--trainer.fast_dev_run=true", "trainer.fast_dev_run = True: does not apply to certify; data.max_examples"),
-        ("--trainer.limit_predict_batches=1", "trainer.limit_predict_batches = 1: does not apply to certify"),
-        ("--trainer.limit_predict_batches=0.5", "trainer.limit_predict_batches = 0.5: does not apply"),
+        ("--trainer.precision=bf16-true", "trainer.precision = 'bf16-true'"),
+        ("--trainer.precision=16-true", "trainer.precision = '16-true'"),
+        ("--trainer.fast_dev_run=true", "trainer.fast_dev_run = True"),
+        ("--trainer.limit_predict_batches=1", "trainer.limit_predict_batches = 1"),
+        ("--trainer.limit_predict_batches=0.5", "trainer.limit_predict_batches = 0.5"),
     ],
 )
 def test_bad_setting(bad: str, field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,7 +106,7 @@ def test_a_network_for_color_is_refused_on_grey_images(
     if verb == "anchor":
         target = tmp_path / "anchored.ckpt"
         command = ["anchor", str(CHECKPOINT), f"--to={target}", "--start=mean", f"--config={DIGITS}", *color]
-    assert_refused(command, "model.network.image_channels = 3: must be 1, as data.channels", capsys)
+    assert_refused(command, "model.network.image_channels = 3", capsys)
 
 
 @pytest.mark.parametrize(
@@ -124,8 +123,8 @@ def test_a_network_for_color_is_refused_on_grey_images(
         ("gaussian", "--model.max_skipped_steps=0", "max_skipped_steps"),
         ("gaussian", "--model.weights=missing.ckpt", "model.weights"),
         ("gaussian", "--model.objective=Newton", "objective"),
-        ("gaussian", "--trainer.precision=16-true", "trainer.precision = '16-true': must be one of"),
-        ("gaussian", "--trainer.overfit_batches=2", "trainer.overfit_batches = 2: must be 0; limit_train_batches"),
+        ("gaussian", "--trainer.precision=16-true", "trainer.precision = '16-true'"),
+        ("gaussian", "--trainer.overfit_batches=2", "trainer.overfit_batches = 2"),
     ],
 )
 def test_bad_training_setting(
@@ -149,7 +148,7 @@ def test_weights_that_nobody_has_named(verb: str, tmp_path: Path, capsys: pytest
     overlay.write_text("ckpt_path: null\n")
     for more in ([], [f"--config={overlay}"]):
         arguments = [verb, f"--config={DIGITS}", *more, f"--trainer.default_root_dir={tmp_path}"]
-        assert_refused(arguments, "ckpt_path = None: must be a checkpoint; none takes", capsys)
+        assert_refused(arguments, "ckpt_path = None", capsys)
     assert not list(tmp_path.glob("*/"))
 
 
@@ -202,37 +201,72 @@ def test_checkpoint_does_not_overrule_the_command_line(tmp_path: Path) -> None:
     assert "sigma: 0.25" in (tmp_path / "certify.yaml").read_text()
 
 
+def lost_worker():
+    """What torch raises when a process that loads data has been killed; it has no type of its own."""
+    torch_module = {"__name__": "torch.utils.data._utils.signal_handling"}
+    exec("def fail(): raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.')", torch_module)
+    torch_module["fail"]()
+
+
+def raising(error):
+    def fail():
+        raise error
+
+    return fail
+
+
+def bug_while_a_setting_is_refused():
+    try:
+        raise SettingError("n", 0, "must be >= 1")
+    except SettingError:
+        return {}["n"]
+
+
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("fail", "message"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "a.tsv"), "a.tsv: No space left on device; what was saved"),
-        (MemoryError(), "not enough memory"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), r"lower smoothing\.batch_size"),
-        (
-            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
-            "a process that loads data was killed",
-        ),
-        (
-            RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"),
-            "another process of this run has stop",
-        ),
-        (torch.distributed.DistNetworkError("timed out"), "another process of this run has stopped"),
-        (DataError("bad image"), "^deqcert: error: bad image$"),
-        (RuntimeError("a bug"), None),
-        (OSError(errno.ENOENT, "No such file"), None),
+        (raising(OSError(errno.ENOSPC, "No space left on device", "a.tsv")), "a.tsv: No space left on device"),
+        (raising(MemoryError()), "not enough memory"),
+        (raising(torch.OutOfMemoryError("CUDA out of memory")), "smoothing.batch_size"),
+        (raising(torch.distributed.DistNetworkError("timed out")), "another process of this run has stopped"),
+        (raising(torch.distributed.DistBackendError("NCCL error")), "another process of this run has stopped"),
+        (raising(DataError("bad image")), "deqcert: error: bad image\n"),
+        (lost_worker, "a process that loads data was killed"),
     ],
 )
-def test_what_a_user_can_mend_is_said_in_a_line(error, message, monkeypatch, capsys):
-    def fail(args):
-        raise ValueError("the parser's own") from error
+def test_what_a_user_can_fix_is_said_in_a_line(fail, message, monkeypatch, capsys):
+    monkeypatch.setattr("deqcert.cli.trainer_verbs.run_trainer_verb", lambda args: fail())
+    assert main(["fit"]) == 2
+    assert message in capsys.readouterr().err
 
-    monkeypatch.setattr("deqcert.cli.trainer_verbs.run_trainer_verb", fail)
-    if message is None:
-        with pytest.raises(ValueError, match="the parser's own"):
-            main(["fit"])
-    else:
-        assert main(["fit"]) == 2
-        assert re.search(message, capsys.readouterr().err.strip())
+
+@pytest.mark.parametrize(
+    ("fail", "kind"),
+    [
+        (
+            raising(RuntimeError("gloo ran out of memory: DataLoader worker 3 can't allocate memory")),
+            None,
+        ),
+        (raising(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")), None),
+        (raising(OSError(errno.ENOENT, "No such file")), OSError),
+        (bug_while_a_setting_is_refused, KeyError),
+    ],
+)
+def test_a_bug_shows_its_traceback_whatever_its_text_says(fail, kind, monkeypatch):
+    monkeypatch.setattr("deqcert.cli.trainer_verbs.run_trainer_verb", lambda args: fail())
+    with pytest.raises(kind or RuntimeError):
+        main(["fit"])
+
+
+def test_a_bug_in_a_constructor_is_not_hidden_by_the_parser(monkeypatch, tmp_path):
+    """The parser wraps what the constructor of a data module raises."""
+
+    def buggy(*args, **kwargs):
+        return {}["absent"]
+
+    monkeypatch.setattr("deqcert.data.Digits.__init__", buggy)
+    with pytest.raises(KeyError, match="absent"):
+        main(["validate", f"--config={DIGITS}", "--ckpt_path=none", f"--trainer.default_root_dir={tmp_path}"])
 
 
 FIT = ["fit", f"--config={DIGITS}", "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]
@@ -247,7 +281,7 @@ FIT = ["fit", f"--config={DIGITS}", "--trainer.max_epochs=1", "--trainer.limit_t
         ("--trainer.logger=WandbLogger", "Requirement 'wandb"),
         ("--trainer.strategy=abacus", "invalid strategy name: `strategy='abacus'`"),
         ("--trainer.limit_train_batches=-1", "invalid value -1 for limit_train_batches"),
-        ("--trainer.val_check_interval=1000", "`val_check_interval` (1000) must be less than or equal"),
+        ("--trainer.val_check_interval=1000", "val_check_interval"),
         (f"--seed_everything={10**30}", "is not in bounds"),
         ("--trainer.precision=transformer-engine", "'transformer_engine>=0.11.0' not met"),
     ],
@@ -337,7 +371,7 @@ def test_kill_and_resume(tmp_path: Path) -> None:
     """SIGKILL in the middle, then the same command: every column but the time equals an uninterrupted run."""
     more = ["--data.max_examples=12", "--sampling.n=400", "--sampling.audit.samples=200"]
     assert main(arguments(tmp_path / "whole", *more)) == 0
-    command = [sys.executable, "-m", "deqcert.cli", *arguments(tmp_path / "killed", *more)]
+    command = [sys.executable, "-m", "deqcert", *arguments(tmp_path / "killed", *more)]
     ledger = tmp_path / "killed" / "votes.rank0.jsonl"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 240

@@ -113,7 +113,7 @@ def test_a_resnet_is_converted_validated_and_certified_but_not_trained(tmp_path,
 
 
 def test_what_was_taken_on_trust_is_recorded_and_another_value_is_refused(public, tmp_path, capsys):
-    """Another normalisation is another function of the same weights."""
+    """Another normalization is another function of the same weights."""
     grey = ["--model.network.init_args.mean=[0]", "--model.network.init_args.std=[1]"]
     assert convert(public, "--to", "ours.ckpt", "--config", DIGITS, *grey) == 0
     stated = torch.load("ours.ckpt", weights_only=True)["architecture"]
@@ -163,7 +163,7 @@ def test_what_does_not_fit_leaves_nothing_behind(public, tmp_path, capsys):
             "missing.pth: must be an existing checkpoint file",
         ),
         (["public.pth.tar", "--to", "t.ckpt"], "config = None: must name the configuration"),
-        (["public.pth.tar", "--to", "t.safetensors"], "is no weight of a network of ours"),
+        (["public.pth.tar", "--to", "t.safetensors"], "is not a weight of a network of ours"),
         (["public.pth.tar", "--to", "t.safetensors", "--config", str(DIGITS)], "are not needed to write safetensors"),
     ],
 )

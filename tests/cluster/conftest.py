@@ -37,7 +37,7 @@ class Slurm:
         commands = {
             "srun": f'exec "{sys.executable}" "{Path(__file__).with_name("fake_srun.py")}" "$@"',
             "scontrol": 'echo "$@" >> "$FAKE_SLURM/scontrol"',
-            "deqcert": f'exec "{sys.executable}" -m deqcert.cli "$@"',
+            "deqcert": f'exec "{sys.executable}" -m deqcert "$@"',
         }
         for name, line in commands.items():
             path = place / "bin" / name

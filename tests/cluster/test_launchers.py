@@ -234,7 +234,7 @@ def test_torchrun(wait_for, tmp_path, chains, record_fault):
     """Two processes of torchrun, SIGTERM, the same command; torchrun itself ends with code 1."""
     arguments = ["--sampling.n=400", "--data.max_examples=20", *chains]
     directory = tmp_path / "ledger"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "deqcert.cli"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "deqcert"]
     command += ["certify", f"--config={DIGITS}", f"--config={SMOOTHING}", f"--ckpt_path={CHECKPOINT}", CPU]
     command += ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.logger=false", *arguments]
     command += [f"--ledger_dir={directory}"]

@@ -89,7 +89,7 @@ def test_the_monitor_receives_every_backward_solve(layer):
     # g = gᵀJ + ∂L/∂z
     (upstream,) = torch.autograd.grad(layer.loss(value := point.value.detach().requires_grad_()), value)
     g = solutions[0].value
-    product = (g * (1 - point.image.detach() ** 2)) @ layer.weight.detach()
+    product = (g * (1 - point.fz.detach() ** 2)) @ layer.weight.detach()
     torch.testing.assert_close(g, product + upstream, rtol=1e-7, atol=1e-8)
 
 

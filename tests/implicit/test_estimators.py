@@ -43,7 +43,7 @@ def test_an_equilibrium_estimator_evaluates_at_what_the_solver_returned(layer, n
     assert torch.equal(point.state, point.solution.value)
     assert point.state.is_leaf
     assert point.state.requires_grad
-    assert torch.equal(point.image, layer(point.solution.value))
+    assert torch.equal(point.fz, layer(point.solution.value))
     assert point.value.requires_grad
 
 
@@ -60,7 +60,7 @@ def test_a_graph_is_built_within_no_grad(layer, estimator):
     # Fixed points are asked for by evaluation code too.
     with torch.no_grad():
         point = estimator.fixed_point(layer, layer.start, FORWARD)
-    assert point.image.requires_grad
+    assert point.fz.requires_grad
     assert point.value.requires_grad
 
 
@@ -115,8 +115,8 @@ def test_the_penalty_and_the_loss_share_one_graph(layer, estimator):
     with torch.random.fork_rng():
         point = estimator.fixed_point(layer, layer.start, FORWARD)
         of_loss = layer.gradients(point.value)
-        of_penalty = torch.autograd.grad(penalty(point.state, point.image), layer.leaves, retain_graph=True)
-        (layer.loss(point.value) + penalty(point.state, point.image)).backward()
+        of_penalty = torch.autograd.grad(penalty(point.state, point.fz), layer.leaves, retain_graph=True)
+        (layer.loss(point.value) + penalty(point.state, point.fz)).backward()
     for leaf, one, other in zip(layer.leaves, of_loss, of_penalty, strict=True):
         assert other.norm() > 0
         torch.testing.assert_close(leaf.grad, one + other)
@@ -128,9 +128,9 @@ def test_the_penalty_differentiates_the_jacobian_at_the_fixed_point(layer, estim
     point = estimator.fixed_point(layer, layer.start, FORWARD)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        vector = torch.randn_like(point.image)
+        vector = torch.randn_like(point.fz)
         torch.manual_seed(0)
-        (found,) = torch.autograd.grad(hutchinson_penalty(point.state, point.image, vectors=1), layer.weight)
+        (found,) = torch.autograd.grad(hutchinson_penalty(point.state, point.fz, vectors=1), layer.weight)
     product = (vector * (1 - layer(point.state.detach()) ** 2)) @ layer.weight
     (expected,) = torch.autograd.grad(product.square().mean(), layer.weight)
     torch.testing.assert_close(found, expected)

@@ -72,11 +72,7 @@ def test_spectral_radius_of_symmetric_maps_row_by_row():
     state = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
     estimate = spectral_radius(state, torch.einsum("bij,bj->bi", matrices, state), iterations=2000)
     exact = np.abs(np.linalg.eigvals(matrices.numpy())).max(axis=1)
-    np.testing.assert_allclose(estimate.value.numpy(), exact, rtol=1e-6)
-    # The direction is an eigenvector of Jᵀ, of the norm |λ|.
-    product = torch.einsum("bji,bj->bi", matrices, estimate.vector)
-    cosine = torch.nn.functional.cosine_similarity(product, estimate.vector, dim=1).abs()
-    torch.testing.assert_close(cosine, torch.ones(4).double(), rtol=0, atol=1e-3)
+    np.testing.assert_allclose(estimate.numpy(), exact, rtol=1e-6)
 
 
 def test_spectral_radius_is_not_the_norm():
@@ -84,21 +80,20 @@ def test_spectral_radius_is_not_the_norm():
     matrix = torch.tensor([[0.9, 5.0], [0.0, 0.2]], dtype=torch.float64)
     state = torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)
     estimate = spectral_radius(state, state @ matrix.T, iterations=80)
-    torch.testing.assert_close(estimate.value, torch.full((3,), 0.9, dtype=torch.float64), rtol=0, atol=1e-9)
+    torch.testing.assert_close(estimate, torch.full((3,), 0.9, dtype=torch.float64), rtol=0, atol=1e-9)
 
 
 def test_spectral_radius_of_shaped_states_and_of_nothing():
     state = torch.ones(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     factor = torch.tensor([0.5, 0.0], dtype=torch.float64).view(2, 1, 1, 1)
     estimate = spectral_radius(state, state * factor)
-    assert estimate.value.tolist() == pytest.approx([0.5, 0.0])
-    assert estimate.vector.shape == state.shape
+    assert estimate.tolist() == pytest.approx([0.5, 0.0])
 
 
 def test_spectral_radius_keeps_the_graph():
     matrix, state, image = linear_map()
     estimate = spectral_radius(state, image, iterations=3)
-    assert not estimate.value.requires_grad
+    assert not estimate.requires_grad
     image.sum().backward()
     assert matrix.grad is not None
 

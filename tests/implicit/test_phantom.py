@@ -15,7 +15,7 @@ FORWARD = Picard(max_steps=300, tolerance=1e-14)
 def test_one_step_is_the_gradient_of_one_evaluation_at_the_detached_fixed_point(layer, error):
     point = OneStep().fixed_point(layer, layer.start, FORWARD)
     found = layer.gradients(point.value)
-    assert torch.equal(point.value, point.image)
+    assert torch.equal(point.value, point.fz)
     for one, other in zip(found, layer.gradients(layer(point.solution.value.detach())), strict=True):
         assert torch.equal(one, other)
     assert error(found[0], layer.exact()[0]) > 1e-2  # it is an approximation

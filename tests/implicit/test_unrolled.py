@@ -19,7 +19,7 @@ def test_unrolling_is_plain_autograd(layer, steps):
         previous, z = z, layer(z)
     assert torch.equal(point.value, z)
     assert torch.equal(point.state, previous)
-    assert torch.equal(point.image, z)
+    assert torch.equal(point.fz, z)
     assert point.solution is None
     for one, other in zip(layer.gradients(point.value), layer.gradients(z), strict=True):
         assert torch.equal(one, other)
@@ -53,8 +53,8 @@ def test_the_unrolled_image_depends_on_its_state(layer, steps, frozen):
         layer.freeze()
         layer.x.requires_grad_(False)
     point = Unrolled(steps).fixed_point(layer, layer.start, IGNORED)
-    (product,) = torch.autograd.grad(point.image.sum(), point.state)
-    slope = 1 - point.image.detach() ** 2
+    (product,) = torch.autograd.grad(point.fz.sum(), point.state)
+    slope = 1 - point.fz.detach() ** 2
     torch.testing.assert_close(product, slope @ layer.weight.detach())
 
 

@@ -65,7 +65,7 @@ def test_a_single_branch_has_no_use_for_its_fusion():
     torch.testing.assert_close(net(x), logits(weights, x, (8,), 0, 3, MEAN, STD), rtol=1e-4, atol=1e-3)
 
 
-def test_weights_without_weight_normalisation_are_split():
+def test_weights_without_weight_normalization_are_split():
     weights = public()
     plain = dict(weights)
     lengths = [name for name in weights if name.endswith(".weight_g")]
@@ -75,7 +75,7 @@ def test_weights_without_weight_normalisation_are_split():
         plain[stem] = plain.pop(length) * direction / direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     net, x = network(), torch.rand(2, 3, 32, 32)
     supplied = converted(plain, net).supplied
-    assert supplied == dict.fromkeys(lengths, "the length of a weight that was saved without weight normalisation")
+    assert supplied == dict.fromkeys(lengths, "the length of a weight that was saved without weight normalization")
     torch.testing.assert_close(net(x), logits(weights, x, (8, 16), 0, 3, MEAN, STD), rtol=1e-4, atol=1e-3)
 
 
@@ -93,7 +93,7 @@ def test_a_filter_of_zeros_stays_one():
 
 
 def renamed(weights, *names):
-    """Later versions of torch name weight normalisation differently."""
+    """Later versions of torch name weight normalization differently."""
     originals = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
     chosen = {name for name in weights if name.endswith(names or tuple(originals))}
     return {
@@ -103,14 +103,14 @@ def renamed(weights, *names):
 
 
 @pytest.mark.parametrize("names", [(), ("weight_g",)], ids=["all", "half of them"])
-def test_both_ways_to_save_weight_normalisation_are_read(names):
+def test_both_ways_to_save_weight_normalization_are_read(names):
     older, newer = (converted(weights, network()).weights for weights in (public(), renamed(public(), *names)))
     assert renamed(public(), *names).keys() != public().keys()
     assert all(torch.equal(older[name], newer[name]) for name in older)
 
 
 def of_the_first_mdeq(weights=None):
-    """It saves its cell four times: as fullstage, as a copy without weight normalisation, and both inside of deq."""
+    """It saves its cell four times: as fullstage, as a copy without weight normalization, and both inside of deq."""
     weights = dict(public() if weights is None else weights)
     cell = {name.removeprefix("fullstage."): t for name, t in weights.items() if name.startswith("fullstage.")}
     stale = {
@@ -225,7 +225,7 @@ def without(*names):
             lambda: without("fullstage.branches.0.blocks.0.conv1.weight_v"),
             "missing fullstage.branches.0.blocks.0.conv1.weight_v",
         ),
-        # Half of a normalised weight beside a plain one must not be completed from it.
+        # Half of a normalized weight beside a plain one must not be completed from it.
         (
             lambda: {
                 **without("fullstage.branches.0.blocks.0.conv1.weight_v"),
@@ -286,7 +286,7 @@ def test_published_resnets_are_found_whatever_stands_before_their_names(before):
     assert torch.equal(other(x), net(x))
 
 
-def test_a_saved_normalisation_must_be_the_network_s():
+def test_a_saved_normalization_must_be_the_network_s():
     net = CifarResNet(depth=8)
     weights = {f"1.{name}": tensor for name, tensor in net.state_dict().items()}
     weights |= {"0.means": torch.tensor(MEAN), "0.sds": torch.tensor(STD)}

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deqcert.models import DEQ, MDEQ, CompiledDEQ
+from deqcert.models import DEQ, MDEQ, compile_deq
 from deqcert.models.folding import ChannelsLastGroupNorm
-from deqcert.models.mdeq_inference import InferenceMDEQ
 from deqcert.solvers import Anderson, Picard
 
 TINY = {
@@ -63,7 +62,7 @@ def test_every_part_is_the_same_function_in_double_precision(settings):
     x = images(model)
     with torch.no_grad():
         plain, folded = model.inject(x), twin.inject(x)
-        torch.testing.assert_close(folded.contiguous(), plain.features)
+        torch.testing.assert_close(folded.features.contiguous(), plain.features)
         state = torch.randn(len(x), sum(c * h * w for c, h, w in model.shapes), dtype=torch.float64)
         torch.testing.assert_close(
             twin.cell(reordered(state, model), folded), reordered(model.cell(state, plain), model)
@@ -95,7 +94,7 @@ def test_the_plain_network_is_left_alone():
     x = images(model)
     expected = model(x)
     twin = model.for_inference()
-    assert isinstance(twin, InferenceMDEQ)
+    assert twin.for_inference() is twin
     assert not any(module.training for module in twin.modules())
     assert not any(isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)) for module in twin.modules())
     assert not any(hasattr(module, "parametrizations") for module in twin.modules())
@@ -180,6 +179,45 @@ def test_rows_leave_only_where_the_injection_is_by_rows():
     assert solution.evaluations == sum(sizes)
 
 
+CONTRACT = sorted(name for name in vars(DEQ) if not name.startswith("_"))
+
+
+def overriding(kind: type[DEQ], called: list[str]) -> type[DEQ]:
+    """Return a class that overrides every part of the contract by itself, noting each use."""
+
+    def noting(name: str) -> Any:
+        inherited = getattr(kind, name)
+        if isinstance(inherited, property):
+            return property(lambda self: [called.append(name), inherited.fget(self)][1])
+        return lambda self, *args, **kwargs: [called.append(name), inherited(self, *args, **kwargs)][1]
+
+    return type("Own", (kind,), {name: noting(name) for name in CONTRACT} | {"own": lambda self: self.mine})
+
+
+@pytest.mark.parametrize("twin_of", [lambda model: model.for_inference(), compile_deq], ids=["folded", "compiled"])
+def test_no_part_of_the_contract_that_a_user_overrides_is_lost(twin_of, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    assert {"inject", "initial_state", "anchor", "start_kind", "start_sigma", "cell", "head", "solve", "forward",
+            "for_inference"} == set(CONTRACT)  # fmt: skip
+    called: list[str] = []
+    model = overriding(MDEQ, called)(**TINY, start="mean").eval()
+    model.mine = object()
+    model.start.sigma.fill_(0.25)
+    twin = twin_of(model)
+    assert twin is not model
+    assert type(twin) is type(model)
+    x = images(model)
+    expected = model(x), model.solve(x, Picard(max_steps=2), anchored=True)[0]
+    called.clear()
+    assert (twin.start_kind, twin.start_sigma, twin.own()) == ("mean", 0.25, model.mine)
+    assert twin.for_inference().mine is model.mine
+    assert (twin.solver, twin.num_classes, twin.image_channels) == (model.solver, 5, 3)
+    assert twin.architecture == model.architecture
+    given = twin(x), twin.solve(x, Picard(max_steps=2), anchored=True)[0]
+    torch.testing.assert_close(given, expected)
+    assert set(CONTRACT) == set(called)
+
+
 def test_the_default_is_the_network_itself():
     deq = Shared()
     assert deq.for_inference() is deq
@@ -188,7 +226,7 @@ def test_the_default_is_the_network_itself():
 @pytest.mark.slow
 def test_a_compiled_network_is_the_same_function():
     model = network(**TINY).for_inference()
-    compiled = CompiledDEQ(model)
+    compiled = compile_deq(model)
     for count in (6, 3, 6):
         x = torch.rand(count, 3, 8, 8)
         expected, a = model.solve(x, Anderson(max_steps=12, tolerance=1e-3))

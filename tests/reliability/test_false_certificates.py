@@ -39,8 +39,7 @@ from deqcert.statistics import (
     AdaptiveAudit,
     CertificationRule,
     InputSpecific,
-    RelativePrecision,
-    SequentialAudit,
+    TargetRadius,
     Votes,
     clopper_pearson_lower,
 )
@@ -132,9 +131,8 @@ CASES["DEQ, serialized by 3 chains"] = (LinearDEQ, dataclasses.replace(CASES["DE
 # Sizes that the outcome, or the selection, has chosen.
 TIGHT = tuple(case for case in CASES if "standard" in case)
 for name, base, change in (
-    ("DEQ, standard, stopped", "DEQ, standard", {"stopping": RelativePrecision(0.2, ALPHA), "batch_size": 20}),
+    ("DEQ, standard, stopped", "DEQ, standard", {"stopping": TargetRadius(0.5, ALPHA), "batch_size": 20}),
     ("DEQ, standard, input-specific", "DEQ, standard", {"stopping": InputSpecific(0.3, alpha=ALPHA), "batch_size": 20}),
-    ("DEQ, serialized, sequential audit", "DEQ, serialized", {"audit": SequentialAudit(0.1, ALPHA)}),
 ):
     CASES[name] = (LinearDEQ, dataclasses.replace(CASES[base][1], **change))
 WAYS = {  # (processes, images) of each run in one directory

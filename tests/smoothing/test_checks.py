@@ -190,7 +190,7 @@ def test_a_deq_that_keeps_state_on_itself_is_refused(sampling, solver, kind):
 
 
 def test_a_start_that_is_kept_is_found_where_the_solve_does_not_forget_it():
-    with pytest.raises(SettingError, match="^classifier = 'KeepingForStart'"):
+    with pytest.raises(SettingError, match=r"^classifier = 'KeepingForStart'"):
         prepared(KeepingForStart(), solver=Picard(max_steps=2))
 
 
@@ -239,8 +239,11 @@ def test_the_probe_takes_the_solver_of_the_certificate(threshold_deq):
     """Differences that only its first steps show."""
 
     class Mixing(Anderson):
-        def advance(self, state, iterate, image, gap):
-            return super().advance(state, iterate, image, gap).mean(dim=0, keepdim=True).expand_as(image)
+        def init(self, start, workspace):
+            iteration = super().init(start, workspace)
+            step = iteration.step
+            iteration.step = lambda z, fz, residual: step(z, fz, residual).mean(dim=0, keepdim=True).expand_as(fz)
+            return iteration
 
-    with pytest.raises(SettingError, match="^classifier = "):
+    with pytest.raises(SettingError, match=r"^classifier = "):
         prepared(threshold_deq(), solver=Mixing(max_steps=30))

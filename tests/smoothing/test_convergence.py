@@ -215,7 +215,7 @@ def test_measuring_leaves_the_network_as_it_was():
 
 
 def test_a_network_in_training_mode_is_refused_for_curves_alone_too():
-    with pytest.raises(SettingError, match="^classifier = "):
+    with pytest.raises(SettingError, match=r"^classifier = "):
         report(Tanh().train(), dataclasses.replace(SETTINGS, mismatch_steps=()))
 
 

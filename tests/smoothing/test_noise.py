@@ -53,8 +53,10 @@ def test_noise_is_gaussian_around_the_image():
     assert kstest(samples.numpy(), "norm").pvalue > 1e-3
 
 
-@pytest.mark.parametrize(("stream", "field"), [((-1, 0), "seed"), ((2**64, 0), "seed"), ((1.0, 0), "seed"), ((True, 0), "seed"),
-                                               ((0, -1), "index"), ((0, 2**32), "index")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("stream", "field"),
+    [((seed, 0), "seed") for seed in (-1, 2**64, 1.0, True)] + [((0, index), "index") for index in (-1, 2**32)],
+)
 def test_streams_out_of_range_are_refused_by_name(stream, field):
     with pytest.raises(SettingError, match=f"^{field} = "):
         Stream(*stream)

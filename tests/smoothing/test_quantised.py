@@ -132,7 +132,7 @@ def test_every_level_is_recognised_also_when_a_device_rounds_it_differently():
 def test_images_that_are_not_8_bit_are_refused(pixel):
     image = IMAGE.clone()
     image[0, 5, 5] = pixel
-    with pytest.raises(SettingError, match="^noise = 'quantised'"):
+    with pytest.raises(SettingError, match=r"^noise = 'quantised'"):
         samples(image)
 
 
@@ -143,7 +143,7 @@ def test_integers_are_added_exactly_whatever_the_dtype_of_the_image(dtype):
 
 
 def test_levels_that_were_not_divided_by_255_are_refused():
-    with pytest.raises(SettingError, match="^noise = 'quantised'"):
+    with pytest.raises(SettingError, match=r"^noise = 'quantised'"):
         samples(LEVELS)
 
 

@@ -195,5 +195,5 @@ def test_a_checkpoint_makes_the_classifier_that_was_trained(tmp_path):
     assert SmoothedClassifier.from_checkpoint(CHECKPOINT, sigma=0.125, solver=Picard(max_steps=2)).sigma == 0.125
     with pytest.raises(CheckpointError):
         SmoothedClassifier.from_checkpoint(tmp_path / "missing.ckpt")
-    with pytest.raises(SettingError, match="^start = "):
+    with pytest.raises(SettingError, match=r"^start = "):
         SmoothedClassifier.from_checkpoint(CHECKPOINT, start="anchor")

@@ -14,10 +14,8 @@ from deqcert.seeding import Purpose
 from deqcert.smoothing import Execution, Serialized, Standard
 from deqcert.solvers import Picard
 from deqcert.statistics import (
-    AbsolutePrecision,
     CertificationRule,
     InputSpecific,
-    RelativePrecision,
     Stopping,
     TargetRadius,
     Votes,
@@ -25,7 +23,7 @@ from deqcert.statistics import (
 
 IMAGE = torch.full((1, 4, 4), 0.5)
 SETTINGS = {"sigma": 0.5, "n0": 20, "n": 1010, "batch_size": 50, "solver": Picard(max_steps=7)}
-RULES = [RelativePrecision(precision=0.1), TargetRadius(1.0), AbsolutePrecision(0.2)]
+RULES = [TargetRadius(0.3), TargetRadius(1.0, alpha=0.001)]
 
 
 class After(Stopping):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deqcert.errors import SettingError
-from deqcert.solvers import Anderson, Broyden, LearnedMixing, Picard, Solver
+from deqcert.solvers import Anderson, Broyden, Picard, Solver
 
 SEEDS = st.integers(0, 2**32 - 1)
 quickly = settings(max_examples=25, deadline=None)
@@ -632,7 +632,7 @@ def test_memory_of_one_is_picard():
 # Settings
 
 
-@pytest.mark.parametrize("kind", [Picard, Anderson, Broyden, LearnedMixing])
+@pytest.mark.parametrize("kind", [Picard, Anderson, Broyden])
 @pytest.mark.parametrize(
     ("field", "value"),
     [

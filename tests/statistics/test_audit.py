@@ -178,7 +178,7 @@ def test_adaptive_audit_is_the_smallest_that_reaches_the_target(radius_loss, alp
 
 
 def test_adaptive_audit_takes_all_where_sharing_alpha_alone_costs_too_much():
-    n_a, n, audit = 5200, 10_000, AdaptiveAudit(radius_loss=0.05)
+    n_a, n, audit = 5200, 10_000, AdaptiveAudit(radius_loss=0.05, alpha=0.001)
     standard = float(certified_radius(clopper_pearson_lower(n_a, n, audit.alpha), 1.0))
     assert zero_mismatch_radius(n_a, n, n_a, 0.0005, 0.0005) < 0.95 * standard
     assert audit.size(n_a, n) == n_a
@@ -190,6 +190,15 @@ def test_adaptive_audit_grows_with_the_radius_at_full_size():
     assert sizes[0] == 0
     assert sizes[1] < 600
     assert sizes[-1] > 9000
+
+
+def test_an_audit_without_alpha_takes_that_of_the_certificate():
+    audit = AdaptiveAudit(0.1)
+    assert audit.aimed_at(0.01, 0.002) == AdaptiveAudit(0.1, 0.01, 0.002)
+    assert AdaptiveAudit(0.1, 0.2).aimed_at(0.01, 0.002) == AdaptiveAudit(0.1, 0.2)
+    assert FixedAudit(7).aimed_at(0.01) == FixedAudit(7)
+    sizes = [audit.aimed_at(alpha).size(9500, 10_000) for alpha in (0.1, 0.001)]
+    assert sizes[0] < sizes[1] == audit.size(9500, 10_000)
 
 
 def test_adaptive_audit_is_fast():
@@ -222,6 +231,7 @@ def test_audit_sizes_share_one_contract(audit):
         (lambda: FixedAudit(2.5), r"samples = 2\.5: must be an integer >= 1"),
         (lambda: AdaptiveAudit(radius_loss=0.0), r"radius_loss = 0\.0: must be in \(0, 1\)"),
         (lambda: AdaptiveAudit(radius_loss=1.0), r"radius_loss = 1\.0: must be in \(0, 1\)"),
+        (lambda: AdaptiveAudit(alpha_audit=0.0005), r"alpha_audit = 0\.0005: must be None if alpha is"),
         (lambda: AdaptiveAudit(alpha=1.0), r"alpha = 1\.0: must be in \(0, 1\)"),
         (lambda: AdaptiveAudit(alpha=0.01, alpha_audit=0.01), r"alpha_audit = 0\.01: must be in \(0, alpha"),
         (lambda: AdaptiveAudit(alpha=0.01, alpha_audit=0.0), r"alpha_audit = 0\.0: must be in \(0, alpha"),

@@ -42,7 +42,7 @@ def group_votes_of(sampling: Sampling, g: SmoothedClassifier, images: Tensor, in
 
 
 def recorded_votes(sampling: Sampling, g: SmoothedClassifier, image: Tensor, index: int = 0) -> Votes:
-    """Take votes of a ThresholdDEQ, which then has recorded the votes' own calls, and not those of the checks before."""
+    """Take votes of a ThresholdDEQ, which then has recorded their own calls, and not those of the checks before."""
     engine = sampling.engine(g, image)
     g.base.network.rows.clear()
     g.base.network.inputs.clear()
