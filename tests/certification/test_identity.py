@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
-from certification_runs import shipped_network
 from lightning.pytorch import LightningModule
+from sampling_runs import shipped_network
 from torch import nn
 
-from deqcert.certification.identity import classifier_digest
+from deqcert.certification.identity import classifier_digest, run_identity
 from deqcert.models import MDEQ
+from deqcert.smoothing import Serialized, Smoothing
 from deqcert.solvers import Anderson, Picard
 
 
@@ -79,6 +81,26 @@ def test_where_something_is_in_memory_is_no_part_of_a_classifier():
     assert digest(margin=object()) == digest(margin=object())
     assert digest(margin={"b": 1, "a": 2}) == digest(margin={"a": 2, "b": 1})
     assert digest(margin=lambda: 0) == digest(margin=lambda: 1)  # code is not compared: docs/resume.md says so
+
+
+def test_our_settings_may_move_to_another_module_and_foreign_ones_may_not():
+    """A ledger is resumed after its classes have moved within the package."""
+
+    def kept(module):
+        return digest(margin=type("Anderson", (Anderson,), {"__module__": module})(max_steps=3))
+
+    assert kept("deqcert.elsewhere") == kept("deqcert.solvers.anderson") == digest(margin=Anderson(max_steps=3))
+    assert len({kept("deqcert.elsewhere"), kept("a"), kept("b")}) == 3
+
+
+def test_the_identity_of_a_run_names_our_classes_without_their_modules():
+    arguments = MDEQ().eval(), {"name": "digits"}, (3, 32, 32), torch.device("cpu"), "32-true"
+    identity = run_identity(Smoothing(), Serialized(), 3, *arguments)
+    assert json.loads(json.dumps(identity)) == identity
+    names = [identity["smoothing"]["class"], identity["smoothing"]["solver"]["class"], identity["sampling"]["class"]]
+    names += [identity["sampling"]["audit"]["class"], identity["classifier"]["class"]]
+    assert names == ["Smoothing", "Anderson", "Serialized", "AdaptiveAudit", "MDEQ"]
+    assert identity["seed"] == 3
 
 
 def test_use_does_not_change_a_network():

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import os
-import pickle
 import signal
 from dataclasses import dataclass
 
@@ -13,26 +12,28 @@ import pytest
 import torch
 from certification_runs import records, trainer
 from lightning.pytorch import LightningModule
+from sampling_runs import votes_of
 from torch import nn
 
 from deqcert.callbacks import CertificationProgress, CertifiedRadius
 from deqcert.certification import CertificationCallback
-from deqcert.certification.loop import packed, unpacked
 from deqcert.data import Digits, TensorImages
 from deqcert.errors import DataError, LedgerError, SettingError
 from deqcert.report import read_tsv
-from deqcert.smoothing import Execution, Serialized, Standard
+from deqcert.smoothing import Execution, Serialized, Smoothing, Standard
+from deqcert.statistics import CertificationRule
 
-SMOOTHING = Standard(sigma=0.3, n0=10, n=50, batch_size=32)
+SMOOTHING = Smoothing(sigma=0.3)
+SAMPLING = Standard(n0=10, n=50, batch_size=32)
 CALLS: list[int] = []
 
 
 @dataclass(frozen=True)
 class Counting(Standard):
-    def vote_group(self, engine, images, indices, labels):
-        CALLS.extend(indices)
+    def group_votes(self, g, engine, images, streams):
+        CALLS.extend(stream.index for stream in streams)
         assert not torch.is_grad_enabled()
-        return super().vote_group(engine, images, indices, labels)
+        return super().group_votes(g, engine, images, streams)
 
 
 class Module(LightningModule):
@@ -48,8 +49,8 @@ class Module(LightningModule):
         self.log("seen", float(len(batch[0])), reduce_fx="sum", batch_size=1)
 
 
-def certify(directory, images=4, devices=1, smoothing=SMOOTHING, module=None, **settings):
-    votes = certification_runs.certify(module or Module(), directory, smoothing, images, devices, **settings)
+def certify(directory, images=4, devices=1, smoothing=SMOOTHING, sampling=SAMPLING, module=None, **settings):
+    votes = certification_runs.certify(module or Module(), directory, smoothing, sampling, images, devices, **settings)
     return [each._replace(residual=0.0) for each in votes]
 
 
@@ -66,18 +67,38 @@ def expected(tmp_path_factory):
 def test_votes_are_the_strategy_s(expected):
     examples = Digits(max_examples=7)
     examples.setup("predict")
-    network = Module().network.eval()
-    by_hand = [SMOOTHING.vote(network, image, index, label) for image, label, index in examples.certification_set()]
-    assert expected == [each._replace(seconds=0.0, residual=0.0) for each in by_hand]
+    g = SMOOTHING.of(Module().network.eval())
+    for votes, (image, label, index) in zip(expected, examples.certification_set(), strict=True):
+        by_hand = votes_of(SAMPLING, g, image, index)._replace(seconds=0.0, residual=0.0, index=index, label=label)
+        assert votes == by_hand
     assert [each.index for each in expected] != list(range(7))  # original indices, not positions
 
 
+def test_certificates_are_of_all_images_by_the_rule_of_the_callback(tmp_path, expected):
+    """Also of those that an earlier run has certified."""
+    for rule, callbacks in ((CertificationRule(), []), (CertificationRule(0.3), [CertifiedRadius(alpha=0.3)])):
+        data = Digits(max_examples=7)
+        own = trainer(callbacks=callbacks)
+        given = own.certify(Module(), data, SMOOTHING, SAMPLING, ledger_dir=str(tmp_path))
+        assert given == [rule.certify(votes) for votes in expected]
+    assert any(each.correct for each in given)
+
+
+def test_the_seed_is_that_of_the_streams(tmp_path, expected):
+    votes = certify(tmp_path, 2, seed=1)
+    assert votes != expected[:2]
+    with pytest.raises(LedgerError, match=r"seed = 1 there, 0 here"):
+        certify(tmp_path, 2)
+    with pytest.raises(SettingError, match=r"^seed = "):
+        certify(tmp_path, 2, seed=2**64)
+
+
 def test_what_the_ledger_holds_is_not_done_again(tmp_path, expected):
-    smoothing = Counting(**{f: getattr(SMOOTHING, f) for f in ("sigma", "n0", "n", "batch_size", "seed", "solver")})
+    sampling = Counting(n0=10, n=50, batch_size=32)
     indices = [each.index for each in expected]
     for images, new in ((2, indices[:2]), (5, indices[2:5]), (5, []), (3, [])):
         CALLS.clear()
-        assert certify(tmp_path, images, smoothing=smoothing) == expected[:images]
+        assert certify(tmp_path, images, sampling=sampling) == expected[:images]
         assert new == CALLS
     assert lines(tmp_path) == {"votes.rank0.jsonl": indices[:5]}
 
@@ -95,28 +116,20 @@ class TwiceDigits(Digits):
 
 
 def test_many_images_come_back_from_forked_processes(tmp_path):
-    """Their votes are more than a pipe holds."""
-    smoothing = Standard(sigma=0.3, n0=1, n=2, batch_size=2)
-    votes = trainer(devices=2).certify(Module(), TwiceDigits(), smoothing, ledger_dir=str(tmp_path))
-    assert len({each.index for each in votes}) > 800
-    assert len(pickle.dumps(votes)) > 2**16
-
-
-@pytest.mark.parametrize("indices", [[0], range(0, 10_000, 20), range(50_000), [7, 9, 100_000]])
-def test_indices_are_packed(indices):
-    content = packed(reversed(indices))
-    assert unpacked(content) == list(indices)
-    assert len(content) < 1000
+    """Their certificates are more than a pipe holds."""
+    sampling = Standard(n0=1, n=2, batch_size=2)
+    certificates = trainer(devices=2).certify(Module(), TwiceDigits(), SMOOTHING, sampling, ledger_dir=str(tmp_path))
+    assert len({each.index for each in certificates}) > 800
 
 
 def test_images_side_by_side_have_the_votes_of_images_alone(tmp_path, expected):
-    smoothing = dataclasses.replace(SMOOTHING, execution=Execution(images=3))
+    sampling = dataclasses.replace(SAMPLING, execution=Execution(images=3))
     indices = [each.index for each in expected]
-    assert certify(tmp_path, 2, smoothing=smoothing) == expected[:2]
-    assert certify(tmp_path, 7, smoothing=smoothing) == expected  # groups of 3 and 2
+    assert certify(tmp_path, 2, sampling=sampling) == expected[:2]
+    assert certify(tmp_path, 7, sampling=sampling) == expected  # groups of 3 and 2
     assert lines(tmp_path) == {"votes.rank0.jsonl": indices}
-    assert certify(tmp_path / "two", 7, devices=2, smoothing=smoothing) == expected
-    with pytest.raises(LedgerError, match=r"smoothing\.execution\.images = 3 there, None here"):
+    assert certify(tmp_path / "two", 7, devices=2, sampling=sampling) == expected
+    with pytest.raises(LedgerError, match=r"sampling\.execution\.images = 3 there, None here"):
         certify(tmp_path, 7)
 
 
@@ -177,7 +190,8 @@ def test_hooks_come_in_order(tmp_path, expected):
     assert second.events == [
         ("start", 4, indices[:2], 10, tmp_path), ("example", indices[2]), ("example", indices[3]), ("end", indices[:4])
     ]  # fmt: skip
-    assert second.run.smoothing is SMOOTHING
+    assert (second.run.smoothing, second.run.sampling, second.run.seed) == (SMOOTHING, SAMPLING, 0)
+    assert second.run.name == "standard"
     assert second.run.identity["smoothing"]["sigma"] == 0.3
 
 
@@ -224,8 +238,8 @@ def test_sigterm_ends_the_run_with_143_and_keeps_what_is_done(tmp_path, expected
     ("changes", "field"),
     [
         ({"module": Module(seed=1)}, r"classifier\.digest"),
-        ({"smoothing": Standard(sigma=0.4, n0=10, n=50, batch_size=32)}, r"smoothing\.sigma"),
-        ({"smoothing": Standard(sigma=0.3, n0=10, n=51, batch_size=32)}, r"smoothing\.n "),
+        ({"smoothing": Smoothing(sigma=0.4)}, r"smoothing\.sigma"),
+        ({"sampling": Standard(n0=10, n=51, batch_size=32)}, r"sampling\.n "),
     ],
 )
 def test_another_run_in_the_same_directory_is_refused(tmp_path, changes, field):
@@ -266,7 +280,7 @@ def test_patience_must_be_positive(tmp_path, patience):
 
 def test_a_data_module_without_certification_set_is_refused(tmp_path):
     with pytest.raises(DataError, match="certification_set"):
-        trainer().certify(Module(), None, SMOOTHING, str(tmp_path))
+        trainer().certify(Module(), None, SMOOTHING, SAMPLING, ledger_dir=str(tmp_path))
 
 
 def test_the_trainer_is_as_before_afterwards(tmp_path):
@@ -274,19 +288,19 @@ def test_the_trainer_is_as_before_afterwards(tmp_path):
     data.predict_dataloader = data.test_dataloader
     own = trainer()
     loop = own.predict_loop
-    own.certify(Module(), data, SMOOTHING, ledger_dir=str(tmp_path))
+    own.certify(Module(), data, SMOOTHING, SAMPLING, ledger_dir=str(tmp_path))
     assert own.predict_loop is loop
     predictions = own.predict(Module(), data)
     assert [tuple(each.shape) for each in predictions] == [(250, 10)] * 2
     assert own.validate(Module(), data, verbose=False) == [{"seen": 500.0}]
-    with pytest.raises(SettingError, match="needs a DEQ"):
-        own.certify(Module(), data, Serialized(), ledger_dir=str(tmp_path / "other"))
+    with pytest.raises(SettingError, match=r"^sampling = 'Serialized'"):
+        own.certify(Module(), data, SMOOTHING, Serialized(), ledger_dir=str(tmp_path / "other"))
     assert own.predict_loop is loop
 
 
 def test_a_checkpoint_is_restored_before_the_digest_is_taken(tmp_path):
     own, weights = trainer(), Module(seed=5)
-    own.certify(weights, Digits(max_examples=1), SMOOTHING, ledger_dir=str(tmp_path / "a"))
+    own.certify(weights, Digits(max_examples=1), SMOOTHING, SAMPLING, ledger_dir=str(tmp_path / "a"))
     own.save_checkpoint(tmp_path / "c.ckpt")
     certify(tmp_path / "a", 2, module=Module(seed=6), ckpt_path=str(tmp_path / "c.ckpt"))
     assert len(lines(tmp_path / "a")["votes.rank0.jsonl"]) == 2

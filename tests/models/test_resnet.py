@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from sampling_runs import SMALL, smoothed, votes_of
 from torchvision.models import resnet50
 
 from deqcert.errors import SettingError
@@ -54,7 +55,7 @@ def test_resnet_50_is_torchvision_s_behind_a_normalisation():
 def test_it_is_certified_by_standard_smoothing():
     torch.manual_seed(0)
     network = CifarResNet(depth=8, num_classes=3, image_channels=1, image_size=8, mean=(0.3,), std=(0.4,)).eval()
-    votes = Standard(sigma=0.25, n0=10, n=50, batch_size=20).vote(network, torch.rand(1, 8, 8), 0, 1)
+    votes = votes_of(Standard(**SMALL), smoothed(network), torch.rand(1, 8, 8))
     assert sum(votes.estimation) == 50
     assert votes.nfe_fast == 60
 

@@ -96,11 +96,11 @@ def test_settings_of_a_prediction_are_refused_by_name(settings, field):
 # CERTIFY.
 
 
-def test_a_certificate_needs_neither_label_nor_index(threshold_deq):
+def test_a_certificate_needs_neither_label_nor_index():
     certificate = linear(0.9).certify(IMAGE)
     assert (certificate.prediction, certificate.index, certificate.label, certificate.correct) == (0, -1, -1, False)
     assert 0.85 < certificate.p_a_lower <= 0.9
-    assert certificate.radius == SIGMA * pytest.approx(NormalDist().inv_cdf(certificate.p_a_lower))
+    assert certificate.radius == pytest.approx(SIGMA * NormalDist().inv_cdf(certificate.p_a_lower))
     nothing = linear(0.5).certify(IMAGE, sampling=Standard(**SMALL))
     assert (nothing.prediction, nothing.radius, nothing.correct) == (ABSTAIN, 0.0, False)
 
