@@ -13,7 +13,8 @@ from torch import Tensor
 
 from deqcert.callbacks.hyperparameters import log_hyperparameters
 from deqcert.certification.hooks import CertificationRun
-from deqcert.report import ShownExample, Summary, plot_curves, plot_examples
+from deqcert.report import ShownExample, plot_curves, plot_examples
+from deqcert.runs import Summary
 from deqcert.seeding import Purpose
 from deqcert.smoothing.noise import noisy_batches
 from deqcert.statistics import Certificate, CertificationRule
@@ -70,7 +71,7 @@ class CertificationBoard:
 
     def finish(self, rule: CertificationRule, summary: Summary) -> None:
         """Log the settings with what came of them, for the table of hyperparameters."""
-        settings = {"run": self._name, "alpha": rule.alpha, "smoothing": self._run.identity["smoothing"]}
+        settings = {"run": self._name, "alpha": rule.alpha, "sampling": self._run.identity["sampling"]}
         results = {
             "certify/acr": summary.average_certified_radius,
             "certify/abstention": summary.abstention_rate,
@@ -91,7 +92,7 @@ class CertificationBoard:
         return plot_examples(shown, self._run.examples.classes)
 
     def _noisy(self, image: Tensor, index: int) -> Tensor:
-        """Return a noisy copy for the eye."""
+        """Return a noisy sample to look at."""
         smoothing = self._run.smoothing
         return next(
             noisy_batches(

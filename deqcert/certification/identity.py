@@ -75,7 +75,7 @@ def run_identity(
     selection of images do not matter, hence are not here. ``image`` is the shape of an image.
     """
     return {
-        "smoothing": smoothing.identity,
+        "sampling": smoothing.identity,
         "classifier": {
             "class": f"{type(classifier).__module__}.{type(classifier).__qualname__}",
             "digest": classifier_digest(classifier),

@@ -24,7 +24,7 @@ from deqcert.certification.identity import run_identity
 from deqcert.certification.shards import SHARDS, Job, Shard
 from deqcert.data import CertificationSet
 from deqcert.errors import DataError, LedgerError
-from deqcert.ledger import Contents, Ledger, identity_differences
+from deqcert.runs import Contents, Ledger, identity_differences
 from deqcert.smoothing import Smoothing
 from deqcert.statistics import Votes
 from deqcert.termination import TERMINATED

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deqcert.data import CertificationSet
 from deqcert.errors import require
-from deqcert.ledger import Ledger
+from deqcert.runs import Ledger
 from deqcert.smoothing import Engine, Smoothing
 from deqcert.smoothing.base import AuditTask
 from deqcert.statistics import ChainLabels, Votes

@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnect
 from deqcert.certification.loop import CertificationLoop, unpacked
 from deqcert.certification.shards import SHARDS, Shard
 from deqcert.errors import require
-from deqcert.ledger import Ledger, stored_identity
+from deqcert.runs import Ledger, stored_identity
 from deqcert.smoothing import Serialized, Smoothing
 from deqcert.statistics import Votes
 

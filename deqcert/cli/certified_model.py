@@ -15,9 +15,9 @@ from deqcert.certification.identity import run_identity
 from deqcert.cli.trainer_verbs import instantiate
 from deqcert.data import CertificationSet
 from deqcert.errors import DataError, LedgerError, require
-from deqcert.ledger import Ledger, identity_differences, stored_identity, votes_digest
+from deqcert.runs import certify_votes, identity_differences, read_run
 from deqcert.smoothing import Smoothing
-from deqcert.statistics import Certificate, CertificationRule, Votes
+from deqcert.statistics import Certificate, CertificationRule
 from deqcert.training.checkpoints import read_checkpoint
 
 _ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
@@ -44,7 +44,7 @@ class CertifiedModel(NamedTuple):
     rule: CertificationRule
     radii: list[float] | None
     examples: CertificationSet
-    certificates: list[Certificate]
+    certificates: tuple[Certificate, ...]
     votes_sha256: str
     identity: dict[str, Any]
     device: torch.device
@@ -68,7 +68,8 @@ def certified_model(directory: str | Path, device: str | None = None, overrides:
         SettingError: There is no such device.
     """
     directory = Path(directory)
-    identity = stored_identity(directory)
+    run = read_run(directory)
+    identity = dict(run.identity)
     kind = device or identity["device"]
     require(kind in _ACCELERATORS, "device", kind, f"must be one of {', '.join(_ACCELERATORS)}")
     require(kind == "cpu" or torch.cuda.is_available(), "device", kind, "is not here; --device cpu is")
@@ -95,8 +96,7 @@ def certified_model(directory: str | Path, device: str | None = None, overrides:
     if differences:
         raise LedgerError(f"{directory}: was certified with another model, data or settings ({'; '.join(differences)})")
     rule = chosen["certificate"].rule
-    votes = _votes(directory, identity)
-    missing = {vote.index for vote in votes} - set(examples.indices)
+    missing = {vote.index for vote in run.votes} - set(examples.indices)
     if missing:
         raise DataError(f"{directory}: image {min(missing)} has votes but is not among the selected images")
     return CertifiedModel(
@@ -105,25 +105,16 @@ def certified_model(directory: str | Path, device: str | None = None, overrides:
         rule,
         chosen["certificate"].radii,
         examples,
-        [rule.certify(vote) for vote in votes],
-        votes_digest(votes),
+        certify_votes(run.votes, rule),
+        run.digest,
         identity,
         root,
         cli.trainer.precision_plugin.predict_step_context(),
     )
 
 
-def _votes(directory: Path, identity: dict[str, Any]) -> list[Votes]:
-    ledger = Ledger(directory, identity)
-    ledger.refresh()
-    votes = ledger.contents.votes
-    if not votes:
-        raise DataError(f"{directory}: its ledger has no image yet")
-    return [votes[index] for index in sorted(votes)]
-
-
 def _decisive(identity: dict[str, Any]) -> dict[str, Any]:
     """Leave out what changes the smoothed classifier by the rounding of kernels only: device, versions, launches."""
     decisive = {key: copy.copy(value) for key, value in identity.items() if key not in ("device", "tf32", "versions")}
-    decisive["smoothing"].pop("execution", None)
+    decisive["sampling"].pop("execution", None)
     return decisive

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from deqcert.errors import DataError
-from deqcert.report.examples import CertifiedExample
-from deqcert.report.summary import Summary, summarize_rows
-from deqcert.statistics import false_certificates_upper
+from deqcert.metrics import high_probability_certified_accuracy
+from deqcert.runs import CertifiedImage, Summary, summarize
 
 UNSOUND = "UNSOUND"
 UNSOUND_NOTE = f"{UNSOUND}: the radii of this run have no proof; compare them with published tables only."
@@ -43,7 +41,6 @@ class Table(NamedTuple):
         further: Headings of the columns after them.
         rows: The rows.
         notes: Sentences to stand below.
-        dispensable: Positions of grouped columns that may be left out for want of room, in this order.
     """
 
     corner: str
@@ -52,7 +49,6 @@ class Table(NamedTuple):
     further: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
-    dispensable: tuple[int, ...] = ()
 
     @property
     def headings(self) -> tuple[str, ...]:
@@ -78,8 +74,7 @@ def summary_table(summaries: Mapping[str, Summary]) -> Table:
     Raises:
         DataError: There is no run.
     """
-    ranked = _ranked_radii(summaries)
-    radii = sorted(ranked)
+    radii = _all_radii(summaries)
     every = list(summaries.values())
     accuracies = [dict(zip(each.radii, each.certified_accuracy, strict=True)) for each in every]
     grouped = [_percent(f"{r:g}", [accuracy.get(r) for accuracy in accuracies], best=max) for r in radii]
@@ -91,13 +86,11 @@ def summary_table(summaries: Mapping[str, Summary]) -> Table:
     ]
     table = _table("run", _AT_RADIUS, grouped, further, list(summaries), [each.sound for each in every])
     position = table.further.index("NFE/sample") + len(radii)
-    return table._replace(
-        rows=tuple(
-            row if each.nfe_fast is None else _with_cell(row, position, f"{each.nfe_fast:.1f}+{each.nfe_audit:.1f}")
-            for row, each in zip(table.rows, every, strict=True)
-        ),
-        dispensable=tuple(radii.index(radius) for radius in reversed(ranked[1:])),
-    )
+    rows = [
+        row if each.nfe_fast is None else _with_cell(row, position, f"{each.nfe_fast:.1f}+{each.nfe_audit:.1f}")
+        for row, each in zip(table.rows, every, strict=True)
+    ]
+    return table._replace(rows=tuple(rows))
 
 
 def lower_bound_table(summaries: Mapping[str, Summary], alphas: Mapping[str, float | None], rho: float) -> Table:
@@ -113,7 +106,7 @@ def lower_bound_table(summaries: Mapping[str, Summary], alphas: Mapping[str, flo
         DataError: There is no run.
         SettingError: ``rho`` is out of range.
     """
-    radii = sorted(_ranked_radii(summaries))
+    radii = _all_radii(summaries)
     every = list(summaries.values())
 
     bounds = [
@@ -140,11 +133,13 @@ def lower_bounds(summary: Summary, alpha: float | None, rho: float) -> list[floa
     """
     if alpha is None or not summary.sound:
         return [None] * len(summary.radii)
-    false = false_certificates_upper(summary.examples, alpha, rho)
-    return [max(0.0, accuracy - false) for accuracy in summary.certified_accuracy]
+    bounds: list[float | None] = high_probability_certified_accuracy(
+        summary.certified_accuracy, summary.examples, alpha, rho
+    ).tolist()
+    return bounds
 
 
-def class_table(examples: Sequence[CertifiedExample], radii: Sequence[float], classes: Sequence[str] = ()) -> Table:
+def class_table(examples: Sequence[CertifiedImage], radii: Sequence[float], classes: Sequence[str] = ()) -> Table:
     """Break a run down by the true class of the images.
 
     Args:
@@ -158,7 +153,7 @@ def class_table(examples: Sequence[CertifiedExample], radii: Sequence[float], cl
     """
     labels = sorted({example.label for example in examples})
     parts = [[example for example in examples if example.label == label] for label in labels]
-    every = [summarize_rows(part, [0.0], radii) for part in parts or [[]]]
+    every = [summarize(part, None, radii) for part in parts or [[]]]
     grouped = [
         _percent(f"{r:g}", [each.certified_accuracy[i] for each in every], best=max) for i, r in enumerate(radii)
     ]
@@ -213,12 +208,11 @@ def _with_cell(row: Row, position: int, text: str) -> Row:
     return row._replace(cells=(*row.cells[:position], text, *row.cells[position + 1 :]))
 
 
-def _ranked_radii(summaries: Mapping[str, Summary]) -> list[float]:
-    """Return every radius of any run, those of most runs first, of these the smallest."""
+def _all_radii(summaries: Mapping[str, Summary]) -> list[float]:
+    """Return every radius of any run in ascending order."""
     if not summaries:
         raise DataError("there is no run to report on")
-    runs = Counter(radius for summary in summaries.values() for radius in set(summary.radii))
-    return sorted(runs, key=lambda radius: (-runs[radius], radius))
+    return sorted({radius for summary in summaries.values() for radius in summary.radii})
 
 
 def _three_digits(number: float) -> str:

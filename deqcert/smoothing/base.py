@@ -342,5 +342,7 @@ def _describe(value: Any) -> Any:
     """Turn nested configuration dataclasses into plain data that names the classes."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: _describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"class": f"{type(value).__module__}.{type(value).__qualname__}", **fields}
+        kind = type(value)  # deqcert's own classes may move to other files
+        prefix = "" if kind.__module__.startswith("deqcert.") else f"{kind.__module__}."
+        return {"class": f"{prefix}{kind.__qualname__}", **fields}
     return value

@@ -18,7 +18,7 @@ from deqcert.callbacks import CertificationProgress, CertifiedRadius
 from deqcert.certification import CertificationCallback, Trainer
 from deqcert.data import Digits
 from deqcert.errors import SettingError
-from deqcert.report import read_tsv
+from deqcert.runs import read_tsv
 from deqcert.smoothing import Serialized, Standard
 from deqcert.solvers import Picard
 from deqcert.statistics import AdaptiveAudit, CertificationRule, FixedAudit
@@ -106,7 +106,7 @@ def test_files_hold_the_certificates_of_the_rule(tmp_path, capsys):
         assert example["estimation"] == list(vote.estimation)
         assert example["residual"] is None
     assert report["settings"]["certificate"] == {"alpha": 0.01, "alpha_audit": None, "audit": "exact"}
-    assert report["settings"]["smoothing"]["sigma"] == 0.5
+    assert report["settings"]["sampling"]["sigma"] == 0.5
     assert report["settings"]["checkpoint"] is None
     acr = sum(each.radius for each in certificates if each.correct) / len(certificates)
     assert float(callback._metrics.compute()["acr"]) == pytest.approx(acr)
@@ -254,8 +254,8 @@ def test_tensorboard_has_the_settings_beside_the_results(tmp_path):
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     settings = HParamsPluginData.FromString(content).session_start_info.hparams
     assert settings["run"].string_value == "standard"
-    assert (settings["alpha"].number_value, settings["smoothing.n"].number_value) == (0.01, 200)
-    assert settings["smoothing.solver"].string_value == "Anderson"
+    assert (settings["alpha"].number_value, settings["sampling.n"].number_value) == (0.01, 200)
+    assert settings["sampling.solver"].string_value == "Anderson"
     content = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
     metrics = {info.name.tag for info in HParamsPluginData.FromString(content).experiment.metric_infos}
     assert metrics >= {"certify/acr", "certify_accuracy/at_0.25", "certify_cost/nfe_per_sample"}

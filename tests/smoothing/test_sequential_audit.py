@@ -188,7 +188,7 @@ def test_what_a_sequential_audit_cannot_do_is_refused_by_name(settings, message)
 def test_identity_names_the_rule():
     identity = serialized().identity
     assert identity["audit"] == {
-        "class": "deqcert.statistics.sequential_audit.SequentialAudit",
+        "class": "SequentialAudit",
         "radius_loss": 0.1,
         "alpha": 0.01,
         "alpha_audit": None,

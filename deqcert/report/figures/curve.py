@@ -6,37 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deqcert.errors import DataError
-from deqcert.report.examples import CertifiedExample
+from deqcert.metrics import average_certified_radius, certified_accuracy
 from deqcert.report.figures.style import UNSOUND_STYLE, add_legend, line_looks, new_axes, notice_repeats
-from deqcert.report.summary import average_certified_radius, certified_accuracy
+from deqcert.runs import CertifiedImage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def certified_accuracy_curve(
-    examples: Sequence[CertifiedExample], radii: Sequence[float] | NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return the certified accuracy at each radius.
-
-    Args:
-        examples: Certificates, or rows of a table.
-        radii: ``(R,)`` radii.
-
-    Returns:
-        ``(R,)`` fractions of all images, in [0, 1].
-
-    Raises:
-        DataError: There is no image.
-    """
-    radius = [example.radius for example in examples]
-    return certified_accuracy(radius, [example.correct for example in examples], radii)
-
-
-def plot_curves(runs: Mapping[str, Sequence[CertifiedExample]]) -> Figure:
+def plot_curves(runs: Mapping[str, Sequence[CertifiedImage]]) -> Figure:
     """Draw the curves of several runs into one figure.
 
     A run with a certificate that has no proof is dashed and labelled ``(unsound)``; no other run is dashed. Warns where
@@ -62,10 +42,11 @@ def plot_curves(runs: Mapping[str, Sequence[CertifiedExample]]) -> Figure:
     for (name, examples), (colour, style) in zip(runs.items(), line_looks(), strict=False):
         sound = all(example.sound for example in examples)
         looks.append((colour, style if sound else UNSOUND_STYLE))
-        acr = average_certified_radius([e.radius for e in examples], [e.correct for e in examples])
+        radius, correct = [example.radius for example in examples], [example.correct for example in examples]
+        acr = average_certified_radius(radius, correct)
         axes.plot(
             radii,
-            certified_accuracy_curve(examples, radii),
+            certified_accuracy(radius, correct, radii),
             color=colour,
             linestyle=looks[-1][1],
             label=f"{name}{'' if sound else ' (unsound)'}, ACR {acr:.3f}",

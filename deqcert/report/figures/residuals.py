@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from deqcert.errors import DataError
 from deqcert.report.figures.style import COLOURS, add_legend, new_axes, notice_repeats
-from deqcert.report.tsv import read_text
+from deqcert.runs.tsv import read_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +23,7 @@ class ResidualCurves(NamedTuple):
 
     Attributes:
         cold: From the cold start.
-        warm: From the fixed point of another noisy copy of the same image.
+        warm: From the fixed point of another noisy sample of the same image.
     """
 
     cold: Sequence[float]
@@ -34,7 +34,7 @@ def read_residuals(path: str | Path) -> ResidualCurves:
     """Read ``convergence.tsv``, which ``validate`` writes.
 
     Raises:
-        DataError: Naming file and line: it cannot be read or is no such file.
+        DataError: Naming file and line: it cannot be read or is not such a file.
     """
     header, *lines = read_text(path).removesuffix("\n").split("\n")
     if header.split("\t") != _COLUMNS:

@@ -9,15 +9,15 @@ import numpy as np
 
 from deqcert.errors import DataError
 from deqcert.report.figures.style import SETTINGS, add_legend, marker_looks, new_axes, notice_repeats
-from deqcert.report.runs import Run
+from deqcert.report.runs import ReportedRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MOST_POINTS = 1000  # more hide each other
+_MAXIMUM_POINTS = 1000  # more hide each other
 
 
-def plot_retention(reference: Run, others: Sequence[Run]) -> Figure:
+def plot_retention(reference: ReportedRun, others: Sequence[ReportedRun]) -> Figure:
     """Draw the radius of each image over its radius in a reference run.
 
     Points on the diagonal keep all of it. An image without a certificate has the radius 0; images that neither run
@@ -40,9 +40,9 @@ def plot_retention(reference: Run, others: Sequence[Run]) -> Figure:
     expected = reference.by_index
     indices = sorted(expected)
     drawn = np.ones(len(indices), dtype=np.bool_)
-    if len(indices) > _MOST_POINTS:
-        drawn[np.random.default_rng(0).permutation(len(indices))[_MOST_POINTS:]] = False
-        axes.set_title(f"a random sample of {_MOST_POINTS} of {len(indices)} images", fontsize=SETTINGS["font.size"])
+    if len(indices) > _MAXIMUM_POINTS:
+        drawn[np.random.default_rng(0).permutation(len(indices))[_MAXIMUM_POINTS:]] = False
+        axes.set_title(f"a random sample of {_MAXIMUM_POINTS} of {len(indices)} images", fontsize=SETTINGS["font.size"])
     looks = [(*look, run.sound) for run, look in zip(others, marker_looks(), strict=False)]
     notice_repeats(looks)
     for run, (colour, marker, _) in zip(others, looks, strict=True):

@@ -26,7 +26,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 
 _INCHES = (3.4, 2.55)
 _DOTS_PER_INCH = 300
-_MOST_INSIDE = 3  # entries of a legend inside of the axes
+_MAXIMUM_INSIDE = 3  # entries of a legend inside of the axes
 _WIDEST_INSIDE, _WIDEST = 0.8, 0.98  # legends, of the width of the figure
 _FONT_SIZE = 8.0
 SETTINGS: Any = {  # matplotlib's own annotation of these differs from version to version
@@ -66,7 +66,7 @@ def add_legend(figure: Figure, axes: Axes, location: Literal["upper left", "uppe
     """
     handles, labels = axes.get_legend_handles_labels()
     settings: dict[str, Any] = {"frameon": False, "fontsize": SETTINGS["legend.fontsize"], "handlelength": 2.6}
-    if len(handles) <= _MOST_INSIDE:
+    if len(handles) <= _MAXIMUM_INSIDE:
         legend = axes.legend(loc=location, **settings)
         if _width(legend, figure) <= _WIDEST_INSIDE:
             return
@@ -116,7 +116,7 @@ def save_figure(figure: Figure, path: str | Path) -> None:
         path: File to write.
 
     Raises:
-        SettingError: The suffix is of no known form.
+        SettingError: The suffix is not of a known form.
     """
     from matplotlib import rc_context
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from deqcert.errors import DataError
 from deqcert.report.figures.style import add_legend, marker_looks, new_axes, notice_repeats
-from deqcert.report.summary import Summary
+from deqcert.runs import Summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,7 +16,7 @@ _TICKS = [digit * 10**power for power in range(5) for digit in (1, 2, 3, 5, 7)]
 
 
 def plot_tradeoff(summaries: Mapping[str, Summary]) -> Figure:
-    """Draw each run as a point: evaluations of the cell per noisy copy, audit included, against ACR.
+    """Draw each run as a point: evaluations of the cell per noisy sample, audit included, against ACR.
 
     Points further left and higher are better. Runs without a proof are hollow and named ``(unsound)``.
 

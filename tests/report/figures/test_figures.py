@@ -9,13 +9,13 @@ from deqcert.report import (
     ResidualCurves,
     plot_curves,
     plot_probabilities,
-    plot_projections,
     plot_residuals,
     plot_retention,
     plot_tradeoff,
     read_residuals,
     read_runs,
 )
+from deqcert.report.figures.probability import probability_of_label
 from deqcert.report.figures.style import COLOURS
 
 
@@ -84,20 +84,6 @@ def test_the_probabilities_fall_from_one_to_the_most_certain_image(run):
     assert labels(figure) == ["run"]
     with pytest.raises(DataError, match="no run has votes"):
         plot_probabilities([run._replace(votes=None)])
-
-
-def test_projections_are_dashed_and_named(run):
-    figure = plot_projections(run, [(1000, 0.001), (10_000, 0.01)])
-    lines = figure.axes[0].get_lines()
-    assert [line.get_linestyle() for line in lines] == ["-", "--", "--"]
-    assert labels(figure) == [
-        "run, as certified",
-        "projected: n = 1\N{THIN SPACE}000, α = 0.001",
-        "projected: n = 10\N{THIN SPACE}000, α = 0.01",
-    ]
-    assert all(a <= b for a, b in zip(lines[0].get_ydata(), lines[2].get_ydata(), strict=True))
-    with pytest.raises(DataError, match="no votes"):
-        plot_projections(run._replace(votes=None), [(10, 0.1)])
 
 
 def test_a_long_legend_stands_above_the_axes(run):
@@ -213,3 +199,14 @@ def test_a_bad_file_of_residuals_is_named(tmp_path, text, complaint):
     (tmp_path / "c.tsv").write_text(text)
     with pytest.raises(DataError, match=f"c.tsv, {complaint}"):
         read_residuals(tmp_path / "c.tsv")
+
+
+def test_the_probability_is_that_of_the_true_class(make_votes):
+    assert probability_of_label(make_votes(audited=None, mismatches=0)) == 0.95
+    assert probability_of_label(make_votes(label=1, audited=None, mismatches=0)) == 0.03
+
+
+def test_cheap_predictions_count_as_far_as_the_audit_confirmed_them(make_votes):
+    assert probability_of_label(make_votes(audited=20, mismatches=5)) == pytest.approx(0.95 * 0.75)
+    assert probability_of_label(make_votes(label=1, audited=20, mismatches=5)) == 0.03
+    assert probability_of_label(make_votes(audited=0, mismatches=0)) == 0.95
