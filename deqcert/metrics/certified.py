@@ -88,9 +88,7 @@ class AverageCertifiedRadius(_MeanOverImages):
 
 
 class CertifiedAccuracy(_MeanOverImages):
-    """:func:`~deqcert.metrics.certified_accuracy` at R radii.
-
-    ``compute`` gives ``(R,)`` float64 fractions in [0, 1]; torchmetrics makes a scalar of them if R = 1.
+    """:func:`~deqcert.metrics.certified_accuracy`; ``compute`` gives ``(R,)`` float64 fractions, a scalar if R = 1.
 
     Args:
         radii: The R values of r, in the unit of the radius.
@@ -98,13 +96,6 @@ class CertifiedAccuracy(_MeanOverImages):
 
     Raises:
         SettingError: ``radii`` is empty or has a negative or non-finite value.
-
-    Example:
-        >>> import torch
-        >>> metric = CertifiedAccuracy(radii=[0.0, 0.25, 0.5])
-        >>> metric.update(torch.tensor([3, 1]), torch.tensor([0.3, 0.9]), label=torch.tensor([3, 2]))
-        >>> metric.compute()
-        tensor([0.5000, 0.5000, 0.0000], dtype=torch.float64)
     """
 
     higher_is_better = True
@@ -119,15 +110,7 @@ class CertifiedAccuracy(_MeanOverImages):
 
 
 class AbstentionRate(_MeanOverImages):
-    """:func:`~deqcert.metrics.abstention_rate`; ``compute`` gives a float64 scalar in [0, 1].
-
-    Example:
-        >>> import torch
-        >>> metric = AbstentionRate()
-        >>> metric.update(torch.tensor([3, -1]), torch.tensor([0.3, 0.0]), label=torch.tensor([3, 2]))
-        >>> metric.compute()
-        tensor(0.5000, dtype=torch.float64)
-    """
+    """:func:`~deqcert.metrics.abstention_rate`; ``compute`` gives a float64 scalar in [0, 1]."""
 
     higher_is_better = False
 

@@ -56,11 +56,6 @@ class ReportedRun(NamedTuple):
         return self.name if self.sound else f"{self.name} (unsound)"
 
     @property
-    def by_index(self) -> dict[int, CertifiedImage]:
-        """The examples by their indices."""
-        return {example.index: example for example in self.examples}
-
-    @property
     def images(self) -> frozenset[tuple[int, int]]:
         """Index and label of each image. Runs that differ here are not of the same images."""
         return frozenset((example.index, example.label) for example in self.examples)
@@ -148,7 +143,7 @@ def common_images(runs: Sequence[ReportedRun]) -> list[ReportedRun]:
     Raises:
         DataError: There is none, or an image has different labels: then the data sets are different ones.
     """
-    common = set.intersection(*(set(run.by_index) for run in runs))
+    common = set.intersection(*({example.index for example in run.examples} for run in runs))
     if not common:
         raise DataError(f"no image is common to {', '.join(run.name for run in runs)}")
     restricted = [run.restricted(common) for run in runs]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -87,13 +86,6 @@ def add_legend(figure: Figure, axes: Axes, location: Literal["upper left", "uppe
 def _width(legend: Legend, figure: Figure) -> float:
     """Return the width of a legend in units of the figure's."""
     return float(legend.get_window_extent().width / figure.bbox.width)
-
-
-def notice_repeats(looks: Sequence[Hashable]) -> None:
-    """Warn if two things in a figure look alike."""
-    if len(set(looks)) < len(looks):
-        text = f"{len(looks)} runs in a figure share {len(set(looks))} looks: some cannot be told apart"
-        warnings.warn(text, stacklevel=3)
 
 
 def line_looks() -> Iterator[tuple[str, str]]:

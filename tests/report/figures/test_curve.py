@@ -80,7 +80,7 @@ def test_another_suffix_is_refused(tmp_path, runs, name):
 
 def test_pyplot_is_not_touched():
     code = (
-        "import sys; from deqcert.report import *; "
+        "import sys; from deqcert.report import *; from deqcert.runs import TsvRow; "
         "plot_curves({'run': [TsvRow(0, 3, 3, 0.5, True, 1.0)]}); print('matplotlib.pyplot' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,7 +15,7 @@ from deqcert.report import (
     read_residuals,
     read_runs,
 )
-from deqcert.report.figures.probability import probability_of_label
+from deqcert.report.figures.plots import probability_of_label
 from deqcert.report.figures.style import COLOURS
 
 
@@ -117,34 +117,6 @@ def test_nothing_of_a_legend_is_cut_off(run, names):
         assert plot.height > 200  # of 2.55 inches in 300 dots each
         for name, label in zip(names, labels(figure), strict=True):
             assert label.replace("\n", "").replace(" ", "").startswith(name.replace(" ", ""))
-
-
-def test_looks_that_repeat_are_noticed(run):
-    runs = {str(i): run.examples for i in range(22)}
-    with pytest.warns(UserWarning, match="22 runs in a figure share 21 looks: some cannot be told apart"):
-        plot_curves(runs)
-    unsound = tuple(e._replace(sound=False) for e in run.examples)
-    with pytest.warns(UserWarning, match="8 runs in a figure share 7 looks"):
-        plot_curves({str(i): unsound for i in range(8)})
-    with pytest.warns(UserWarning, match="8 runs in a figure share 7 looks"):
-        plot_residuals({str(i): ResidualCurves([0.1], [0.01]) for i in range(8)})
-    with pytest.warns(UserWarning, match="71 runs in a figure share 70 looks"):
-        plot_tradeoff({str(i): summary_of() for i in range(71)})
-    plot_curves({str(i): run.examples for i in range(21)})  # a warning would be an error
-
-
-def test_retention_of_very_many_images_is_that_of_a_sample(run, make_certificate):
-    radii = np.random.default_rng(1).uniform(0.01, 1, 5000)
-    many = run._replace(votes=None, examples=tuple(make_certificate(i, radius) for i, radius in enumerate(radii)))
-    other = many._replace(name="half", examples=tuple(e._replace(radius=e.radius / 2) for e in many.examples))
-    figure = plot_retention(many, [other, other._replace(name="too")])
-    _, first, second = figure.axes[0].get_lines()
-    assert len(first.get_xdata()) == 1000
-    assert list(first.get_xdata()) == list(second.get_xdata())
-    assert set(first.get_xdata()) < set(radii)
-    assert figure.axes[0].get_title() == "a random sample of 1000 of 5000 images"
-    assert labels(figure) == ["half: 50 % kept", "too: 50 % kept"]
-    assert plot_retention(run, [run]).axes[0].get_title() == ""
 
 
 def test_retention_needs_the_same_labels(run):
