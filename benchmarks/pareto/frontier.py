@@ -25,7 +25,7 @@ from deqcert.data import CIFAR10
 from deqcert.data.images import to_unit_interval
 from deqcert.report.compare import Comparison, compare
 from deqcert.report.figures.style import COLOURS, MARKERS, new_axes, save_figure
-from deqcert.report.summary import Summary, summarize
+from deqcert.runs import Summary, summarize
 from deqcert.smoothing import Anchored, Serialized, Smoothing, Standard
 from deqcert.solvers import Anderson, Picard
 from deqcert.statistics import Certificate, CertificationRule, FixedAudit

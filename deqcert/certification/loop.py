@@ -21,7 +21,7 @@ from deqcert.certification.hooks import CertificationCallback, CertificationRun
 from deqcert.certification.identity import run_identity
 from deqcert.data import CertificationSet
 from deqcert.errors import DataError, LedgerError
-from deqcert.ledger import Contents, Ledger, identity_differences
+from deqcert.runs import Contents, Ledger, identity_differences
 from deqcert.smoothing import Engine, Sampling, SmoothedClassifier, Smoothing, SolvedClassifier, Stream
 from deqcert.statistics import Votes
 from deqcert.termination import TERMINATED

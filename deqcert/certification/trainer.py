@@ -14,7 +14,7 @@ from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnect
 from deqcert.certification.hooks import CertificationCallback
 from deqcert.certification.loop import CertificationLoop
 from deqcert.errors import require
-from deqcert.ledger import Ledger, stored_identity
+from deqcert.runs import Ledger, stored_identity
 from deqcert.seeding import require_seed
 from deqcert.smoothing import Sampling, Serialized, Smoothing
 from deqcert.statistics import Certificate, CertificationRule

@@ -20,7 +20,7 @@ from deqcert.certification import CertificationCallback
 from deqcert.certification.loop import packed, unpacked
 from deqcert.data import Digits, TensorImages
 from deqcert.errors import DataError, LedgerError, SettingError
-from deqcert.report import read_tsv
+from deqcert.runs import read_tsv
 from deqcert.smoothing import Execution, Serialized, Standard
 
 SMOOTHING = Standard(sigma=0.3, n0=10, n=50, batch_size=32)
@@ -178,7 +178,7 @@ def test_hooks_come_in_order(tmp_path, expected):
         ("start", 4, indices[:2], 10, tmp_path), ("example", indices[2]), ("example", indices[3]), ("end", indices[:4])
     ]  # fmt: skip
     assert second.run.smoothing is SMOOTHING
-    assert second.run.identity["smoothing"]["sigma"] == 0.3
+    assert second.run.identity["sampling"]["sigma"] == 0.3
 
 
 def test_rank_zero_hears_of_every_image(tmp_path, expected):
@@ -238,7 +238,7 @@ def test_another_run_in_the_same_directory_is_refused(tmp_path, changes, field):
 
 def test_a_rank_does_not_wait_for_ever(tmp_path, monkeypatch):
     from deqcert.certification import loop
-    from deqcert.ledger import Ledger
+    from deqcert.runs import Ledger
 
     monkeypatch.setattr(loop, "_POLL_SECONDS", 0.01)
     monkeypatch.setattr(Ledger, "append", lambda self, votes: None)  # rank 1's votes never arrive

@@ -13,8 +13,7 @@ from certification_runs import ShippedModule, certify, records
 
 from deqcert.certification import CertificationCallback, identity, loop
 from deqcert.errors import LedgerError, SettingError
-from deqcert.ledger import Ledger
-from deqcert.report import verify_run
+from deqcert.runs import Ledger, verify_run
 from deqcert.smoothing import Serialized, Standard
 from deqcert.solvers import Picard
 from deqcert.statistics import FixedAudit

@@ -10,7 +10,7 @@ import torch
 from command_lines import CHECKPOINT, certify_command
 
 from deqcert.cli import main
-from deqcert.ledger import Ledger, stored_identity
+from deqcert.runs import Ledger, stored_identity
 
 # Whole runs pass through much code that is not ours.
 pytestmark = pytest.mark.filterwarnings("ignore")

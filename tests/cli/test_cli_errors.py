@@ -18,7 +18,7 @@ from ranks import Ranks
 
 from deqcert.cli import main
 from deqcert.errors import DataError, SettingError
-from deqcert.report import read_tsv
+from deqcert.runs import read_tsv
 
 # Whole runs pass through much code that is not ours; our own warnings are errors in every other test.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from deqcert.cli import main
 from deqcert.interchange.mdeq_names import public_name
 from deqcert.models import MDEQ, CifarResNet
-from deqcert.report import read_tsv
+from deqcert.runs import read_tsv
 
 # Whole runs pass through much code that is not ours.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -90,7 +90,7 @@ def test_sampling_may_stop_once_the_question_is_settled(make_anchored):
 
 def test_the_identity_names_steps_and_start():
     identity = anchored(solver=Anderson(max_steps=5)).identity
-    assert identity["class"] == "deqcert.smoothing.anchored.Anchored"
+    assert identity["class"] == "Anchored"
     assert identity["solver"]["max_steps"] == 5
     assert identity["start"] == "mean"
     assert anchored(solver=Anderson(max_steps=5)).label == "anchored-5A-mean"

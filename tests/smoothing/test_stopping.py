@@ -168,7 +168,7 @@ def test_identity_names_the_rule():
     identity = standard(RULES[1]).identity
     assert json.loads(json.dumps(identity)) == identity
     assert identity["stopping"] == {
-        "class": "deqcert.statistics.stopping.TargetRadius",
+        "class": "TargetRadius",
         "radius_in_sigma": 1.0,
         "alpha": 0.001,
     }

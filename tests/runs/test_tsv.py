@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deqcert.errors import DataError
-from deqcert.report import TsvRow, read_runs, read_tsv, write_tsv
-from deqcert.report.tsv import _clock, _rounded_down, _seconds
+from deqcert.report import read_runs
+from deqcert.runs import TsvRow, read_tsv, write_tsv
+from deqcert.runs.tsv import _clock, _rounded_down, _seconds
 
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
 
@@ -214,7 +215,7 @@ def test_a_table_without_images_is_refused(table):
 
 def test_files_that_are_no_text_are_refused_by_line(tmp_path):
     (tmp_path / "binary").write_bytes(HEADER.encode() + b"0\t\xff\xfe\x00")
-    with pytest.raises(DataError, match="binary, line 2: cannot be read: no UTF-8"):
+    with pytest.raises(DataError, match="binary, line 2: cannot be read: not UTF-8"):
         read_tsv(tmp_path / "binary")
     with pytest.raises(DataError, match=r"missing: cannot be read"):
         read_tsv(tmp_path / "missing")

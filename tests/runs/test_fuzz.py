@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deqcert.errors import LedgerError
-from deqcert.ledger import Ledger, stored_identity
-from deqcert.ledger.lines import START, seal
-from deqcert.statistics import CertificationRule, ChainAudit, ChainLabels, Votes, clopper_pearson_lower
+from deqcert.runs import Ledger, stored_identity
+from deqcert.runs.lines import START, seal
+from deqcert.statistics import CertificationRule, Votes, clopper_pearson_lower
 
-IDENTITY = {"smoothing": {"sigma": 0.5, "n": 100}, "classifier": {"digest": "abc"}, "device": "cpu"}
+IDENTITY = {"sampling": {"sigma": 0.5, "n": 100}, "classifier": {"digest": "abc"}, "device": "cpu"}
 often = settings(max_examples=3000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 seldom = settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -28,12 +26,8 @@ values = st.recursive(
 
 @pytest.fixture
 def ledger(tmp_path, make_votes):
-    """A file with votes and chains, and what it says."""
-    entries = [
-        *(make_votes(index) for index in range(3)),
-        ChainLabels(7, 0, (1, 9, 0), np.array([1, 1, 0, -1], np.int16), 30, math.nan, 0.5),
-        ChainAudit(7, 0, 2, 1, 30, 0.25),
-    ]
+    """A file with votes, and what it says."""
+    entries = [make_votes(index) for index in range(5)]
     with Ledger(tmp_path, IDENTITY).open(0) as writer:
         for entry in entries:
             writer.append(entry)
@@ -81,20 +75,14 @@ def test_an_edited_file_is_refused_or_a_prefix_many_times(ledger, data, record_p
     check_edited(ledger, data)
 
 
-fields = {
-    "votes": Votes(0, 1, 10, 100, (1, 9, 0), (5, 80, 0), 20, 1, 330, 600, 0.1, 1.5, 0.5, 0.0).to_json(),
-    "labels_of_chain": ChainLabels(7, 0, (1, 9), np.array([1, 1, 0, -1], np.int16), 30, 0.1, 0.5).to_json(),
-    "audit_of_chain": ChainAudit(7, 0, 2, 1, 30, 0.25).to_json(),
-}
+FIELDS = Votes(0, 1, 10, 100, (1, 9, 0), (5, 80, 0), 20, 1, 330, 600, 0.1, 1.5, 0.5, 0.0).to_json()
 
 
-def check_sealed(tmp_path, kind, changes, whole):
+def check_sealed(tmp_path, changes, whole):
     """Somebody who knows how lines are sealed may write anything."""
-    record = {**fields[kind], **changes}
-    if kind != "votes":
-        record = {kind: record}
+    record = {**FIELDS, **changes}
     try:
-        lines = seal({"identity": IDENTITY}, START)
+        lines = seal({"schema": 2, "identity": IDENTITY}, START)
         line, _ = seal(record if whole is None else {"a": whole}, lines[1])
     except ValueError:
         return  # not finite: no JSON
@@ -104,18 +92,15 @@ def check_sealed(tmp_path, kind, changes, whole):
     assert refusal == "" or "line 2: damaged" in refusal
     for votes in reader.contents.votes.values():
         certificate = CertificationRule(alpha=0.01).certify(votes)
-        # Never more than all copies of the class, each believed.
+        # Never more than all noisy samples of the class, each believed.
         assert certificate.p_a_lower <= clopper_pearson_lower(votes.n_a, votes.n, 0.01)
         assert json.loads(json.dumps(votes.to_json(), allow_nan=False)) == json.loads(json.dumps(record))
-    for part in (*reader.contents.labels.values(), *reader.contents.audits.values()):
-        assert part.to_json().keys() == record[kind].keys()
 
 
 @st.composite
 def changed(draw):
-    kind = draw(st.sampled_from(sorted(fields)))
-    changes = draw(st.dictionaries(st.sampled_from(sorted(fields[kind])), values, min_size=0, max_size=2))
-    return kind, changes, draw(st.none() | values)
+    changes = draw(st.dictionaries(st.sampled_from(sorted(FIELDS)), values, min_size=0, max_size=2))
+    return changes, draw(st.none() | values)
 
 
 @seldom

@@ -6,16 +6,13 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from deqcert.errors import LedgerError
-from deqcert.ledger import Ledger, stored_identity, votes_digest
-from deqcert.ledger.lines import START, seal
-from deqcert.statistics import ChainAudit, ChainLabels
-from deqcert.statistics.chains import label_type
+from deqcert.runs import Ledger, stored_identity, votes_digest
+from deqcert.runs.lines import START, seal
 
-IDENTITY = {"smoothing": {"sigma": 0.5, "n": 100}, "classifier": {"digest": "abc"}, "device": "cpu"}
+IDENTITY = {"sampling": {"sigma": 0.5, "n": 100}, "classifier": {"digest": "abc"}, "device": "cpu"}
 
 
 def write_sealed(path, records):
@@ -116,7 +113,7 @@ def test_a_torn_identity_is_written_again(tmp_path, make_votes):
 def test_votes_of_another_run_are_refused_and_the_differences_named(written):
     path, _ = written
     other = {
-        "smoothing": {"sigma": 0.25, "n": 100, "new": 1},
+        "sampling": {"sigma": 0.25, "n": 100, "new": 1},
         "classifier": {"digest": "xyz"},
         "device": "cpu",
     }
@@ -125,13 +122,13 @@ def test_votes_of_another_run_are_refused_and_the_differences_named(written):
         read(path.parent, other)
     message = str(caught.value)
     for part in (
-        "smoothing.sigma = 0.5 there, 0.25 here",
-        "smoothing.new",
+        "sampling.sigma = 0.5 there, 0.25 here",
+        "sampling.new",
         "classifier.digest",
         str(path.parent),
     ):
         assert part in message
-    assert "smoothing.n =" not in message
+    assert "sampling.n =" not in message
     assert "device" not in message
     assert path.read_bytes() == before
 
@@ -170,7 +167,7 @@ def test_an_identity_is_compared_as_json(tmp_path):
 
 @pytest.mark.parametrize(
     "garbage",
-    [b"\x00\xff\xfe", b"not json", b"[]", b"3", b"{}", b"", b'{"index": 3}', b'{"identity": {}}'],
+    [b"\x00\xff\xfe", b"not json", b"[]", b"3", b"{}", b"", b'{"index": 3}', b'{"schema": 2, "identity": {}}'],
 )
 @pytest.mark.parametrize("line", [2, 4])
 def test_garbage_between_lines_is_named_by_file_and_line(written, garbage, line):
@@ -196,7 +193,7 @@ def test_sealed_votes_that_lack_a_field_or_contradict_themselves_are_damage(writ
     path, _ = written
     record = make_votes(7).to_json()
     for broken in (record | {field: "?"}, {key: value for key, value in record.items() if key != field}):
-        write_sealed(path, [{"identity": IDENTITY}, broken])
+        write_sealed(path, [{"schema": 2, "identity": IDENTITY}, broken])
         with pytest.raises(LedgerError, match=f"line 2: damaged .*{field}"):
             read(path.parent)
 
@@ -243,7 +240,7 @@ def test_the_stored_identity(written, tmp_path_factory):
     assert stored_identity(path.parent) == IDENTITY
     with pytest.raises(LedgerError, match="holds no ledger"):
         stored_identity(tmp_path_factory.mktemp("empty"))
-    for record, message in (({"index": 3}, "no identity"), ({"identity": 3}, "no object")):
+    for record, message in (({"index": 3}, "no identity"), ({"schema": 2, "identity": 3}, "must be an object")):
         write_sealed(path, [record])
         with pytest.raises(LedgerError, match=message):
             stored_identity(path.parent)
@@ -257,64 +254,16 @@ def test_the_digest_of_votes_is_of_what_they_say(make_votes):
     assert digest != votes_digest(votes[:2])
 
 
-# Chains.
-
-
-def test_labels_and_audits_of_chains_survive(tmp_path):
-    labels = ChainLabels(4, 1, (0, 0, 0), np.array([0, 2, -1, 1], np.int16), 8, math.nan, 0.5)
-    audit = ChainAudit(4, 1, 2, 1, 30, 0.25)
-    with Ledger(tmp_path, IDENTITY).open(3) as ledger:
-        ledger.append(labels)
-        ledger.append(audit)
-    reader = Ledger(tmp_path, IDENTITY)
-    found, found_audit = reader.refresh()
-    assert found_audit == audit == reader.contents.audits[4, 1]
-    assert found.labels.tolist() == labels.labels.tolist()
-    assert found.labels.dtype == np.int16
-    assert found.to_json() == labels.to_json()
-    assert reader.contents.votes == {}
-
-
-@pytest.mark.parametrize(
-    ("classes", "stored"), [(2**15, np.int16), (2**15 + 1, np.int32), (2**16, np.int32), (65_546, np.int32)]
-)
-def test_labels_survive_whatever_the_number_of_classes(tmp_path, classes, stored):
-    assert label_type(classes) == stored
-    values = [classes - 1, -1, 5, classes // 2]
-    labels = ChainLabels(4, 0, (0,) * (classes - 1) + (9,), np.array(values, stored), 8, math.nan, 0.5)
-    with Ledger(tmp_path, IDENTITY).open(0) as ledger:
-        ledger.append(labels)
-    (found,) = Ledger(tmp_path, IDENTITY).refresh()
-    assert found.labels.tolist() == values
-    assert found.labels.dtype == stored
-
-
-def test_labels_that_do_not_fit_are_not_stored():
-    with pytest.raises(TypeError, match="safe"):
-        ChainLabels(4, 0, (0, 9), np.array([65_537]), 8, math.nan, 0.5).to_json()
-
-
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        ({"labels_of_chain": 3}, "must be an object"),
-        ({"audit_of_chain": ChainAudit(0, 0, 2, 3, 1, 0.0).to_json()}, "mismatches = 3"),
-        ({"audit_of_chain": ChainAudit(0, -1, 2, 1, 1, 0.0).to_json()}, "chain = -1"),
-        ({"audit_of_chain": {"index": 3}}, "lack"),
-    ],
-)
-def test_chains_that_contradict_themselves_are_damage(tmp_path, record, message):
-    write_sealed(tmp_path / "votes.rank0.jsonl", [{"identity": IDENTITY}, record])
-    with pytest.raises(LedgerError, match=f"line 2: damaged .*{message}"):
-        read(tmp_path)
-
-
-@pytest.mark.parametrize("labels", ["", "?", 7, "AAAA", None])
-def test_labels_that_cannot_be_unpacked_are_damage(tmp_path, labels):
-    record = ChainLabels(0, 0, (1, 0), np.array([0, 1], np.int16), 8, 0.1, 0.5).to_json() | {"labels": labels}
-    write_sealed(tmp_path / "votes.rank0.jsonl", [{"identity": IDENTITY}, {"labels_of_chain": record}])
-    with pytest.raises(LedgerError, match="line 2: damaged"):
-        read(tmp_path)
+@pytest.mark.parametrize("first", [{}, {"schema": 1}, {"schema": 3}, {"schema": None}])
+def test_a_ledger_of_another_schema_is_refused_with_what_to_do(tmp_path, make_votes, first):
+    path = tmp_path / "votes.rank0.jsonl"
+    write_sealed(path, [{**first, "identity": IDENTITY}, make_votes().to_json()])
+    content = path.read_bytes()
+    said = r"votes\.rank0\.jsonl: has ledger schema .*; finish the run with the version that began it, or use another"
+    for attempt in (lambda: stored_identity(tmp_path), lambda: read(tmp_path), lambda: Ledger(tmp_path, {}).open(0)):
+        with pytest.raises(LedgerError, match=said):
+            attempt()
+    assert path.read_bytes() == content
 
 
 # Locks and files.
@@ -340,7 +289,7 @@ def test_a_rank_that_outlives_its_run_keeps_the_next_one_out(tmp_path):
 
 def test_the_lock_dies_with_its_owner(tmp_path):
     script = (
-        "import os, sys, time; from deqcert.ledger import Ledger\n"
+        "import os, sys, time; from deqcert.runs import Ledger\n"
         "with Ledger(sys.argv[1], {}).claim(): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE) as owner:

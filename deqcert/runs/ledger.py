@@ -14,10 +14,12 @@ from types import TracebackType
 from typing import Any
 
 from deqcert.errors import DataError, LedgerError
-from deqcert.ledger.contents import Contents, Entry, from_record, to_record
-from deqcert.ledger.lines import START, seal, unseal
-from deqcert.ledger.lock import is_locked, open_regular, try_lock
+from deqcert.runs.contents import Contents
+from deqcert.runs.lines import START, seal, unseal
+from deqcert.runs.lock import is_locked, open_regular, try_lock
+from deqcert.statistics import Votes
 
+_SCHEMA = 2
 _PATTERN = "votes.rank*.jsonl"
 _LOCK = "run.lock"
 _NOT_SHARED = "ledger_dir must be on a file system that all processes share"
@@ -33,11 +35,11 @@ class _Cursor:
 
 
 class Ledger:
-    """Measurements on disk, append-only, one file of sealed JSON lines per rank.
+    """Votes on disk, append-only, one file of chained JSON lines per rank.
 
-    The first line of each file is the identity of the run. Every further line is a measurement, flushed and synced
-    before the next one begins. A torn last line (a kill or a full disk in mid-write) is ignored when read and cut when
-    its file is written again. Any number of processes may resume: all files of the directory are read.
+    The first line of each file is the identity of the run. Every further line has the votes of an image, flushed and
+    synced before the next image begins. A torn last line (a kill or a full disk in mid-write) is ignored when read and
+    cut when its file is written again. Any number of processes may resume: all files of the directory are read.
 
     Args:
         directory: Directory of the run.
@@ -92,40 +94,37 @@ class Ledger:
         """Remove each file that holds the identity of another run and no measurement."""
         for path in sorted(self.directory.glob(_PATTERN)):
             lines = _read(path, 0).split(b"\n")[:-1]
-            if len(lines) != 1:
-                continue
-            with suppress(ValueError):  # refresh says what is damaged
-                if unseal(lines[0], START)[0].get("identity", self.identity) != self.identity:
-                    path.unlink()
+            if len(lines) == 1:
+                with suppress(LedgerError):  # refresh says what is damaged
+                    if _identity(path, lines[0]) != self.identity:
+                        path.unlink()
 
-    def refresh(self) -> list[Entry]:
+    def refresh(self) -> list[Votes]:
         """Read what has been added to any file since the last call.
 
         Returns:
-            The entries that were not known.
+            The votes that were not known.
 
         Raises:
-            LedgerError: If a file belongs to another run (the differing settings are named), is damaged, or two
-                lines disagree about an image.
+            LedgerError: A file belongs to another run (the differing settings are named), is damaged or of another
+                schema, or two lines disagree about an image.
         """
-        return [entry for path in sorted(self.directory.glob(_PATTERN)) for entry in self._refresh_file(path)]
+        return [votes for path in sorted(self.directory.glob(_PATTERN)) for votes in self._refresh_file(path)]
 
-    def _refresh_file(self, path: Path) -> list[Entry]:
+    def _refresh_file(self, path: Path) -> list[Votes]:
         cursor = self._cursors.setdefault(path, _Cursor())
         content = _read(path, cursor.bytes)
-        news: list[Entry] = []
+        news: list[Votes] = []
         for line in content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]:
             number = cursor.lines + 1
+            if number == 1:
+                self._compare(_identity(path, line))
             try:
                 record, digest = unseal(line, cursor.digest)
-                if number == 1:
-                    self._compare(record["identity"])
-                else:
-                    entry = from_record(record)
-                    if self.contents.add(entry):
-                        news.append(entry)
-            except KeyError:
-                raise LedgerError(f"{path}, line 1: damaged (no identity)") from None
+                if number > 1:
+                    votes = Votes.from_json(record)
+                    if self.contents.add(votes):
+                        news.append(votes)
             except (ValueError, DataError) as error:
                 raise LedgerError(
                     f"{path}, line {number}: damaged ({error}). Without this line and those after it, the run can be "
@@ -134,7 +133,7 @@ class Ledger:
             cursor.bytes, cursor.lines, cursor.digest = cursor.bytes + len(line) + 1, number, digest
         return news
 
-    def _compare(self, theirs: Any) -> None:
+    def _compare(self, theirs: Mapping[str, Any]) -> None:
         if theirs == self.identity:
             return
         differences = "; ".join(identity_differences(theirs, self.identity))
@@ -161,7 +160,7 @@ class Ledger:
         self._refresh_file(path)
         os.ftruncate(descriptor, self._cursors[path].bytes)
         if self._cursors[path].lines == 0:
-            self._write({"identity": self.identity})
+            self._write({"schema": _SCHEMA, "identity": self.identity})
             _sync_directory(self.directory)
         return self
 
@@ -180,14 +179,14 @@ class Ledger:
     def _file(self, rank: int) -> Path:
         return self.directory / f"votes.rank{rank}.jsonl"
 
-    def append(self, entry: Entry) -> None:
-        """Add a measurement and wait until it is on disk.
+    def append(self, votes: Votes) -> None:
+        """Add the votes of an image and wait until they are on disk.
 
         Raises:
-            LedgerError: It cannot be written, e.g. because the disk is full. What was written before is safe.
+            LedgerError: They cannot be written, e.g. because the disk is full. What was written before is safe.
         """
-        self._write(to_record(entry))
-        self.contents.add(entry)
+        self._write(votes.to_json())
+        self.contents.add(votes)
 
     def _write(self, record: Mapping[str, Any]) -> None:
         assert self._descriptor is not None, "open() first"
@@ -219,25 +218,34 @@ class Ledger:
 
 
 def stored_identity(directory: Path) -> dict[str, Any]:
-    """Return the identity that the first file of a ledger holds.
+    """Return the identity in the first file of a ledger.
 
     Raises:
-        LedgerError: There is no ledger, or its first line is damaged.
+        LedgerError: There is no ledger, its first line is damaged, or it is of another schema.
     """
     for path in sorted(directory.glob(_PATTERN)):
         content = _read(path, 0)
-        if b"\n" not in content:
-            continue
-        try:
-            identity = unseal(content.split(b"\n", 1)[0], START)[0]["identity"]
-        except KeyError:
-            raise LedgerError(f"{path}, line 1: damaged (no identity)") from None
-        except ValueError as error:
-            raise LedgerError(f"{path}, line 1: damaged ({error})") from error
-        if not isinstance(identity, dict):
-            raise LedgerError(f"{path}, line 1: damaged (identity is no object)")
-        return identity
+        if b"\n" in content:
+            return _identity(path, content.split(b"\n", 1)[0])
     raise LedgerError(f"{directory}: holds no ledger ({_PATTERN})")
+
+
+def _identity(path: Path, line: bytes) -> dict[str, Any]:
+    """Return the identity of a run from the first line of one of its files."""
+    try:
+        record, _ = unseal(line, START)
+        if "identity" not in record:
+            raise ValueError("no identity")
+        if (schema := record.get("schema", 1)) != _SCHEMA:
+            raise LedgerError(
+                f"{path}: has ledger schema {schema!r}, but this version of deqcert reads schema {_SCHEMA}; finish the "
+                "run with the version that began it, or use another directory"
+            )
+        if not isinstance(record["identity"], dict):
+            raise ValueError("identity must be an object")
+    except ValueError as error:
+        raise LedgerError(f"{path}, line 1: damaged ({error})") from error
+    return record["identity"]
 
 
 def identity_differences(theirs: Any, ours: Any) -> list[str]:

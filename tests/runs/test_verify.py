@@ -13,11 +13,11 @@ from certification_runs import CHECKPOINT, ShippedModule, certify
 from deqcert.callbacks import CertifiedRadius
 from deqcert.cli import main
 from deqcert.errors import DataError, LedgerError
-from deqcert.ledger import Ledger, stored_identity, votes_digest
-from deqcert.ledger.lines import START, seal, unseal
-from deqcert.report import verify_run
-from deqcert.report.json_report import _seal
-from deqcert.report.verify import _unknown_classes
+from deqcert.runs import Ledger, stored_identity, votes_digest
+from deqcert.runs.lines import START, seal, unseal
+from deqcert.runs import verify_run
+from deqcert.runs.results import _seal
+from deqcert.runs.verify import _unknown_classes
 from deqcert.smoothing import Anchored, Serialized, Standard
 from deqcert.solvers import Picard
 from deqcert.statistics import (
@@ -119,7 +119,7 @@ def test_a_missing_file_is_found(run, name):
         (lambda r: r["examples"][1].update(radius=r["examples"][1]["radius"] + 1e-15), "image .*: radius"),
         (lambda r: r["examples"][1].update(sound=1), "sound"),
         (lambda r: r["examples"][1].update(extra=1), "extra"),
-        (lambda r: r["examples"][1].update(index="a"), "no integer"),
+        (lambda r: r["examples"][1].update(index="a"), "not an integer"),
         (lambda r: r["examples"].append(r["examples"][0]), "comes twice"),
         (lambda r: r["examples"].pop(), "has votes but no certificate"),
         (lambda r: r["examples"].append({**r["examples"][0], "index": 9999}), "image 9999: has a certificate but no"),
@@ -130,7 +130,7 @@ def test_a_missing_file_is_found(run, name):
         (lambda r: r["settings"]["certificate"].update(alpha=7), "cannot be used"),
         (lambda r: r["settings"]["certificate"].update(nonsense=7), "cannot be used"),
         (lambda r: r["settings"].update(certificate=None), "cannot be used"),
-        (lambda r: r["settings"]["smoothing"].update(sigma=1.0), "smoothing.sigma = 1.0 there, 0.5 here"),
+        (lambda r: r["settings"]["sampling"].update(sigma=1.0), "sampling.sigma = 1.0 there, 0.5 here"),
         (lambda r: r["settings"]["classifier"].update(digest="0"), "classifier.digest"),
         (lambda r: r["settings"].update(votes_sha256="0"), "votes_sha256"),
         (lambda r: r["settings"].update(files={"../secret": "0"}), "is not the file that the run has written"),
@@ -152,9 +152,9 @@ def test_a_resealed_report_does_not_follow(run, change, finding):
         (lambda r: r.update(noise_error=0.1) if "noise_error" in r else None, "noise_error = 0.1, but the run has 0.0"),
         (lambda r: r.update(n=61) if r.get("n") == 60 else None, "n = 61, but the run has 60"),
         (lambda r: r.update(audited=None, mismatches=0, nfe_audit=0) if "index" in r else None, "audited = None"),
-        (lambda r: r["identity"]["smoothing"].update(sigma=1.0) if "identity" in r else None, "smoothing.sigma"),
-        (lambda r: r["identity"].pop("smoothing") if "identity" in r else None, "cannot be used"),
-        (lambda r: r.update(identity=3) if "identity" in r else None, "identity is no object"),
+        (lambda r: r["identity"]["sampling"].update(sigma=1.0) if "identity" in r else None, "sampling.sigma"),
+        (lambda r: r["identity"].pop("sampling") if "identity" in r else None, "cannot be used"),
+        (lambda r: r.update(identity=3) if "identity" in r else None, "identity must be an object"),
     ],
 )
 def test_a_resealed_ledger_does_not_fit_the_report(run, change, finding):
@@ -193,7 +193,7 @@ def test_quantised_noise_costs_its_bound(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished_by_stopping(tmp_path_factory):
-    """Looks at its votes every 20 copies, up to 190."""
+    """Looks at its votes every 20 noisy samples, up to 190."""
     directory = tmp_path_factory.mktemp("stopped")
     rule = TargetRadius(0.5, alpha=0.05)
     strategy = Standard(n0=10, n=190, batch_size=20, solver=Picard(max_steps=3), stopping=rule)
@@ -220,8 +220,8 @@ def with_votes(record, n, n_a):
     ("change", "finding"),
     [
         (lambda r: r.update(anytime=False), "anytime = False, but the run has stopping = {"),
-        (lambda r: with_votes(r, 70, 50), "n = 70, but the run looks at its votes every 20 copies, up to 190"),
-        (lambda r: with_votes(r, 200, 150), "n = 200, but the run looks at its votes every 20 copies, up to 190"),
+        (lambda r: with_votes(r, 70, 50), "n = 70, but the run looks at its votes every 20 noisy samples, up to 190"),
+        (lambda r: with_votes(r, 200, 150), "n = 200, but the run looks at its votes every 20 noisy samples, up to 190"),
         (lambda r: with_votes(r, 20, 15), "n = 20, but its votes ask for more"),
         (lambda r: with_votes(r, 190, 0), "n = 190, but whatever its first 180 votes were, they were enough"),
         (lambda r: with_votes(r, 60, 3), "n = 60, but whatever its first 40 votes were, they were enough"),
@@ -235,7 +235,7 @@ def test_votes_that_were_not_stopped_by_the_rule_are_found(finished_by_stopping,
 
 def test_votes_of_a_run_without_a_rule_are_not_stopped(finished_by_stopping, tmp_path):
     run = shutil.copytree(finished_by_stopping, tmp_path / "run")
-    reseal_ledger(run, lambda r: r["identity"]["smoothing"].update(stopping=None) if "identity" in r else None)
+    reseal_ledger(run, lambda r: r["identity"]["sampling"].update(stopping=None) if "identity" in r else None)
     assert "anytime = True, but the run has stopping = None" in "\n".join(found(run))
 
 
@@ -251,6 +251,17 @@ def test_sizes_that_the_selection_did_not_ask_for_are_found(tmp_path):
     assert re.search("n = (20|180), but its selection asks for", "\n".join(found(tmp_path)))
     reseal_ledger(tmp_path, lambda r: r.update(anytime=True) if "index" in r else None)
     assert "anytime = True, but the run has stopping = {" in "\n".join(found(tmp_path))
+
+
+def test_votes_of_a_fixed_audit_are_not_stopped(run):
+    reseal_ledger(run, lambda r: r.update(anytime=True) if r.get("audited") else None)
+    assert "anytime = True, but the run has stopping = None" in "\n".join(found(run))
+
+
+@pytest.mark.parametrize(("field", "name"), [("audit", "Serialized"), ("stopping", "Standard"), ("audit", "Own")])
+def test_a_name_in_the_wrong_place_is_unknown(field, name):
+    sampling = {"class": "Standard", "audit": None, "stopping": None} | {field: {"class": name}}
+    assert _unknown_classes(sampling) == [f"{name} (sampling.{field})"]
 
 
 class OwnStopping(TargetRadius):
@@ -271,9 +282,9 @@ SHORT = {"n0": 10, "n": 60, "batch_size": 20, "solver": Picard(max_steps=2)}
 @pytest.mark.parametrize(
     ("strategy", "name", "setting"),
     [
-        (Standard(**SHORT, stopping=OwnStopping(0.5, alpha=0.05)), "OwnStopping", "smoothing.stopping"),
-        (Serialized(**SHORT, audit=OwnAudit(samples=20)), "OwnAudit", "smoothing.audit"),
-        (OwnStrategy(**SHORT), "OwnStrategy", "smoothing"),
+        (Standard(**SHORT, stopping=OwnStopping(0.5, alpha=0.05)), "OwnStopping", "sampling.stopping"),
+        (Serialized(**SHORT, audit=OwnAudit(samples=20)), "OwnAudit", "sampling.audit"),
+        (OwnStrategy(**SHORT), "OwnStrategy", "sampling"),
     ],
 )
 def test_a_rule_of_the_user_is_not_verified(tmp_path, capsys, strategy, name, setting):

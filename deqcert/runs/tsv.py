@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 
 from deqcert.errors import DataError, reason
 from deqcert.files import write_atomically
-from deqcert.report.examples import CertifiedExample
-from deqcert.statistics import ABSTAIN
+from deqcert.statistics import ABSTAIN, Certificate
 
 TIME_COLUMN, SOUND_COLUMN = "time", "sound"
 
@@ -51,7 +50,11 @@ class TsvRow(NamedTuple):
     sound: bool = True
 
 
-def write_tsv(path: str | Path, certificates: Sequence[CertifiedExample], seconds: Mapping[int, float] | None) -> None:
+CertifiedImage = Certificate | TsvRow
+"""An image of a run, whether its certificate is ours or was read from a table."""
+
+
+def write_tsv(path: str | Path, certificates: Sequence[CertifiedImage], seconds: Mapping[int, float] | None) -> None:
     """Write certificates as a table, sorted by index.
 
     The printed radius is the largest number of six decimals that, read back, does not exceed the certified
@@ -68,7 +71,7 @@ def write_tsv(path: str | Path, certificates: Sequence[CertifiedExample], second
     write_atomically(path, format_tsv(certificates, seconds).encode())
 
 
-def format_tsv(certificates: Sequence[CertifiedExample], seconds: Mapping[int, float] | None) -> str:
+def format_tsv(certificates: Sequence[CertifiedImage], seconds: Mapping[int, float] | None) -> str:
     """Return the text that :func:`write_tsv` writes.
 
     Raises:
@@ -152,7 +155,7 @@ def read_text(path: str | Path) -> str:
     """Read a text file whose lines end in LF, CR LF or CR, without a byte-order mark and blank lines at the end.
 
     Raises:
-        DataError: It cannot be read, or is no UTF-8, naming the line.
+        DataError: It cannot be read, or is not UTF-8, naming the line.
     """
     try:
         content = Path(path).read_bytes()
@@ -161,7 +164,7 @@ def read_text(path: str | Path) -> str:
         raise DataError(f"{path}: cannot be read: {reason(error)}") from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}, line {line}: cannot be read: no UTF-8 text") from error
+        raise DataError(f"{path}, line {line}: cannot be read: not UTF-8 text") from error
     return re.sub(r"(?:\n[ \t]*)+\Z", "\n", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 

@@ -1,13 +1,12 @@
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deqcert.errors import DataError, SettingError
-from deqcert.report import TsvRow, automatic_radii, summarize, summarize_rows
-from deqcert.report.summary import average_certified_radius, certified_accuracy, match_votes
+from deqcert.runs import TsvRow, automatic_radii, summarize
+from deqcert.runs.summary import match_votes
 from deqcert.statistics import certified_radius, clopper_pearson_lower
 
 
@@ -65,7 +64,7 @@ def test_a_residual_that_is_no_number_gives_no_mean(make_certificate, make_votes
 
 def test_a_table_has_accuracies_and_time_but_no_other_cost():
     rows = [TsvRow(0, 3, 3, 0.5, True, 2.0), TsvRow(1, 3, -1, 0.0, False, 4.0, sound=False)]
-    summary = summarize_rows(rows, [row.seconds for row in rows], [0.25, 0.75])
+    summary = summarize(rows, None, [0.25, 0.75], [row.seconds for row in rows])
     assert summary.certified_accuracy == (0.5, 0.0)
     assert summary.clean_accuracy == 0.5
     assert summary.seconds_per_image == 3.0
@@ -74,7 +73,7 @@ def test_a_table_has_accuracies_and_time_but_no_other_cost():
 
 
 def test_no_image_is_refused():
-    for summarized in (lambda: summarize([], [], [0.0]), lambda: summarize_rows([], [], [0.0])):
+    for summarized in (lambda: summarize([], [], [0.0]), lambda: summarize([], None, [0.0])):
         with pytest.raises(DataError, match="no image"):
             summarized()
 
@@ -94,28 +93,6 @@ def test_votes_of_other_images_are_refused(make_certificate, make_votes, indices
 def test_votes_are_matched_by_index(make_certificate, make_votes):
     pairs = match_votes([make_certificate(i) for i in (4, 0, 2)], [make_votes(i) for i in (2, 4, 0)])
     assert [(certificate.index, votes.index) for certificate, votes in pairs] == [(0, 0), (2, 2), (4, 4)]
-
-
-IMAGES = st.lists(st.tuples(st.floats(0, 4), st.booleans()), min_size=1, max_size=30)
-
-
-@given(IMAGES, st.lists(st.floats(0, 4), min_size=1, max_size=6))
-def test_the_formulas_match_counting(images, radii):
-    radius, correct = zip(*images, strict=True)
-    counted = [sum(c and r >= threshold for r, c in images) / len(images) for threshold in radii]
-    assert certified_accuracy(radius, correct, radii).tolist() == pytest.approx(counted)
-    assert average_certified_radius(radius, correct) == pytest.approx(sum(r * c for r, c in images) / len(images))
-
-
-@given(IMAGES, st.lists(st.floats(0, 4), min_size=2, max_size=6))
-def test_the_formulas_match_those_of_the_metrics(images, radii):
-    torch = pytest.importorskip("torch")
-    from deqcert.metrics import functional as F
-
-    radius, correct = map(np.array, zip(*images, strict=True))
-    tensors = torch.from_numpy(radius), torch.from_numpy(correct)
-    np.testing.assert_allclose(certified_accuracy(radius, correct, radii), F.certified_accuracy(*tensors, radii))
-    assert average_certified_radius(radius, correct) == pytest.approx(F.average_certified_radius(*tensors).item())
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,8 @@
-"""Lines of a ledger: JSON, sealed by a chain of SHA-256 digests.
+"""Lines of a ledger: JSON, chained by SHA-256 digests.
 
-Each line ends in the digest of its own bytes and of the digest before it, so a changed number, a lost line or two
-lines in another order break the chain at the first place that was touched. It has no key: who changes a line can
-seal all lines after it again. What fixes a run for others is its :func:`~deqcert.ledger.contents.votes_digest`,
-once that is published.
+Each line ends in the digest of its own bytes and of the digest before it, so a changed number, a lost line or swapped
+lines break the chain at the first place that was touched. The chain has no key: it detects accidents, not forgers, who
+can compute all digests again. Publishing :func:`~deqcert.runs.contents.votes_digest` commits to the votes of a run.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def unseal(line: bytes, previous: str) -> tuple[dict[str, Any], str]:
     """Return the record of a line, given without line end, and its digest.
 
     Raises:
-        ValueError: The line has no seal, does not follow from the one before, or is no JSON object.
+        ValueError: The line has no seal, does not follow from the one before, or is not a JSON object.
     """
     body, found = line[:-_SEAL_LENGTH], _SEAL.fullmatch(line[-_SEAL_LENGTH:])
     if found is None:

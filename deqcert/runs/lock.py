@@ -12,11 +12,11 @@ from deqcert.errors import LedgerError
 
 
 def open_regular(path: Path, flags: int) -> int:
-    """Open a file, never through a symbolic link, and never to wait at what is no file.
+    """Open a file without following a symbolic link, and without waiting at a pipe.
 
     Raises:
-        LedgerError: It cannot be opened, or is no regular file.
-        FileNotFoundError: There is none, and ``flags`` do not create it.
+        LedgerError: It cannot be opened, or is not a regular file.
+        FileNotFoundError: It does not exist, and ``flags`` do not create it.
     """
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
