@@ -14,6 +14,7 @@ LAYERS = [
     {"solvers"},
     {"implicit"},
     {"models"},
+    {"attacks"},
     {"data"},
     {"training"},
     {"statistics"},
@@ -56,5 +57,5 @@ def test_imports_only_go_up(path: Path) -> None:
                 assert parts[1] in WITHOUT_TORCH
         if own in WITHOUT_TORCH:
             assert parts[0] not in {"torch", "torchvision", "torchmetrics", "lightning"}
-        if own in {"solvers", "implicit", "models", "smoothing", "robustness"}:
+        if own in {"solvers", "implicit", "models", "attacks", "smoothing", "robustness"}:
             assert parts[0] != "lightning"

@@ -92,7 +92,6 @@ SERIES: dict[str, Callable[[Tensor], Columns]] = {
     **{f"standard-{depth}A": standard("zero", depth) for depth in (30, 10, 5)},
     **{f"anchored-{network}": anchored(network) for network in NETWORKS if not network.endswith("mixed")},
     "anchored-learned-mixed": mixed("learned-mixed"),
-    "standard-30A-mean-tuned": standard("mean-tuned", 30),
 }
 CHAINS = {f"SRS-{k}A": k for k in (1, 3)}
 

@@ -19,9 +19,6 @@ NETWORKS: dict[str, tuple[str, StartKind]] = {
     "mean": (f"{_SMALL}_learned_start", "mean"),
     "learned": (f"{_SMALL}_learned_start", "learned"),
     "learned-mixed": (f"{_SMALL}_learned_mixing", "learned"),
-    "zero-tuned": (f"{_SMALL}_few_step_zero", "zero"),
-    "mean-tuned": (f"{_SMALL}_few_step", "mean"),
-    "learned-tuned": (f"{_SMALL}_few_step_learned", "learned"),
 }
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deqcert.attacks import PGD, Classifier, Score
 from deqcert.errors import require_count
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint
 from deqcert.robustness.smoothed_classifier import SmoothedClassifier
 from deqcert.seeding import Purpose, purpose_seed, require_seed
-from deqcert.training.attacks import PGD, Classifier, Score
 from deqcert.training.objectives.copies import classify_copies, log_smoothed
 
 # Far above the rounding of a float32 norm, far below what matters to an attack.

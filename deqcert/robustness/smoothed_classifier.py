@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from deqcert.attacks import Classifier, WarmStarted, few_step_logits, frozen
 from deqcert.implicit import GradientEstimator
 from deqcert.models import DEQ
 from deqcert.seeding import Purpose
@@ -15,8 +16,6 @@ from deqcert.smoothing import Smoothing
 from deqcert.smoothing.labels import count_labels
 from deqcert.smoothing.noise import noisy_batches
 from deqcert.smoothing.workers import Workers
-from deqcert.training.attacks import Classifier, WarmStarted, frozen
-from deqcert.training.step import few_step_logits
 
 
 class SmoothedClassifier:
@@ -93,7 +92,7 @@ class SmoothedClassifier:
         classifier, solver = self._classifier, self._smoothing.base_solver
         with frozen(classifier):
             if isinstance(classifier, DEQ) and self._smoothing.anchored:
-                yield lambda x: few_step_logits(classifier, classifier.cell, x, solver.max_steps)
+                yield lambda x: few_step_logits(classifier, x, solver.max_steps)
             elif isinstance(classifier, DEQ):
                 yield WarmStarted(classifier, classifier.cell, solver, gradient)
             else:

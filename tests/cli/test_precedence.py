@@ -30,7 +30,7 @@ from deqcert.solvers import Anderson, Broyden, LearnedMixing, Picard, Solver
 from deqcert.statistics import AdaptiveAudit, AuditSize, FixedAudit, SequentialAudit, Stopping
 from deqcert.statistics.input_specific import InputSpecific
 from deqcert.statistics.stopping import AbsolutePrecision, RelativePrecision, TargetRadius
-from deqcert.training import CATRS, Consistency, FewStep, Gaussian, Objective, SmoothAdv
+from deqcert.training import CATRS, Consistency, Gaussian, Objective, SmoothAdv
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # jsonargparse and lightning warn of each other
 
@@ -41,7 +41,7 @@ GROUPS: dict[type, list[type]] = {
     Solver: [Anderson, Broyden, Picard, LearnedMixing],
     AuditSize: [AdaptiveAudit, FixedAudit, SequentialAudit],
     Stopping: [RelativePrecision, AbsolutePrecision, TargetRadius, InputSpecific],
-    Objective: [Gaussian, SmoothAdv, CATRS, Consistency, FewStep],
+    Objective: [Gaussian, SmoothAdv, CATRS, Consistency],
     GradientEstimator: [ImplicitAdjoint, OneStep, Phantom, Unrolled],
     ImageDataModule: [Digits, CIFAR10, ImageFolder],
     nn.Module: [MDEQ, CifarResNet, ResNet50],

@@ -18,7 +18,6 @@ from deqcert.models import MDEQ, CifarResNet, ResNet50
 from deqcert.solvers import Broyden
 from deqcert.training import (
     CATRS,
-    DDN,
     PGD,
     Consistency,
     DEQClassifier,
@@ -247,7 +246,7 @@ def test_the_weight_on_a_step_follows_the_schedule():
 
 OBJECTIVES = [
     SmoothAdv(copies=2, attack=PGD(epsilon=0.25, steps=1)),
-    SmoothAdv(copies=2, attack=DDN(epsilon=0.25, steps=1, gradient=ImplicitAdjoint()), warmup_epochs=0),
+    SmoothAdv(copies=2, attack=PGD(epsilon=0.25, steps=1, gradient=ImplicitAdjoint()), warmup_epochs=0),
     CATRS(copies=2, epsilon=0.25, steps=1),
     Consistency(),
 ]
