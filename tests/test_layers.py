@@ -15,6 +15,7 @@ LAYERS = [
     {"implicit"},
     {"models"},
     {"attacks"},
+    {"checkpoints"},
     {"data"},
     {"training"},
     {"statistics"},
@@ -57,5 +58,5 @@ def test_imports_only_go_up(path: Path) -> None:
                 assert parts[1] in WITHOUT_TORCH
         if own in WITHOUT_TORCH:
             assert parts[0] not in {"torch", "torchvision", "torchmetrics", "lightning"}
-        if own in {"solvers", "implicit", "models", "attacks", "smoothing", "robustness"}:
+        if own in {"solvers", "implicit", "models", "attacks", "checkpoints", "smoothing", "robustness"}:
             assert parts[0] != "lightning"

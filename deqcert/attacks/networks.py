@@ -1,12 +1,14 @@
-"""Networks as attacks see them: parameters frozen, differentiable in the images."""
+"""Networks as attacks see them: frozen, differentiable in the images, classifying noisy samples in one batch."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deqcert.implicit import GradientEstimator
@@ -56,6 +58,17 @@ def few_step_logits(network: DEQ, x: Tensor, steps: int) -> Tensor:
     for _ in range(steps):
         z = network.cell(z, injection)
     return network.head(z)
+
+
+def classify_noisy(classifier: Classifier, images: Tensor, noise: Tensor) -> Tensor:
+    """Return the logits of ``images + noise``, all in one batch: noise (m, B, C, H, W) to logits (m, B, classes)."""
+    samples, batch = noise.shape[:2]
+    return classifier((images + noise).flatten(0, 1)).view(samples, batch, -1)
+
+
+def log_smoothed(logits: Tensor) -> Tensor:
+    """Return the logarithm of the softmax averaged over the noisy samples, shape (m, B, classes) to (B, classes)."""
+    return F.log_softmax(logits, dim=2).logsumexp(dim=0) - math.log(len(logits))
 
 
 class WarmStarted:

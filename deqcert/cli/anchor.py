@@ -9,6 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deqcert.checkpoints import network_weights, read_checkpoint
+from deqcert.checkpoints.architecture import architecture_of, demand_same_architecture
+from deqcert.checkpoints.files import demand_usable_weights
 from deqcert.cli.targets import demand_free
 from deqcert.cli.trainer_verbs import instantiate
 from deqcert.data import ImageDataModule
@@ -18,8 +21,6 @@ from deqcert.interchange import write_checkpoint
 from deqcert.models import MDEQ
 from deqcert.seeding import Purpose, purpose_seed
 from deqcert.solvers import Anderson
-from deqcert.training.architecture import architecture_of, demand_same_architecture
-from deqcert.training.checkpoints import demand_usable_weights, read_checkpoint
 from deqcert.training.mixing import train_mixing
 from deqcert.training.starts import compute_start
 
@@ -80,7 +81,7 @@ def run_anchor(args: Sequence[str]) -> int:
 
 def _load(network: MDEQ, given: Mapping[str, Tensor], left_out: tuple[str, ...]) -> None:
     """Load the weights ``given`` but for the parts that are to be computed."""
-    weights = {name.removeprefix("network."): tensor for name, tensor in given.items()}
+    weights = network_weights(given, "source")
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith(left_out)}
     own = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(left_out)}
     demand_usable_weights(own, kept, "source")

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from deqcert.certification.identity import run_identity
+from deqcert.checkpoints import load_network
 from deqcert.cli.trainer_verbs import instantiate
 from deqcert.data import CertificationSet
 from deqcert.errors import DataError, LedgerError, require
 from deqcert.ledger import Ledger, identity_differences, stored_identity, votes_digest
 from deqcert.smoothing import Smoothing
 from deqcert.statistics import Certificate, CertificationRule, Votes
-from deqcert.training.checkpoints import read_checkpoint
 
 _ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
 
@@ -78,9 +78,7 @@ def certified_model(directory: str | Path, device: str | None = None, overrides:
     cli = instantiate(["certify", "--config", str(config), f"--trainer.accelerator={_ACCELERATORS[kind]}", *overrides])
     chosen = cli.config_init["certify"]
     if chosen["ckpt_path"] is not None:
-        checkpoint = read_checkpoint(chosen["ckpt_path"])
-        cli.model.demand_usable(checkpoint)
-        cli.model.load_state_dict(checkpoint["state_dict"])
+        load_network(chosen["ckpt_path"], cli.model.network)
     root = cli.trainer.strategy.root_device
     module = cli.trainer.precision_plugin.convert_module(cli.model).to(root).eval()
     classifier = getattr(module, "network", module)

@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from deqcert.callbacks import CertificationProgress, CertifiedRadius, log_hyperparameters
 from deqcert.certification import CertificationCallback, CertificationRun
 from deqcert.certification import Trainer as CertifyingTrainer
+from deqcert.checkpoints import read_checkpoint
 from deqcert.cli.arguments import in_order_of_precedence
 from deqcert.cli.checkpoint_network import with_checkpoint_network
 from deqcert.cli.configs import demand_sound_configs
@@ -22,7 +23,7 @@ from deqcert.cli.parsing import settings_as_written
 from deqcert.cli.resume import LAST, LAST_OR_NEW, beginning
 from deqcert.data import ImageDataModule
 from deqcert.errors import require
-from deqcert.training import DEQClassifier, SafeCheckpointIO, read_checkpoint
+from deqcert.training import DEQClassifier, SafeCheckpointIO
 
 _DATA = {"model", "dataloaders", "datamodule"}
 

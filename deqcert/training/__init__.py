@@ -2,7 +2,6 @@
 
 from deqcert.attacks import PGD
 from deqcert.training.checkpoint_io import SafeCheckpointIO
-from deqcert.training.checkpoints import read_checkpoint
 from deqcert.training.classifier import DEQClassifier
 from deqcert.training.objectives import CATRS, Consistency, Gaussian, Objective, SmoothAdv
 from deqcert.training.regularization import JacobianRegularization
@@ -17,5 +16,4 @@ __all__ = [
     "Objective",
     "SafeCheckpointIO",
     "SmoothAdv",
-    "read_checkpoint",
 ]

@@ -16,13 +16,14 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from deqcert.checkpoints import read_checkpoint
+from deqcert.checkpoints.architecture import ARCHITECTURE, architecture_of, demand_same_architecture
+from deqcert.checkpoints.files import demand_plain, demand_usable_weights
 from deqcert.errors import CheckpointError, require, require_count
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint, Unrolled, hutchinson_penalty, spectral_radius
 from deqcert.models import DEQ
 from deqcert.seeding import Purpose, purpose_seed
 from deqcert.solvers import Solution
-from deqcert.training.architecture import ARCHITECTURE, architecture_of, demand_same_architecture
-from deqcert.training.checkpoints import demand_plain, demand_usable_weights, read_checkpoint
 from deqcert.training.nonfinite import NonFiniteGuard, poisoned
 from deqcert.training.objectives import Gaussian, Objective
 from deqcert.training.preemption import Preemption

@@ -5,7 +5,6 @@ The noisy samples come first: noise has shape (m, B, C, H, W) and logits (m, B, 
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deqcert.attacks import PGD, Attack, Classifier, Score, shift_noise
+from deqcert.attacks import PGD, Attack, Classifier, Score, classify_noisy, log_smoothed, shift_noise
 from deqcert.attacks.geometry import row_norms
 from deqcert.errors import require_count, require_nonnegative
 from deqcert.implicit import GradientEstimator, OneStep
@@ -90,7 +89,7 @@ class Gaussian(Objective):
 
     def loss(self, context: TrainingContext, images: Tensor, labels: Tensor) -> Loss:
         """Return the cross-entropy over all noisy samples."""
-        logits = _classify_noisy(context.logits, images, _draw_noise(images, context.sigma, self.copies))
+        logits = classify_noisy(context.logits, images, _draw_noise(images, context.sigma, self.copies))
         losses = _cross_entropies(logits, labels)
         return Loss(losses.mean(), _metrics_under_noise(losses, logits, labels))
 
@@ -133,7 +132,7 @@ class SmoothAdv(Objective):
         epsilon = self.epsilon_at(context.epoch)
         delta = self._attack(context, images, labels, noise, epsilon)
         trained = noise if self.multi_noise else noise[:1]
-        logits = _classify_noisy(context.logits, images + delta, trained)
+        logits = classify_noisy(context.logits, images + delta, trained)
         losses = _cross_entropies(logits, labels)
         metrics = _metrics_under_noise(losses, logits, labels)
         metrics["attack_epsilon"] = delta.new_tensor(epsilon)
@@ -146,7 +145,7 @@ class SmoothAdv(Objective):
         with context.attacked(self.attack.gradient) as classifier:
 
             def score(perturbed: Tensor) -> Score:
-                prediction = _log_smoothed(_classify_noisy(classifier, perturbed, noise))
+                prediction = log_smoothed(classify_noisy(classifier, perturbed, noise))
                 return Score(F.nll_loss(prediction, labels, reduction="none"), prediction.argmax(dim=1) != labels)
 
             return self.attack.perturb(images, score, epsilon)
@@ -179,9 +178,9 @@ class Consistency(Objective):
 
     def loss(self, context: TrainingContext, images: Tensor, labels: Tensor) -> Loss:
         """Return the regularized cross-entropy; logs also the divergence and the entropy."""
-        logits = _classify_noisy(context.logits, images, _draw_noise(images, context.sigma, self.copies))
+        logits = classify_noisy(context.logits, images, _draw_noise(images, context.sigma, self.copies))
         losses = _cross_entropies(logits, labels)
-        smoothed = _log_smoothed(logits)
+        smoothed = log_smoothed(logits)
         disagreement = _divergence(smoothed, F.log_softmax(logits, dim=2)).mean()
         entropy = -(smoothed.exp() * smoothed).sum(dim=1).mean()
         metrics = _metrics_under_noise(losses, logits, labels)
@@ -227,14 +226,14 @@ class CATRS(Objective):
     def loss(self, context: TrainingContext, images: Tensor, labels: Tensor) -> Loss:
         """Return the confidence-aware loss; logs also the fraction of confident images and their term."""
         noise = _draw_noise(images, context.sigma, self.copies)
-        logits = _classify_noisy(context.logits, images, noise)
+        logits = classify_noisy(context.logits, images, noise)
         losses = _cross_entropies(logits, labels)
         counted = self._draw_counted(logits, labels)
         masked = counted == self.copies
         value = _sum_of_smallest(losses, counted).mean() / self.copies
         worst = value.new_zeros(())
         if self.weight > 0 and masked.any():
-            target = _log_smoothed(logits.detach())
+            target = log_smoothed(logits.detach())
             worst = self._worst_divergences(context, images, noise, target, masked).sum() / len(images)
             value = value + self.weight * worst
         metrics = _metrics_under_noise(losses, logits, labels)
@@ -257,14 +256,14 @@ class CATRS(Objective):
         shifted[:, masked] = self._shift(context, images[masked], noise[:, masked], target[masked])
         # The pass trains, so it takes the whole batch: batch statistics of the confident images alone would be
         # biased, and with few of them degenerate. The others keep their noise and do not enter the loss.
-        logits = _classify_noisy(context.logits, images, shifted)[:, masked]
+        logits = classify_noisy(context.logits, images, shifted)[:, masked]
         return _divergence(target[masked], F.log_softmax(logits, dim=2)).amax(dim=0)
 
     def _shift(self, context: TrainingContext, images: Tensor, noise: Tensor, target: Tensor) -> Tensor:
         with context.attacked(self.gradient) as classifier:
 
             def loss(flat: Tensor) -> Tensor:
-                logits = _classify_noisy(classifier, images, flat.view_as(noise))
+                logits = classify_noisy(classifier, images, flat.view_as(noise))
                 return _divergence(target, F.log_softmax(logits, dim=2)).flatten()
 
             return shift_noise(noise.flatten(0, 1), loss, self.epsilon, self.steps).view_as(noise)
@@ -281,20 +280,9 @@ def _draw_noise(images: Tensor, sigma: float, samples: int) -> Tensor:
     return sigma * torch.randn(samples, *images.shape, dtype=images.dtype, device=images.device)
 
 
-def _classify_noisy(classifier: Classifier, images: Tensor, noise: Tensor) -> Tensor:
-    """Return the logits of ``images + noise``, all in one batch; shape (m, B, classes)."""
-    samples, batch = noise.shape[:2]
-    return classifier((images + noise).flatten(0, 1)).view(samples, batch, -1)
-
-
 def _cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the cross-entropy of each noisy sample, shape (m, B)."""
     return F.cross_entropy(logits.movedim(2, 1), labels.expand(len(logits), -1), reduction="none")
-
-
-def _log_smoothed(logits: Tensor) -> Tensor:
-    """Return the logarithm of the softmax averaged over the noisy samples, shape (m, B, classes) to (B, classes)."""
-    return F.log_softmax(logits, dim=2).logsumexp(dim=0) - math.log(len(logits))
 
 
 def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:

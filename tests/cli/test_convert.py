@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -80,7 +81,9 @@ def test_ours_becomes_safetensors_and_comes_back_bit_for_bit(tmp_path, capsys):
     assert "our own names; 94 tensors" in capsys.readouterr().out
     with safe_open("w.safetensors", framework="pt") as file:
         digest = hashlib.sha256(CHECKPOINT.read_bytes()).hexdigest()
-        assert file.metadata() == {"format": "pt", "sigma": "0.5", "source_sha256": digest}
+        metadata = file.metadata()
+        assert json.loads(metadata.pop("architecture"))["network"] == "MDEQ"
+        assert metadata == {"format": "pt", "sigma": "0.5", "source_sha256": digest}
         assert "mdeq_head.classifier.bias" in file.keys()  # noqa: SIM118  # it is no dictionary
     assert convert("w.safetensors", "--to", "w.ckpt", "--config", DIGITS, "--model.sigma", "0.25") == 0
     assert "warning: the file says sigma = 0.5, the configuration 0.25" in capsys.readouterr().out
@@ -160,7 +163,7 @@ def test_what_does_not_fit_leaves_nothing_behind(public, tmp_path, capsys):
             "missing.pth: must be an existing checkpoint file",
         ),
         (["public.pth.tar", "--to", "t.ckpt"], "config = None: must name the configuration"),
-        (["public.pth.tar", "--to", "t.safetensors"], "is no weight of a network of ours"),
+        (["public.pth.tar", "--to", "t.safetensors"], "is not a weight of a network of ours"),
         (["public.pth.tar", "--to", "t.safetensors", "--config", str(DIGITS)], "are not needed to write safetensors"),
     ],
 )
