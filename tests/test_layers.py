@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 # Lowest first; a module may import from its own layer and from those before it.
 LAYERS = [
-    {"version", "errors", "files", "termination"},
+    {"version", "errors", "files"},
     {"seeding"},
     {"solvers"},
     {"implicit"},
@@ -31,7 +31,7 @@ LAYERS = [
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-WITHOUT_TORCH = {"ledger", "version", "errors", "files", "termination", "statistics", "report"}
+WITHOUT_TORCH = {"ledger", "version", "errors", "files", "statistics", "report"}
 MODULES = sorted(path for path in (ROOT / "deqcert").rglob("*.py") if path != ROOT / "deqcert" / "__init__.py")
 
 

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 
 from deqcert.cli.output import Output
-from deqcert.errors import DeqcertError
-from deqcert.termination import TERMINATED
+from deqcert.errors import TERMINATED, DeqcertError
 
 _USER_ERROR = 2
 _READER_GONE = 128 + signal.SIGPIPE  # as a shell reports it

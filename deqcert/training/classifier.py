@@ -26,9 +26,8 @@ from deqcert.seeding import Purpose, purpose_seed
 from deqcert.solvers import Solution
 from deqcert.training.nonfinite import NonFiniteGuard, poisoned
 from deqcert.training.objectives import Gaussian, Objective
-from deqcert.training.preemption import Preemption
-from deqcert.training.progress import repair_progress
 from deqcert.training.regularization import JacobianRegularization
+from deqcert.training.resuming import repair_progress, stop_if_terminated
 from deqcert.training.step import ExplicitStep, TrainingStep
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -103,7 +102,6 @@ class DEQClassifier(LightningModule):
         self.schedule = schedule
         self.weights = weights
         self.guard = NonFiniteGuard(max_skipped_steps)
-        self.preemption = Preemption()
         self.compile_cell = compile_cell
         self.channels_last = channels_last
         self.stream_seed = torch.initial_seed()
@@ -143,8 +141,8 @@ class DEQClassifier(LightningModule):
                 require(expected == found, f"model.network.{ours}", expected, f"must be {found}, as data.{theirs}")
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the guard against steps that are not finite, and what SIGTERM does."""
-        return [self.guard, self.preemption]
+        """Return the guard against steps that are not finite."""
+        return [self.guard]
 
     # Training.
 
@@ -199,7 +197,7 @@ class DEQClassifier(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Stop here if SIGTERM has come: all callbacks have done with the step."""
-        self.preemption.stop_if_requested(self.trainer)
+        stop_if_terminated(self.trainer)
 
     def _fits(self) -> bool:
         return self._trainer is not None and self.trainer.state.fn == "fit"
