@@ -74,7 +74,6 @@ class Configuration(NamedTuple):
 def configurations() -> Iterator[Configuration]:
     """Yield all of them."""
     depths = [(f"standard-{depth}A", f"standard-{depth}A", "label") for depth in (30, 10, 5)]
-    depths.append(("standard-30A-mean-tuned", "standard-30A-mean-tuned", "label"))
     anchors = [(f"anchored-{k}N-{network}", f"anchored-{network}", f"label{k}") for network in NETWORKS for k in STEPS]
     for name, series, column in depths + anchors:
         yield Configuration(name, series, column, "fixed")

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 
 from deqcert.certification.identity import run_identity
+from deqcert.checkpoints import load_network
 from deqcert.cli.trainer_verbs import instantiate
 from deqcert.data import CertificationSet
 from deqcert.errors import DataError, LedgerError, require
 from deqcert.runs import certify_votes, identity_differences, read_run
 from deqcert.smoothing import Sampling, SmoothedClassifier
 from deqcert.statistics import Certificate, CertificationRule
-from deqcert.training.checkpoints import read_checkpoint
 
 _ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
 
@@ -76,9 +76,7 @@ def certified_model(directory: str | Path, device: str | None = None, overrides:
     cli = instantiate(["certify", "--config", str(config), f"--trainer.accelerator={_ACCELERATORS[kind]}", *overrides])
     chosen = cli.config_init["certify"]
     if chosen["ckpt_path"] is not None:
-        checkpoint = read_checkpoint(chosen["ckpt_path"])
-        cli.model.demand_usable(checkpoint)
-        cli.model.load_state_dict(checkpoint["state_dict"])
+        load_network(chosen["ckpt_path"], cli.model.network)
     root = cli.trainer.strategy.root_device
     module = cli.trainer.precision_plugin.convert_module(cli.model).to(root).eval()
     network = getattr(module, "network", module)

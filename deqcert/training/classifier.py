@@ -16,18 +16,18 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from deqcert.checkpoints import read_checkpoint
+from deqcert.checkpoints.architecture import ARCHITECTURE, architecture_of, demand_same_architecture
+from deqcert.checkpoints.files import demand_plain, demand_usable_weights
 from deqcert.errors import CheckpointError, require, require_count
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint, Unrolled, hutchinson_penalty, spectral_radius
 from deqcert.models import DEQ
 from deqcert.seeding import Purpose, purpose_seed
 from deqcert.solvers import Solution
-from deqcert.training.architecture import ARCHITECTURE, architecture_of, demand_same_architecture
-from deqcert.training.checkpoints import demand_plain, demand_usable_weights, read_checkpoint
 from deqcert.training.nonfinite import NonFiniteGuard, poisoned
 from deqcert.training.objectives import Gaussian, Objective
-from deqcert.training.preemption import Preemption
-from deqcert.training.progress import repair_progress
 from deqcert.training.regularization import JacobianRegularization
+from deqcert.training.resuming import repair_progress, stop_if_terminated
 from deqcert.training.step import ExplicitStep, TrainingStep
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -49,7 +49,7 @@ class DEQClassifier(LightningModule):
         network: A deep equilibrium network, or any other classifier of images in [0, 1]; the settings of gradients,
             pre-training and Jacobian regularisation are for the first kind only.
         sigma: Standard deviation of the training noise, in pixels of [0, 1], >= 0.
-        objective: What is minimised: Gaussian, SmoothAdv, CATRS, Consistency or FewStep.
+        objective: What is minimised: Gaussian, SmoothAdv, CATRS or Consistency.
         gradient: Gradient through the fixed point in implicit training.
         pretraining_steps: Optimiser steps of pre-training before implicit training, >= 0.
         pretraining_gradient: Forward pass and gradient of pre-training.
@@ -102,7 +102,6 @@ class DEQClassifier(LightningModule):
         self.schedule = schedule
         self.weights = weights
         self.guard = NonFiniteGuard(max_skipped_steps)
-        self.preemption = Preemption()
         self.compile_cell = compile_cell
         self.channels_last = channels_last
         self.stream_seed = torch.initial_seed()
@@ -142,8 +141,8 @@ class DEQClassifier(LightningModule):
                 require(expected == found, f"model.network.{ours}", expected, f"must be {found}, as data.{theirs}")
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the guard against steps that are not finite, and what SIGTERM does."""
-        return [self.guard, self.preemption]
+        """Return the guard against steps that are not finite."""
+        return [self.guard]
 
     # Training.
 
@@ -198,7 +197,7 @@ class DEQClassifier(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Stop here if SIGTERM has come: all callbacks have done with the step."""
-        self.preemption.stop_if_requested(self.trainer)
+        stop_if_terminated(self.trainer)
 
     def _fits(self) -> bool:
         return self._trainer is not None and self.trainer.state.fn == "fit"

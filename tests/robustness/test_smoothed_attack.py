@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from deqcert.attacks import frozen
 from deqcert.errors import SettingError
 from deqcert.implicit import ImplicitAdjoint, OneStep
 from deqcert.robustness import SmoothedAttack, SmoothedClassifier, distances
@@ -15,7 +16,6 @@ from deqcert.seeding import Purpose
 from deqcert.smoothing import Anchored, Serialized, Standard
 from deqcert.smoothing.noise import noisy_batches
 from deqcert.solvers import Picard
-from deqcert.training.attacks import frozen
 
 RADII = (0.0, 0.1, 0.4, 0.8)
 ATTACK = SmoothedAttack(steps=5, samples=4)

@@ -1,6 +1,6 @@
 """What a checkpoint says of the network whose weights it has: plain data, in which nothing is imported or called.
 
-Names and shapes of weights do not show everything that the function depends on: not the normalisation of the images,
+Names and shapes of weights do not show everything that the function depends on: not the normalization of the images,
 nor how many groups a group norm has. So checkpoints carry the settings of the network beside its weights.
 """
 
@@ -17,6 +17,9 @@ from deqcert.models import MDEQ, CifarResNet, ResNet50
 
 ARCHITECTURE = "architecture"
 """Where it stands in a checkpoint."""
+
+PREFIX = "network."
+"""Begins the name of every weight of the network in a checkpoint, which is of the module around it."""
 
 _NETWORKS: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (MDEQ, CifarResNet, ResNet50)}
 """All that a checkpoint may choose from: a class named by a file would have to be imported."""
@@ -128,7 +131,7 @@ def demand_same_architecture(
 
 def _of_names(weights: Collection[str]) -> dict[str, Any]:
     """Return the start of an MDEQ, which the names of its weights show."""
-    start = [name.removeprefix("network.start.") for name in weights if name.startswith("network.start.")]
+    start = [name.removeprefix(f"{PREFIX}start.") for name in weights if name.startswith(f"{PREFIX}start.")]
     learned = any(name.startswith("correction.") for name in start)
     return {"start": "learned" if learned else "mean" if start else "zero"}
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from deqcert.attacks import PGD, Score, frozen, shift_noise
 from deqcert.errors import SettingError
 from deqcert.implicit import ImplicitAdjoint, OneStep
-from deqcert.training.attacks import DDN, PGD, Score, frozen, shift_noise
 
 SHAPE = (3, 4, 4)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -55,14 +55,13 @@ def test_pgd_finds_the_maximiser_on_a_linear_classifier(steps):
     assert not delta.requires_grad
 
 
-@pytest.mark.parametrize("attack", [PGD(steps=3), DDN(steps=6)])
-def test_each_image_may_have_a_radius_of_its_own(attack):
+def test_each_image_may_have_a_radius_of_its_own():
     model, labels = linear(), torch.tensor([0, 0, 1])
     radii = torch.tensor([0.0, 0.25, 0.5]).view(3, 1, 1, 1)
-    together = attack.perturb(grey(3), crossentropy(model, labels), radii)
+    together = PGD(steps=3).perturb(grey(3), crossentropy(model, labels), radii)
     assert not together[0].any()
     for row in (1, 2):
-        alone = attack.perturb(grey(1), crossentropy(model, labels[row : row + 1]), float(radii[row]))
+        alone = PGD(steps=3).perturb(grey(1), crossentropy(model, labels[row : row + 1]), float(radii[row]))
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-5, atol=1e-6)
 
 
@@ -92,73 +91,18 @@ def test_pgd_fills_the_ball_after_the_box_has_cut_the_step():
     torch.testing.assert_close(delta.flatten(), torch.tensor([0.0, 0.5]))
 
 
-@pytest.mark.parametrize("attack", [PGD(steps=3), DDN(steps=6), DDN(steps=6, initial_norm=0.01)])
 @quickly
 @given(seed=SEEDS, epsilon=st.floats(1e-3, 8), corners=st.floats(0, 1))
-def test_perturbations_stay_in_the_ball_and_in_the_box(attack, seed, epsilon, corners):
+def test_perturbations_stay_in_the_ball_and_in_the_box(seed, epsilon, corners):
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(4, *SHAPE, generator=generator)
     images = torch.where(torch.rand(images.shape, generator=generator) < corners, images.round(), images)
     labels = torch.randint(3, (4,), generator=generator)
-    delta = attack.perturb(images, crossentropy(linear(seed, classes=3), labels), epsilon)
+    delta = PGD(steps=3).perturb(images, crossentropy(linear(seed, classes=3), labels), epsilon)
     assert delta.isfinite().all()
     assert (norms(delta) <= epsilon * (1 + 1e-5)).all()
     assert ((images + delta) >= 0).all()
     assert ((images + delta) <= 1).all()
-
-
-def test_ddn_finds_the_smallest_perturbation_that_fools():
-    model, labels = linear(), torch.tensor([0, 1])
-    logits = model(grey(1)).detach().squeeze()
-    model[1].bias.data += torch.tensor([1.0, -1.0]) * (logits[1] - logits[0]) / 2  # on the boundary
-    images = grey(2) - torch.tensor([0.3, 0.2]).view(2, 1, 1, 1) * away(model, labels)  # so far from it
-    score = crossentropy(model, labels)
-    assert not score(images).fooled.any()
-    delta = DDN(steps=300, gamma=0.02).perturb(images, score, epsilon=1.0)
-    assert score(images + delta).fooled.all()
-    assert (norms(delta) >= torch.tensor([0.3, 0.2]) * (1 - 1e-5)).all()
-    assert (norms(delta) <= torch.tensor([0.3, 0.2]) * 1.03).all()
-
-    bounded = DDN(steps=300, gamma=0.02).perturb(images, score, epsilon=0.25)
-    assert score(images + bounded).fooled.tolist() == [False, True]
-    torch.testing.assert_close(bounded[0], 0.25 * away(model, labels)[0], rtol=0, atol=5e-3)
-    assert norms(bounded)[0].item() == pytest.approx(0.25, rel=1e-5)
-
-
-def test_ddn_leaves_misclassified_images_alone():
-    model = linear()
-    wrong = 1 - model(grey(2)).argmax(1)
-    assert (DDN(steps=3).perturb(grey(2), crossentropy(model, wrong), epsilon=1.0) == 0).all()
-
-
-def test_ddn_grows_the_norm_by_gamma_until_it_fools():
-    seen = []
-
-    def score(x):
-        seen.append(norms(x.detach() - 0.5).item())
-        return Score(x.flatten(1).sum(1), torch.tensor([len(seen) == 4]))
-
-    DDN(steps=5, initial_norm=0.1, gamma=0.5).perturb(grey(1), score, epsilon=0.3)
-    assert seen == pytest.approx([0, 0.15, 0.225, 0.3, 0.15], rel=1e-5)
-
-
-def test_ddn_turns_by_a_length_that_falls_from_1_to_a_hundredth():
-    """The gradient alternates between two axes; the angle after each step tells its length."""
-    seen = []
-
-    def score(x):
-        delta = x.detach() - 0.5
-        seen.append(delta.flatten())
-        axis = torch.eye(2)[(len(seen) - 1) % 2].view(1, 2, 1, 1)
-        return Score((x * axis).flatten(1).sum(1), torch.zeros(1, dtype=torch.bool))
-
-    DDN(steps=4, initial_norm=0.1).perturb(torch.full((1, 2, 1, 1), 0.5), score, epsilon=0.2)
-    expected = torch.zeros(2, dtype=torch.float64)
-    for step in range(3):
-        length = 0.01 + 0.99 * (1 + np.cos(np.pi * step / 4)) / 2
-        expected = expected + length * torch.eye(2, dtype=torch.float64)[step % 2]
-        expected = expected / expected.norm() * 0.1 * 1.05 ** (step + 1)
-        torch.testing.assert_close(seen[step + 1].double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def slopes(factors):
@@ -170,13 +114,12 @@ def slopes(factors):
     return score
 
 
-@pytest.mark.parametrize("attack", [PGD(steps=1), DDN(steps=1)])
 @pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
-def test_rows_without_a_usable_gradient_go_in_a_random_direction(attack, bad):
+def test_rows_without_a_usable_gradient_go_in_a_random_direction(bad):
     score = slopes(torch.tensor([1.0, bad, -2.0]))
     torch.manual_seed(0)
-    first = attack.perturb(grey(3), score, epsilon=0.25)
-    second = attack.perturb(grey(3), score, epsilon=0.25)
+    first = PGD(steps=1).perturb(grey(3), score, epsilon=0.25)
+    second = PGD(steps=1).perturb(grey(3), score, epsilon=0.25)
     assert first.isfinite().all()
     torch.testing.assert_close(norms(first), torch.full((3,), 0.25))
     assert not torch.allclose(first[1], second[1])
@@ -202,13 +145,12 @@ def test_tiny_and_huge_gradients_keep_their_direction(scale):
     torch.testing.assert_close(delta, expected)
 
 
-@pytest.mark.parametrize("attack", [PGD, DDN])
 @pytest.mark.parametrize(("steps", "epsilon"), [(0, 1.0), (3, 0.0)])
-def test_without_steps_or_radius_the_model_is_not_asked(attack, steps, epsilon):
+def test_without_steps_or_radius_the_model_is_not_asked(steps, epsilon):
     def score(x):
         raise AssertionError
 
-    assert (attack(steps=steps).perturb(grey(2), score, epsilon) == 0).all()
+    assert (PGD(steps=steps).perturb(grey(2), score, epsilon) == 0).all()
 
 
 def test_the_radius_may_differ_from_the_setting():
@@ -303,14 +245,13 @@ def assert_untouched(module, before):
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
-@pytest.mark.parametrize("attack", [PGD(steps=3), DDN(steps=3)])
-def test_an_attack_leaves_the_network_as_it_was(network, attack):
+def test_an_attack_leaves_the_network_as_it_was(network):
     before = state(network)
     images, labels = torch.rand(2, *SHAPE), torch.tensor([0, 1])
     with frozen(network):
         assert not any(submodule.training for submodule in network.modules())
         assert not any(parameter.requires_grad for parameter in network.parameters())
-        delta = attack.perturb(images, crossentropy(network, labels), epsilon=0.5)
+        delta = PGD(steps=3).perturb(images, crossentropy(network, labels), epsilon=0.5)
     assert delta.isfinite().all()
     assert_untouched(network, before)
 
@@ -335,22 +276,19 @@ def test_an_error_in_the_middle_of_an_attack_leaves_the_network_as_it_was(networ
 
 
 @pytest.mark.parametrize(
-    ("attack", "field", "value"),
+    ("field", "value"),
     [
-        *((attack, "epsilon", value) for attack in (PGD, DDN) for value in (-0.1, float("nan"), float("inf"))),
-        *((attack, "steps", value) for attack in (PGD, DDN) for value in (-1, 2.5, 2.0, True)),
-        *((DDN, "initial_norm", value) for value in (0, -1, float("nan"))),
-        *((DDN, "gamma", value) for value in (0, 1, -0.1, float("nan"))),
+        *(("epsilon", value) for value in (-0.1, float("nan"), float("inf"))),
+        *(("steps", value) for value in (-1, 2.5, 2.0, True)),
     ],
 )
-def test_bad_settings_are_refused_by_name(attack, field, value):
+def test_bad_settings_are_refused_by_name(field, value):
     with pytest.raises(SettingError, match=rf"^attack\.{field} = "):
-        attack(**{field: value})
+        PGD(**{field: value})
 
 
-@pytest.mark.parametrize("attack", [PGD, DDN])
-def test_attacks_are_settings(attack):
-    assert attack().gradient == OneStep()
-    assert attack(gradient=ImplicitAdjoint()) != attack()
+def test_attacks_are_settings():
+    assert PGD().gradient == OneStep()
+    assert PGD(gradient=ImplicitAdjoint()) != PGD()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        attack().steps = 3
+        PGD().steps = 3

@@ -12,8 +12,9 @@ import pytest
 import torch
 from digits_runs import fit, model
 
+from deqcert.checkpoints import read_checkpoint
 from deqcert.errors import CheckpointError, SettingError
-from deqcert.training import DEQClassifier, read_checkpoint
+from deqcert.training import DEQClassifier
 
 NAME = "network.mdeq_head.classifier.bias"
 COUNT = "network.stem.1.num_batches_tracked"

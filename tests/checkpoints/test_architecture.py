@@ -8,10 +8,10 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from deqcert.checkpoints.architecture import network_of
 from deqcert.errors import CheckpointError
 from deqcert.models import MDEQ, CifarResNet, ResNet50
 from deqcert.training import DEQClassifier
-from deqcert.training.architecture import network_of
 
 NOT_ARCHITECTURE = {"self", "solver", "dropout"}
 

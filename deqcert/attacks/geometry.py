@@ -12,7 +12,7 @@ def row_norms(x: Tensor) -> Tensor:
 
 
 def ascent_direction(loss: Tensor, point: Tensor) -> Tensor:
-    """Return the l2-normalised gradient of each row's loss.
+    """Return the l2-normalized gradient of each row's loss.
 
     A row whose gradient is zero or not finite gets a random direction from torch's global generator: it neither
     stands still nor spoils the other rows.
@@ -40,17 +40,9 @@ def into_box(images: Tensor, delta: Tensor) -> Tensor:
 
 def into_ball(delta: Tensor, radius: float | Tensor) -> Tensor:
     """Return ``delta`` with the rows longer than ``radius`` shortened to it, shape (B, ...); radii (B, 1, ...)."""
-    return delta * (radius / _positive_norms(delta)).clamp(max=1)
-
-
-def onto_sphere(delta: Tensor, radii: Tensor) -> Tensor:
-    """Return ``delta`` with its rows scaled to ``radii``, shape (B, 1, ...); a zero row stays zero."""
-    return delta / _positive_norms(delta) * radii
+    norms = row_norms(delta).clamp_min(torch.finfo(delta.dtype).tiny)
+    return delta * (radius / norms).clamp(max=1)
 
 
 def _per_row(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))
-
-
-def _positive_norms(x: Tensor) -> Tensor:
-    return row_norms(x).clamp_min(torch.finfo(x.dtype).tiny)

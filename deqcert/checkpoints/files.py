@@ -1,7 +1,8 @@
-"""Reading checkpoints, and refusing those that do not fit or could do harm before anything is copied."""
+"""Reading and writing checkpoints; those that do not fit or could do harm are refused before anything is copied."""
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -14,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deqcert.checkpoints.architecture import ARCHITECTURE, plain_architecture
 from deqcert.errors import CheckpointError
-from deqcert.training.architecture import ARCHITECTURE, plain_architecture
+from deqcert.files import write_atomically
 
 SAFETENSORS = ".safetensors"
 
@@ -48,6 +50,17 @@ def read_checkpoint(path: str | Path, field: str = "ckpt_path") -> dict[str, Any
     checkpoint = load_plain(path, shown, "a checkpoint written by fit")
     demand_plain(checkpoint, shown)
     return dict(checkpoint)
+
+
+def save_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Write ``checkpoint`` to ``path`` in one step: a reader sees the old file or the new one.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    content = io.BytesIO()
+    torch.save(dict(checkpoint), content)
+    write_atomically(path, content.getbuffer())
 
 
 def load_plain(
