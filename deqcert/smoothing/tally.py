@@ -10,7 +10,7 @@ import numpy as np
 from deqcert.seeding import Purpose
 from deqcert.smoothing.engine import Labels
 from deqcert.smoothing.labels import INVALID
-from deqcert.statistics import Stopping
+from deqcert.statistics import Stopping, most_frequent
 
 
 class Tally:
@@ -58,8 +58,9 @@ class Tally:
     def _selection(self) -> _Selection:
         """What the selection copies chose: the lowest of the most frequent classes."""
         labels = self.joined().labels.numpy()
-        counts = np.bincount(labels[labels != INVALID], minlength=1)
-        return _Selection(int(counts.argmax()), int(counts.max()), len(labels))
+        counts = np.bincount(labels[labels != INVALID], minlength=1).tolist()
+        selected = most_frequent(counts)
+        return _Selection(selected, counts[selected], len(labels))
 
 
 class _Selection(NamedTuple):

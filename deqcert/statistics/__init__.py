@@ -32,7 +32,7 @@ from deqcert.statistics.claims import claimed_probability, false_certificates_up
 from deqcert.statistics.noise_error import Noise, noise_error
 from deqcert.statistics.predict import predict
 from deqcert.statistics.stopping import InputSpecific, Stopping, TargetRadius
-from deqcert.statistics.votes import Votes
+from deqcert.statistics.votes import Votes, most_frequent
 
 __all__ = [
     "ABSTAIN",
@@ -60,6 +60,7 @@ __all__ = [
     "false_certificates_upper",
     "hypergeometric_upper",
     "join_chains",
+    "most_frequent",
     "noise_error",
     "predict",
     "published_p_a_lower",
