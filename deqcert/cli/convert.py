@@ -13,7 +13,7 @@ from deqcert.checkpoints.files import SAFETENSORS, demand_usable_weights, printa
 from deqcert.cli.arguments import config_files, parse_with_settings
 from deqcert.cli.targets import demand_free
 from deqcert.cli.trainer_verbs import instantiate
-from deqcert.errors import CheckpointError, require
+from deqcert.errors import require
 from deqcert.files import file_digest
 from deqcert.interchange import convert_weights, read_weights, write_checkpoint, write_safetensors
 

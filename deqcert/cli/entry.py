@@ -12,7 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from typing import NamedTuple
 
 from deqcert.cli.output import Output
-from deqcert.errors import TERMINATED, DeqcertError, SettingError
+from deqcert.errors import DeqcertError, SettingError
 from deqcert.version import __version__
 
 _USER_ERROR = 2

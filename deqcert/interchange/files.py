@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from deqcert.checkpoints import save_checkpoint
-from deqcert.checkpoints.architecture import ARCHITECTURE, PREFIX, plain_architecture
+from deqcert.checkpoints.architecture import ARCHITECTURE, plain_architecture
 from deqcert.checkpoints.files import SAFETENSORS, demand_no_other_kind, demand_tensors, load_plain, printable
 from deqcert.errors import CheckpointError
 from deqcert.files import write_atomically
