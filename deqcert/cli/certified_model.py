@@ -114,7 +114,7 @@ def certified_model(directory: str | Path, device: str | None = None, overrides:
 
 
 def _decisive(identity: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what changes the smoothed classifier by the rounding of kernels only: device, versions, launches."""
+    """Leave out what changes the smoothed classifier by the rounding of kernels only: device, versions, batches."""
     decisive = {key: copy.copy(value) for key, value in identity.items() if key not in ("device", "tf32", "versions")}
     decisive["sampling"].pop("execution", None)
     return decisive
