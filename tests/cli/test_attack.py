@@ -148,8 +148,8 @@ def test_other_weights_than_the_certified_ones_are_refused(run, tmp_path, capsys
     ("override", "complaint"),
     [
         ("--data.split=train", "data."),
-        ("--smoothing.sigma=0.25", "smoothing.sigma"),
-        ("--smoothing.seed=1", "smoothing.seed"),
+        ("--smoothing.sigma=0.25", "sampling.sigma"),
+        ("--smoothing.seed=1", "sampling.seed"),
         ("--trainer.precision=bf16-mixed", "precision"),
         ("--data.max_examples=1", "image 1 has votes"),
         ("--ckpt_path=missing.ckpt", "ckpt_path"),
