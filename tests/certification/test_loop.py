@@ -116,7 +116,7 @@ def test_images_side_by_side_have_the_votes_of_images_alone(tmp_path, expected):
     assert certify(tmp_path, 7, smoothing=smoothing) == expected  # groups of 3 and 2
     assert lines(tmp_path) == {"votes.rank0.jsonl": indices}
     assert certify(tmp_path / "two", 7, devices=2, smoothing=smoothing) == expected
-    with pytest.raises(LedgerError, match=r"smoothing\.execution\.images = 3 there, None here"):
+    with pytest.raises(LedgerError, match=r"sampling\.execution\.images = 3 there, None here"):
         certify(tmp_path, 7)
 
 

@@ -181,7 +181,7 @@ def test_ledger_of_another_run_is_refused_and_kept(tmp_path: Path, capsys: pytes
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert main(arguments(tmp_path, "--sampling.n=51")) == 2
     error = capsys.readouterr().err
-    assert "smoothing.n = 50 there, 51 here" in error
+    assert "sampling.n = 50 there, 51 here" in error
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
