@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from deqcert.callbacks import CertificationProgress, CertifiedRadius, FitSummary, log_hyperparameters
 from deqcert.certification import CertificationCallback, CertificationRun
@@ -147,7 +148,7 @@ class DeqCertCLI(LightningCLI):
                 that run for a finished one.
         """
         try:
-            super()._run_subcommand(self.subcommand)
+            super()._run_subcommand(str(self.subcommand))
         except SIGTERMException as ending:
             raise SystemExit(TERMINATED) from ending
         except (MisconfigurationException, ValueError, RuntimeError) as error:

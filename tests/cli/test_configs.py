@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from command_lines import CHECKPOINT, DIGITS, ROOT
+from command_lines import QUIET as WITHOUT_LOGGER
 from image_folders import write_images
 
 from deqcert.cli import main
@@ -14,10 +16,8 @@ from deqcert.runs import read_tsv
 # Whole runs pass through much code that is not ours; our own warnings are errors in every other test.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
-DIGITS = CONFIGS / "digits" / "mdeq_tiny.yaml"
-CHECKPOINT = ROOT / "checkpoints" / "digits_mdeq_tiny" / "model.ckpt"
+QUIET = [argument for argument in WITHOUT_LOGGER if "logger" not in argument]
 TESTED = {
     "digits/mdeq_tiny.yaml",
     "digits/certify.yaml",
@@ -43,11 +43,6 @@ TESTED = {
     "validate/convergence.yaml",
     "cluster/slurm.yaml",  # tests/cluster
 }
-QUIET = [
-    "--trainer.enable_progress_bar=false",
-    "--trainer.enable_model_summary=false",
-    "--trainer.accelerator=cpu",
-]
 
 
 @pytest.fixture(autouse=True)
