@@ -15,7 +15,7 @@ from deqcert.models import MDEQ
 from deqcert.models.mixing import LearnedMixer
 from deqcert.solvers import Anderson, Function, LearnedMixing, Picard, Solver
 from deqcert.solvers.learned import unrolled
-from deqcert.training.fixed_points import FixedPoints, noisy_fixed_points
+from deqcert.training.starts import FixedPoints, noisy_fixed_points
 
 _MEASURED = 10
 """Batches with fresh noise that the report is made of."""
