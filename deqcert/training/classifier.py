@@ -47,19 +47,19 @@ class DEQClassifier(LightningModule):
 
     Args:
         network: A deep equilibrium network, or any other classifier of images in [0, 1]; the settings of gradients,
-            pre-training and Jacobian regularisation are for the first kind only.
+            pre-training and Jacobian regularization are for the first kind only.
         sigma: Standard deviation of the training noise, in pixels of [0, 1], >= 0.
-        objective: What is minimised: Gaussian, SmoothAdv, CATRS or Consistency.
+        objective: What is minimized: Gaussian, SmoothAdv, CATRS or Consistency.
         gradient: Gradient through the fixed point in implicit training.
-        pretraining_steps: Optimiser steps of pre-training before implicit training, >= 0.
+        pretraining_steps: Optimizer steps of pre-training before implicit training, >= 0.
         pretraining_gradient: Forward pass and gradient of pre-training.
-        jacobian: Jacobian regularisation.
-        optimizer: Optimiser.
+        jacobian: Jacobian regularization.
+        optimizer: Optimizer.
         schedule: What becomes of its learning rate, per step: "cosine" takes it to zero over the whole run; "constant"
-            keeps it, for a run that has no end (with averaged weights, and an optimiser that warms up by itself, such
+            keeps it, for a run that has no end (with averaged weights, and an optimizer that warms up by itself, such
             as RAdam).
-        weights: Checkpoint whose weights training starts from, e.g. those of a Gaussian run; its optimiser and
-            progress are not taken over (that is what ckpt_path does). null = a fresh initialisation.
+        weights: Checkpoint whose weights training starts from, e.g. those of a Gaussian run; its optimizer and
+            progress are not taken over (that is what ckpt_path does). null = a fresh initialization.
         max_skipped_steps: Skipped steps in a row that stop training, >= 1.
         compile_cell: Compile the cell (the whole network, where it has none) with torch.compile; the steps with
             Jacobian penalty run it uncompiled, because compiled code cannot be differentiated twice.
@@ -179,7 +179,7 @@ class DEQClassifier(LightningModule):
 
     def _implicit_loss(self, network: DEQ, images: Tensor, labels: Tensor) -> Tensor:
         weight = self._jacobian_weight()
-        step = self._step(network, penalised=weight > 0)
+        step = self._step(network, penalized=weight > 0)
         loss = self._objective_loss(step, images, labels)
         trained = step.fixed_points[0]
         if trained.solution is not None:
@@ -208,9 +208,9 @@ class DEQClassifier(LightningModule):
         drawn = torch.rand(()).item() < self.jacobian.frequency
         return weight if drawn else 0.0
 
-    def _step(self, network: DEQ, penalised: bool) -> TrainingStep:
+    def _step(self, network: DEQ, penalized: bool) -> TrainingStep:
         solver = network.solver
-        if penalised and self.jacobian.jitter:
+        if penalized and self.jacobian.jitter:
             change = int(torch.randint(-self.jacobian.jitter, self.jacobian.jitter + 1, ()))
             solver = dataclasses.replace(solver, max_steps=max(1, solver.max_steps + change))
         pretraining = self.global_step < self.pretraining_steps
@@ -221,7 +221,7 @@ class DEQClassifier(LightningModule):
             gradient=self.pretraining_gradient if pretraining else self.gradient,
             attack_gradient=self.pretraining_gradient if pretraining else None,
             solver=solver,
-            cell=network.cell if penalised or self._compiled is None else self._compiled,
+            cell=network.cell if penalized or self._compiled is None else self._compiled,
             monitor=self._log_backward,
         )
 
@@ -297,10 +297,10 @@ class DEQClassifier(LightningModule):
             return self.network.solve(x, self.network.solver)
         return self.network(x), None
 
-    # Optimisation and checkpoints.
+    # Optimization and checkpoints.
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimiser and its per-step schedule."""
+        """Build the optimizer and its per-step schedule."""
         optimizer = self.optimizer_callable(self.parameters())
 
         def factor(step: int) -> float:
