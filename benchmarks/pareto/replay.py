@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from deqcert.smoothing.base import AuditTask
+from deqcert.smoothing.tally import Tally
 from measure import BATCH, N0, SEED, SIGMA, STEPS
 from networks import NETWORKS
 
 from deqcert.seeding import Purpose
 from deqcert.smoothing import Serialized
-from deqcert.smoothing.base import AuditTask
 from deqcert.smoothing.engine import Engine, Labels
-from deqcert.smoothing.tally import Tally
 from deqcert.solvers import Anderson
 from deqcert.statistics import (
     AdaptiveAudit,

@@ -72,9 +72,9 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments; None takes those of the process.
 
     Returns:
-        Exit code: 0; 1 if ``verify`` or ``attack`` has found something or ``predict`` abstained; 2 for an error that the user can fix; 3 if
-        ``verify`` does not know a rule of a run; 130 after Ctrl-C; 141 if nobody read the output to its end, which
-        changes nothing else.
+        Exit code: 0; 1 if ``verify`` or ``attack`` has found something or ``predict`` abstained; 2 for an error that the
+        user can fix; 3 if ``verify`` does not know a rule of a run; 130 after Ctrl-C; 141 if nobody read the output to
+        its end, which changes nothing else.
 
     Raises:
         SystemExit: With code 143 if SIGTERM has ended a run that the same command resumes; with 2 or 0 from a parser.

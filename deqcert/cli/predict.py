@@ -99,10 +99,10 @@ def _read(path: Path, g: SmoothedClassifier) -> Tensor:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="deqcert predict",
-        description="Classify image files by the smoothed classifier of a checkpoint: file and class, or abstain, on one "
-        "line each, and the certified l2 radius with --certify. A class is wrong (not that of the smoothed classifier) "
-        "with probability at most alpha. Ends with code 0 if every image got a class, 1 if one did not, 2 if a file could "
-        "not be used.",
+        description="Classify image files by the smoothed classifier of a checkpoint: file and class, or abstain, on "
+        "one line each, and the certified l2 radius with --certify. A class is wrong (not that of the smoothed "
+        "classifier) with probability at most alpha. Ends with code 0 if every image got a class, 1 if one did not, 2 "
+        "if a file could not be used.",
         allow_abbrev=False,
     )
     option = parser.add_argument

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from deqcert.smoothing.labels import count_labels, labels_of
 from scipy.stats import norm
 from torch import nn
 
@@ -13,7 +14,6 @@ from deqcert.errors import DataError, SettingError
 from deqcert.models import MDEQ, CifarResNet
 from deqcert.seeding import Purpose
 from deqcert.smoothing import Execution, Serialized, Standard
-from deqcert.smoothing.labels import count_labels, labels_of
 from deqcert.solvers import Anderson, Broyden, Picard
 from deqcert.statistics import AdaptiveAudit, CertificationRule, FixedAudit, TargetRadius
 
