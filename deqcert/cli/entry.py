@@ -72,7 +72,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments; None takes those of the process.
 
     Returns:
-        Exit code: 0; 1 if ``verify`` or ``attack`` has found something or ``predict`` abstained; 2 for an error that the
+        Exit code: 0; 1 if ``verify`` or ``attack`` found something or ``predict`` abstained; 2 for an error that the
         user can fix; 3 if ``verify`` does not know a rule of a run; 130 after Ctrl-C; 141 if nobody read the output to
         its end, which changes nothing else.
 
