@@ -26,6 +26,7 @@ from literal import Literal
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from deqcert.checkpoints import load_network
 from deqcert.data import CIFAR10
 from deqcert.data.images import to_unit_interval
 from deqcert.models import DEQ, MDEQ
@@ -68,8 +69,7 @@ def load(options: argparse.Namespace) -> tuple[MDEQ, Tensor]:
     torch.manual_seed(0)
     network = MDEQ(dropout=0, **MODELS[options.model])
     if options.checkpoint:
-        weights = torch.load(options.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-        network.load_state_dict({name.removeprefix("network."): value for name, value in weights.items()})
+        load_network(options.checkpoint, network)
     image = torch.rand(3, 32, 32)
     if options.data:
         image = to_unit_interval(CIFAR10(root=options.data).load_split("test")[100][0])

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from clock import Clock
 from torch import Tensor
 
+from deqcert.checkpoints import load_network
 from deqcert.data import CIFAR10
 from deqcert.data.images import to_unit_interval
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint, OneStep, Phantom, Unrolled, spectral_radius
@@ -104,12 +105,11 @@ def load_batch(root: str | None, batch: int, device: str) -> tuple[Tensor, Tenso
     return (images + SIGMA * torch.randn_like(images)).to(device), labels.to(device)
 
 
-def load_network(checkpoint: str | None, device: str) -> MDEQ:
+def trained_network(checkpoint: str | None, device: str) -> MDEQ:
     network = MDEQ(dropout=0)
     if checkpoint is not None:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-        network.load_state_dict({key.removeprefix("network."): value for key, value in state.items()})
-    return network.to(device)
+        load_network(checkpoint, network)
+    return network.train().to(device)
 
 
 def print_equilibrium(step: Step) -> bool:
@@ -141,7 +141,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     step = Step(
-        load_network(options.checkpoint, options.device), *load_batch(options.data, options.batch, options.device)
+        trained_network(options.checkpoint, options.device), *load_batch(options.data, options.batch, options.device)
     )
     rounds = [{name: step.seconds(ESTIMATORS[name]) for name in ESTIMATORS} for _ in range(options.repeats + 1)]
     times = {name: statistics.median(taken[name] for taken in rounds[1:]) for name in ESTIMATORS}

@@ -7,6 +7,10 @@ keeps its traceback.
 from __future__ import annotations
 
 import math
+import signal
+
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code of a run that SIGTERM has ended, as a shell reports it: the same command resumes it."""
 
 
 class DeqcertError(Exception):

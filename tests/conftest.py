@@ -1,8 +1,9 @@
-"""A deep equilibrium classifier whose fixed point is known in closed form."""
+"""Fixtures of several folders: a classifier whose fixed point is known in closed form, votes, certificates, runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from hypothesis import settings
 from torch import Tensor
 
 from deqcert.models import DEQ
+from deqcert.runs import Ledger, write_results
 from deqcert.solvers import Picard
+from deqcert.statistics import Certificate, CertificationRule, Votes
 
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -86,3 +89,59 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.write_line("| fault | tried | outcome |\n| --- | ---: | --- |")
         for fault, tried, outcome in rows:
             terminalreporter.write_line(f"| {fault} | {tried} | {outcome} |")
+
+
+@pytest.fixture(scope="session")
+def make_certificate() -> Callable[..., Certificate]:
+    """A correct, sound certificate, unless told otherwise."""
+
+    def make(index=0, radius=0.5, *, label=3, prediction=3, sound=True):
+        return Certificate(index, label, prediction, radius, p_a_lower=0.75, sound=sound)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_votes() -> Callable[..., Votes]:
+    """Votes of 4 classes, 10 + 100 noisy samples, 20 audited, unless told otherwise."""
+
+    def make(index=0, **fields):
+        votes = Votes(
+            index=index,
+            label=3,
+            n0=10,
+            n=100,
+            selection=(0, 0, 1, 9),
+            estimation=(2, 3, 0, 95),
+            audited=20,
+            mismatches=1,
+            nfe_fast=330,
+            nfe_audit=600,
+            residual=1e-3,
+            seconds=1.5,
+            sigma=0.5,
+            noise_error=0.0,
+        )
+        return votes._replace(**fields)
+
+    return make
+
+
+@pytest.fixture
+def make_run(tmp_path, make_votes) -> Callable[..., Path]:
+    """The directory of a finished run, unless told otherwise of five images with fewer and fewer votes."""
+
+    def make(name="run", votes=None, audit="exact", sigma=0.5, alpha=0.001, **further):
+        if votes is None:
+            votes = [make_votes(10 * i, estimation=(5 * i, 0, 0, 100 - 5 * i), mismatches=0) for i in range(5)]
+        votes = [vote._replace(sigma=sigma) for vote in votes]
+        sampling = {"class": "Standard", "sigma": sigma, "noise": "float32"}
+        ledger = Ledger(tmp_path / name, {"sampling": sampling, "image": [1, 8, 8]})
+        with ledger.claim(), ledger.open(0):
+            for vote in votes:
+                ledger.append(vote)
+        rule = CertificationRule(alpha=alpha, audit=audit)
+        write_results(ledger.directory, votes, rule, {**ledger.identity, **further}, radii=[0.0])
+        return ledger.directory
+
+    return make

@@ -12,9 +12,9 @@ from typing import Any
 from stage import MOST_BYTES, MOST_FILES, RESULT, Stage, earlier, folder_of
 from training import weights_in
 
+from deqcert.checkpoints import save_checkpoint
+from deqcert.checkpoints.architecture import ARCHITECTURE
 from deqcert.errors import DataError
-from deqcert.training import SafeCheckpointIO
-from deqcert.training.architecture import ARCHITECTURE
 
 PERFORMANCE, LIST = Path("docs/performance.md"), Path("benchmarks/gpu/README.md")
 
@@ -76,7 +76,7 @@ def _file_checkpoint(folder: Path, root: Path, content: Mapping[str, Any]) -> li
         ARCHITECTURE: state["architecture"],
         "pytorch-lightning_version": "2.6.0",
     }
-    SafeCheckpointIO().save_checkpoint(checkpoint, home / "model.ckpt")
+    save_checkpoint(checkpoint, home / "model.ckpt")
     lines = [
         f"# {state['checkpoint']}",
         "",

@@ -12,7 +12,7 @@ from training import CONFIGS, LARGE, RESNET, SMALL, SMOKE_EXPLICIT
 
 from deqcert.cli.trainer_verbs import run_trainer_verb
 from deqcert.errors import LedgerError
-from deqcert.report import Run, read_runs, summary_table
+from deqcert.report import ReportedRun, read_runs, summary_table
 
 IMAGES = 500
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -128,7 +128,7 @@ def _arguments(setting: Setting, run: Certified, checkpoint: Path, images: int) 
     ]
 
 
-def _run(setting: Setting, name: str) -> Run:
+def _run(setting: Setting, name: str) -> ReportedRun:
     (run,) = read_runs(_directory(setting, name), name)
     return run
 

@@ -11,12 +11,12 @@ import torch
 from stage import REPOSITORY, Part, Result, Setting, Stage
 from torch import Tensor
 
+from deqcert.checkpoints import load_network
 from deqcert.data import CIFAR10, Digits
 from deqcert.data.images import to_unit_interval
 from deqcert.models import DEQ, MDEQ
 from deqcert.smoothing import Execution, Standard
 from deqcert.solvers import Anderson
-from deqcert.training import read_checkpoint
 
 SIGMA = 0.5
 SOLVER = Anderson(max_steps=30, tolerance=1e-3)
@@ -59,9 +59,8 @@ def networks(setting: Setting) -> dict[str, tuple[DEQ, Tensor]]:
         chosen["SMALL"] = ({}, "cifar10_mdeq_small_cpu_consistency", cifar10)
     found = {}
     for name, (architecture, checkpoint, images) in chosen.items():
-        network = MDEQ(dropout=0.0, solver=SOLVER, **architecture).eval()  # type: ignore[arg-type]
-        weights = read_checkpoint(REPOSITORY / "checkpoints" / checkpoint / "model.ckpt")["state_dict"]
-        network.load_state_dict({key.removeprefix("network."): value for key, value in weights.items()})
+        network = MDEQ(dropout=0.0, solver=SOLVER, **architecture)  # type: ignore[arg-type]
+        load_network(REPOSITORY / "checkpoints" / checkpoint / "model.ckpt", network)
         count = 3 if setting.smoke else 20
         chosen_images = [images[i * (len(images) // count)][0] for i in range(count)]
         found[name] = network, torch.stack([to_unit_interval(image) for image in chosen_images])

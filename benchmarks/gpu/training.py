@@ -13,8 +13,8 @@ import yaml
 from stage import MOST_BYTES, MOST_FILES, REPOSITORY, Part, Result, Setting, Stage
 from torch import Tensor
 
+from deqcert.checkpoints.architecture import architecture_of
 from deqcert.cli.trainer_verbs import run_trainer_verb
-from deqcert.training.architecture import architecture_of
 
 CONFIGS = REPOSITORY / "configs"
 TITLE = "training"

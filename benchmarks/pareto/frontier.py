@@ -25,7 +25,7 @@ from deqcert.data import CIFAR10
 from deqcert.data.images import to_unit_interval
 from deqcert.report.compare import Comparison, compare
 from deqcert.report.figures.style import COLOURS, MARKERS, new_axes, save_figure
-from deqcert.report.summary import Summary, summarize
+from deqcert.runs import Summary, summarize
 from deqcert.smoothing import Anchored, Serialized, Smoothing, Standard
 from deqcert.solvers import Anderson, Picard
 from deqcert.statistics import Certificate, CertificationRule, FixedAudit
@@ -55,7 +55,6 @@ def strategies() -> dict[str, tuple[Smoothing, str]]:
         f"standard-{depth}A label": (Standard(**base, solver=Anderson(depth, tolerance=TOLERANCE)), "zero")
         for depth in (30, 10, 5)
     }
-    given["standard-30A-mean-tuned label"] = Standard(**base, solver=Anderson(30, tolerance=TOLERANCE)), "mean-tuned"
     for series, steps in CHAINS.items():
         given[f"{series} label"] = Serialized(**base, solver=Anderson(steps), audit=FixedAudit(1)), "zero"
     for network, (_, start) in NETWORKS.items():
@@ -156,7 +155,7 @@ def draw_frontier(found: list[Point], path: Path) -> None:
     _, axes = new_axes("cell evaluations per image", "ACR")
     for name, line in families.items():
         colour, marker = next(look for kind, look in _LOOKS.items() if name.startswith(kind))
-        plain = not any(word in name for word in ("tuned", "mixed", "unsound"))
+        plain = not any(word in name for word in ("unsound",))
         style = {"linestyle": "solid" if plain else "dashed", "fillstyle": "full" if plain else "none"}
         axes.plot(*zip(*sorted(line), strict=True), color=colour, marker=marker, label=name, **style, **_THIN)
     finish(axes, path, bottom=0.6)
@@ -215,7 +214,7 @@ def _family(configuration: Configuration) -> str:
         return f"{name} {rule}{' (unsound)' if rule == 'published' else ''}"
     if name.startswith("anchored"):
         return f"anchored {name.split('-', 2)[2]}"
-    return "standard mean-tuned" if "tuned" in name else "standard"
+    return "standard"
 
 
 def main() -> None:

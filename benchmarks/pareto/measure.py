@@ -79,7 +79,6 @@ def anchored(network: str) -> Callable[[Tensor], Columns]:
 SERIES: dict[str, Callable[[Tensor], Columns]] = {
     **{f"standard-{depth}A": standard("zero", depth) for depth in (30, 10, 5)},
     **{f"anchored-{network}": anchored(network) for network in NETWORKS},
-    "standard-30A-mean-tuned": standard("mean-tuned", 30),
 }
 CHAINS = {f"SRS-{k}A": k for k in (1, 3)}
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import torch
-
+from deqcert.checkpoints import network_weights, read_checkpoint
 from deqcert.models import MDEQ
 from deqcert.models.starts import StartKind
 
@@ -18,17 +16,13 @@ NETWORKS: dict[str, tuple[str, StartKind]] = {
     "zero": (f"{_SMALL}_consistency", "zero"),
     "mean": (f"{_SMALL}_learned_start", "mean"),
     "learned": (f"{_SMALL}_learned_start", "learned"),
-    "zero-tuned": (f"{_SMALL}_few_step_zero", "zero"),
-    "mean-tuned": (f"{_SMALL}_few_step", "mean"),
-    "learned-tuned": (f"{_SMALL}_few_step_learned", "learned"),
 }
 
 
 def load(name: str) -> MDEQ:
     """Return a network in evaluation mode with the start of that name."""
     directory, start = NETWORKS[name]
-    stored: dict[str, Any] = torch.load(CHECKPOINTS / directory / "model.ckpt", weights_only=True)["state_dict"]
-    weights = {key.removeprefix("network."): value for key, value in stored.items()}
+    weights = network_weights(read_checkpoint(CHECKPOINTS / directory / "model.ckpt")["state_dict"])
     network = MDEQ(dropout=0, start=start)
     wanted = network.state_dict().keys()
     unused = {key for key in weights if key not in wanted and not (start == "mean" and key.startswith("start."))}

@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from deqcert.smoothing.base import AuditTask
+from deqcert.smoothing.tally import Tally
 from measure import BATCH, N0, SEED, SIGMA, STEPS
 from networks import NETWORKS
 
 from deqcert.seeding import Purpose
 from deqcert.smoothing import Serialized
-from deqcert.smoothing.base import AuditTask
 from deqcert.smoothing.engine import Engine, Labels
-from deqcert.smoothing.tally import Tally
 from deqcert.solvers import Anderson
 from deqcert.statistics import (
     AdaptiveAudit,
@@ -74,7 +74,6 @@ class Configuration(NamedTuple):
 def configurations() -> Iterator[Configuration]:
     """Yield all of them."""
     depths = [(f"standard-{depth}A", f"standard-{depth}A", "label") for depth in (30, 10, 5)]
-    depths.append(("standard-30A-mean-tuned", "standard-30A-mean-tuned", "label"))
     anchors = [(f"anchored-{k}N-{network}", f"anchored-{network}", f"label{k}") for network in NETWORKS for k in STEPS]
     for name, series, column in depths + anchors:
         yield Configuration(name, series, column, "fixed")

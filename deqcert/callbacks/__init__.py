@@ -2,6 +2,7 @@
 
 from deqcert.callbacks.certified_radius import CertifiedRadius
 from deqcert.callbacks.convergence_health import ConvergenceHealth
+from deqcert.callbacks.fit_summary import FitSummary
 from deqcert.callbacks.hyperparameters import log_hyperparameters
 from deqcert.callbacks.progress import CertificationProgress
 from deqcert.callbacks.standing_record import StandingRecord
@@ -11,6 +12,7 @@ __all__ = [
     "CertificationProgress",
     "CertifiedRadius",
     "ConvergenceHealth",
+    "FitSummary",
     "StandingRecord",
     "TimeBudget",
     "log_hyperparameters",

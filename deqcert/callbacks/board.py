@@ -13,7 +13,8 @@ from torch import Tensor
 
 from deqcert.callbacks.hyperparameters import log_hyperparameters
 from deqcert.certification.hooks import CertificationRun
-from deqcert.report import ShownExample, Summary, plot_curves, plot_examples
+from deqcert.report import ShownExample, plot_curves, plot_examples
+from deqcert.runs import Summary
 from deqcert.seeding import Purpose
 from deqcert.smoothing.noise import Stream, noisy_batches
 from deqcert.statistics import Certificate, CertificationRule

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -16,23 +15,10 @@ from deqcert.callbacks.board import CertificationBoard
 from deqcert.callbacks.cost import RunningCost
 from deqcert.certification.hooks import CertificationCallback, CertificationRun
 from deqcert.files import file_digest
-from deqcert.ledger import votes_digest
-from deqcert.metrics import AbstentionRate, AverageCertifiedRadius, CertifiedAccuracy
-from deqcert.report import (
-    automatic_radii,
-    format_text,
-    plot_curves,
-    save_figure,
-    summarize,
-    summary_table,
-    write_json,
-    write_tsv,
-)
-from deqcert.statistics import Certificate, CertificationRule, Votes
-from deqcert.statistics.certificate import AuditRule
-
-_FILES = ("certificates.tsv", "certify.yaml", "curve.png")
-"""Other files of a run, whose digests ``certificates.json`` holds."""
+from deqcert.metrics.certified import AbstentionRate, AverageCertifiedRadius, CertifiedAccuracy
+from deqcert.report import format_text, plot_curves, save_figure, summary_table
+from deqcert.runs import automatic_radii, certify_votes, votes_digest, write_results
+from deqcert.statistics import AuditRule, Certificate, CertificationRule, Votes
 
 
 class CertifiedRadius(CertificationCallback):
@@ -45,8 +31,7 @@ class CertifiedRadius(CertificationCallback):
     Args:
         alpha: Probability with which a certificate may be false, in (0, 1).
         alpha_audit: Share of alpha that the audit may use, in (0, alpha); null = one half.
-        audit: Rule for audited votes: exact, binomial, or published (not sound, for comparison only); exact with a
-            sequential audit.
+        audit: Rule for audited votes: exact, binomial, or published (not sound, for comparison only).
         radii: Radii of the certified accuracies, in l2 pixel units; null = chosen from sigma, alpha and n.
 
     Raises:
@@ -75,7 +60,8 @@ class CertifiedRadius(CertificationCallback):
                 "acr": AverageCertifiedRadius(sync_on_compute=False),
                 "accuracy": CertifiedAccuracy(self._radii, sync_on_compute=False),
                 "abstention": AbstentionRate(sync_on_compute=False),
-            }
+            },
+            compute_groups=False,
         )
         self._cost = RunningCost()
         self._certificates: list[Certificate] = []
@@ -118,21 +104,23 @@ class CertifiedRadius(CertificationCallback):
         """Write the files, print the table, and log the curve and the radii."""
         if not trainer.is_global_zero:
             return
-        sigma = self._run.smoothing.sigma
-        certificates = [self.rule.certify(vote) for vote in votes]
-        name = self.run_name
-        directory = Path(self._run.directory)
-        write_tsv(directory / "certificates.tsv", certificates, {vote.index: vote.seconds for vote in votes})
+        name, directory = self.run_name, Path(self._run.directory)
+        certificates = certify_votes(votes, self.rule)
         save_figure(plot_curves({name: certificates}), directory / "curve.png")
-        settings = self._settings(trainer, votes)
-        write_json(directory / "certificates.json", certificates, votes, settings, radii=self._radii)
-        summary = summarize(certificates, votes, self._radii)
+        settings = {
+            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "checkpoint_sha256": file_digest(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "classes": list(self._run.examples.classes),
+            **self._run.identity,
+        }
+        summary = write_results(directory, votes, self.rule, settings, radii=self._radii)
         self._board.draw(certificates)
         self._board.finish(self.rule, summary)
         print(format_text(summary_table({name: summary})))
+        sigma = self._run.smoothing.sigma
         print(f"{len(votes)} images, sigma = {sigma:g}, alpha = {self.rule.alpha:g}; results in {directory}")
         verify = shlex.join(["deqcert", "verify", str(directory)])
-        print(f"votes sha256 {settings['votes_sha256']}; {verify} computes everything again")
+        print(f"votes sha256 {votes_digest(votes)}; {verify} computes everything again")
 
     @property
     def run_name(self) -> str:
@@ -141,7 +129,7 @@ class CertifiedRadius(CertificationCallback):
         return f"{name} {self.rule.audit}" if audited else name
 
     def _certify(self, votes: Votes) -> None:
-        certificate = self.rule.certify(votes)
+        (certificate,) = certify_votes([votes], self.rule)
         self._certificates.append(certificate)
         self._cost.add(votes)
         self._metrics.update(
@@ -149,20 +137,3 @@ class CertifiedRadius(CertificationCallback):
             radius=torch.tensor([certificate.radius], dtype=torch.float64),
             label=torch.tensor([certificate.label]),
         )
-
-    def _settings(self, trainer: Trainer, votes: Sequence[Votes]) -> dict[str, object]:
-        directory = Path(self._run.directory)
-        return {
-            "certificate": {
-                "alpha": self.rule.alpha,
-                "alpha_audit": self.rule.alpha_audit,
-                "audit": self.rule.audit,
-            },
-            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
-            "checkpoint_sha256": file_digest(trainer.ckpt_path) if trainer.ckpt_path else None,
-            "votes_sha256": votes_digest(votes),
-            "classes": list(self._run.examples.classes),
-            "scipy": version("scipy"),
-            "files": {path.name: file_digest(path) for path in (directory / name for name in _FILES) if path.exists()},
-            **self._run.identity,
-        }

@@ -38,8 +38,8 @@ class ConvergenceHealth(Callback):
     Args:
         images: Images to measure, at most one batch of them, >= 1.
         max_steps: Anderson steps of the base classifier, and the length of the curves, >= 1.
-        mismatch_steps: Warm-started steps whose cheap labels are audited, distinct, from 1 to max_steps.
-        copies: Noisy copies per image that are labelled cheaply and audited, >= 1.
+        mismatch_steps: Warm-started steps whose cheap predictions are audited, distinct, from 1 to max_steps.
+        copies: Noisy samples per image that are classified cheaply and audited, >= 1.
         every_n_epochs: In training, measure every so many epochs, >= 1.
         seed: Seed of the noise, in [0, 2^64).
 

@@ -25,7 +25,7 @@ class RunningCost:
 
     @property
     def evaluations(self) -> tuple[float, float]:
-        """Evaluations of the DEQ cell per noisy sample: for the labels, and for the audit."""
+        """Evaluations of the DEQ cell per noisy sample: for the predictions, and for the audit."""
         return self._fast / self._samples, self._audit / self._samples
 
     @property
@@ -40,5 +40,5 @@ class RunningCost:
 
     @property
     def mismatch_rate(self) -> float | None:
-        """Fraction of the audited samples whose cheap label was wrong; None without an audit."""
+        """Fraction of the audited samples whose cheap prediction was wrong; None without an audit."""
         return self._mismatches / self._audited if self._audited else None

@@ -12,8 +12,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from deqcert.checkpoints import read_checkpoint, save_checkpoint
 from deqcert.files import write_atomically
-from deqcert.training import SafeCheckpointIO, read_checkpoint
 
 _METRICS = ("accuracy", "accuracy_under_noise", "loss_under_noise", "forward_residual", "spectral_radius")
 
@@ -59,7 +59,7 @@ class StandingRecord(Callback):
         if isinstance(saver, ModelCheckpoint) and Path(saver.last_model_path).is_file():
             checkpoint = read_checkpoint(saver.last_model_path)
             checkpoint["callbacks"][self.state_key] = self.state_dict()
-            SafeCheckpointIO().save_checkpoint(without_moments(checkpoint), self.folder / "state.ckpt")
+            save_checkpoint(without_moments(checkpoint), self.folder / "state.ckpt")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the log and the hours."""

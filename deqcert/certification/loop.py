@@ -20,11 +20,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from deqcert.certification.hooks import CertificationCallback, CertificationRun
 from deqcert.certification.identity import run_identity
 from deqcert.data import CertificationSet
-from deqcert.errors import DataError, LedgerError
-from deqcert.ledger import Contents, Ledger, identity_differences
+from deqcert.errors import TERMINATED, DataError, LedgerError
+from deqcert.runs import Contents, Ledger, identity_differences
 from deqcert.smoothing import Engine, Sampling, SmoothedClassifier, Smoothing, SolvedClassifier, Stream
 from deqcert.statistics import Votes
-from deqcert.termination import TERMINATED
 
 _POLL_SECONDS = 0.5
 _UNCONVERGED = 0.1  # share of solves that may end above their tolerance without a word

@@ -10,11 +10,12 @@ from typing import Any
 import lightning.pytorch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from lightning.pytorch.trainer.states import TrainerFn
 
 from deqcert.certification.hooks import CertificationCallback
 from deqcert.certification.loop import CertificationLoop
 from deqcert.errors import require
-from deqcert.ledger import Ledger, stored_identity
+from deqcert.runs import Ledger, stored_identity
 from deqcert.seeding import require_seed
 from deqcert.smoothing import Sampling, Serialized, Smoothing
 from deqcert.statistics import Certificate, CertificationRule
@@ -60,6 +61,20 @@ class Trainer(lightning.pytorch.Trainer):
         fewer = "must be 0; limit_train_batches and limit_val_batches take fewer batches"
         require(self.overfit_batches == 0, "trainer.overfit_batches", self.overfit_batches, fewer)
         self._signal_connector = _Signals(self)
+
+    @property
+    def terminated(self) -> bool:
+        """Whether SIGTERM has come to this rank."""
+        return self._signal_connector.received_sigterm
+
+    @property
+    def received_sigterm(self) -> bool:
+        """Whether SIGTERM has come, for loops that may stop at once.
+
+        Training may not: its ranks first agree on a step and save, see :mod:`deqcert.training.resuming`.
+        """
+        training = self.state.fn == TrainerFn.FITTING and not self.sanity_checking
+        return self.terminated and not training
 
     def certify(
         self,

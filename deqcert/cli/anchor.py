@@ -9,6 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from deqcert.checkpoints import read_checkpoint
+from deqcert.checkpoints.architecture import architecture_of, demand_same_architecture
+from deqcert.checkpoints.files import demand_usable_weights
 from deqcert.cli.arguments import parse_with_settings
 from deqcert.cli.targets import demand_free
 from deqcert.cli.trainer_verbs import instantiate
@@ -19,8 +22,6 @@ from deqcert.interchange import write_checkpoint
 from deqcert.models import MDEQ
 from deqcert.seeding import Purpose, purpose_seed
 from deqcert.solvers import Anderson
-from deqcert.training.architecture import architecture_of, demand_same_architecture
-from deqcert.training.checkpoints import demand_usable_weights, read_checkpoint
 from deqcert.training.starts import compute_start
 
 _START = "network.start."

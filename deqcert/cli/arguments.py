@@ -98,7 +98,7 @@ class _DuplicateKeyError(Exception):
     pass
 
 
-class _UniqueKeys(yaml.SafeLoader):
+class _UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]

@@ -16,7 +16,7 @@ from deqcert.cli.verify import print_verification
 from deqcert.errors import require_count
 from deqcert.files import write_atomically
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint, OneStep
-from deqcert.report import automatic_radii, format_text, verify_run
+from deqcert.report import format_text
 from deqcert.robustness import (
     Campaign,
     CampaignSummary,
@@ -28,6 +28,7 @@ from deqcert.robustness import (
     found_violation,
     summarize_campaign,
 )
+from deqcert.runs import automatic_radii, verify_run
 from deqcert.statistics import Certificate
 from deqcert.version import __version__
 

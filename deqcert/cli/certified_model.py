@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,13 +10,13 @@ from typing import Any, NamedTuple
 import torch
 
 from deqcert.certification.identity import run_identity
+from deqcert.checkpoints import load_network
 from deqcert.cli.trainer_verbs import instantiate
 from deqcert.data import CertificationSet
 from deqcert.errors import DataError, LedgerError, require
-from deqcert.ledger import Ledger, identity_differences, stored_identity, votes_digest
+from deqcert.runs import certify_votes, identity_differences, read_run
 from deqcert.smoothing import Sampling, SmoothedClassifier
-from deqcert.statistics import Certificate, CertificationRule, Votes
-from deqcert.training.checkpoints import read_checkpoint
+from deqcert.statistics import Certificate, CertificationRule
 
 _ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
 
@@ -43,9 +42,9 @@ class CertifiedModel(NamedTuple):
     rule: CertificationRule
     radii: list[float] | None
     examples: CertificationSet
-    certificates: list[Certificate]
+    certificates: tuple[Certificate, ...]
     votes_sha256: str
-    identity: dict[str, Any]
+    identity: Mapping[str, Any]
     device: torch.device
     precision_context: AbstractContextManager[Any]
 
@@ -67,8 +66,8 @@ def certified_model(directory: str | Path, device: str | None = None, overrides:
         SettingError: There is no such device.
     """
     directory = Path(directory)
-    identity = stored_identity(directory)
-    kind = device or identity["device"]
+    run = read_run(directory)
+    kind = device or run.identity["device"]
     require(kind in _ACCELERATORS, "device", kind, f"must be one of {', '.join(_ACCELERATORS)}")
     require(kind == "cpu" or torch.cuda.is_available(), "device", kind, "is not here; --device cpu is")
     config = directory / "certify.yaml"
@@ -77,9 +76,7 @@ def certified_model(directory: str | Path, device: str | None = None, overrides:
     cli = instantiate(["certify", "--config", str(config), f"--trainer.accelerator={_ACCELERATORS[kind]}", *overrides])
     chosen = cli.config_init["certify"]
     if chosen["ckpt_path"] is not None:
-        checkpoint = read_checkpoint(chosen["ckpt_path"])
-        cli.model.demand_usable(checkpoint)
-        cli.model.load_state_dict(checkpoint["state_dict"])
+        load_network(chosen["ckpt_path"], cli.model.network)
     root = cli.trainer.strategy.root_device
     module = cli.trainer.precision_plugin.convert_module(cli.model).to(root).eval()
     network = getattr(module, "network", module)
@@ -97,12 +94,11 @@ def certified_model(directory: str | Path, device: str | None = None, overrides:
         root,
         str(cli.trainer.precision),
     )
-    differences = identity_differences(_decisive(identity), _decisive(built))
+    differences = identity_differences(_decisive(run.identity), _decisive(built))
     if differences:
         raise LedgerError(f"{directory}: was certified with another model, data or settings ({'; '.join(differences)})")
     rule = chosen["certificate"].rule
-    votes = _votes(directory, identity)
-    missing = {vote.index for vote in votes} - set(examples.indices)
+    missing = {vote.index for vote in run.votes} - set(examples.indices)
     if missing:
         raise DataError(f"{directory}: image {min(missing)} has votes but is not among the selected images")
     return CertifiedModel(
@@ -111,25 +107,14 @@ def certified_model(directory: str | Path, device: str | None = None, overrides:
         rule,
         chosen["certificate"].radii,
         examples,
-        [rule.certify(vote) for vote in votes],
-        votes_digest(votes),
-        identity,
+        certify_votes(run.votes, rule),
+        run.digest,
+        run.identity,
         root,
         cli.trainer.precision_plugin.predict_step_context(),
     )
 
 
-def _votes(directory: Path, identity: dict[str, Any]) -> list[Votes]:
-    ledger = Ledger(directory, identity)
-    ledger.refresh()
-    votes = ledger.contents.votes
-    if not votes:
-        raise DataError(f"{directory}: its ledger has no image yet")
-    return [votes[index] for index in sorted(votes)]
-
-
-def _decisive(identity: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what changes the smoothed classifier by the rounding of kernels only: device, versions, launches."""
-    decisive = {key: copy.copy(value) for key, value in identity.items() if key not in ("device", "tf32", "versions")}
-    decisive["sampling"].pop("execution", None)
-    return decisive
+def _decisive(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep what determines g, but for the rounding of kernels: votes of any sampling would have been votes of it."""
+    return {key: identity[key] for key in ("smoothing", "classifier", "data", "image", "precision")}

@@ -6,8 +6,8 @@ import json
 import os
 from collections.abc import Sequence
 
-from deqcert.training.architecture import ARCHITECTURE, network_of
-from deqcert.training.checkpoints import read_checkpoint
+from deqcert.checkpoints import read_checkpoint
+from deqcert.checkpoints.architecture import ARCHITECTURE, network_of
 
 _VERBS = ("certify", "validate", "test")
 _OPTION = "--ckpt_path"

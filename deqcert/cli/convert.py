@@ -7,16 +7,16 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from deqcert.checkpoints import network_weights
+from deqcert.checkpoints.architecture import architecture_differences, architecture_of
+from deqcert.checkpoints.files import SAFETENSORS, demand_usable_weights, printable
 from deqcert.cli.arguments import config_files, parse_with_settings
 from deqcert.cli.targets import demand_free
 from deqcert.cli.trainer_verbs import instantiate
-from deqcert.errors import CheckpointError, require
+from deqcert.errors import require
 from deqcert.files import file_digest
 from deqcert.interchange import convert_weights, read_weights, write_checkpoint, write_safetensors
-from deqcert.training.architecture import architecture_differences, architecture_of
-from deqcert.training.checkpoints import SAFETENSORS, demand_usable_weights, printable
 
-_OWN_PREFIX = "network."
 _SHOWN = 5
 
 _ANYWHERE = "--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.plugins=null"
@@ -101,12 +101,7 @@ def _by_reason(verb: str, reasons: Mapping[str, str]) -> list[str]:
 
 def _export(source: Path, target: Path) -> list[str]:
     found = read_weights(source)
-    for name in found.tensors:
-        if not name.startswith(_OWN_PREFIX):
-            raise CheckpointError(
-                f"{source}: {printable(name)} is not a weight of a network of ours; convert it to a checkpoint first"
-            )
-    demand_usable_weights(found.tensors, found.tensors, str(source))
-    weights = {name.removeprefix(_OWN_PREFIX): tensor for name, tensor in found.tensors.items()}
+    weights = network_weights(found.tensors, str(source))
+    demand_usable_weights(weights, weights, str(source))
     write_safetensors(target, weights, found.sigma, file_digest(source), found.architecture)
     return [f"{source}: our own names; {len(weights)} tensors written to {target}"]

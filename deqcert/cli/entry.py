@@ -56,6 +56,7 @@ VERBS = {
     "validate": Verb("evaluate a checkpoint on the validation images", _trainer("validate")),
     "test": Verb("evaluate a checkpoint on the test images", _trainer("test")),
     "certify": Verb("certify images by randomized smoothing, or resume a run", _trainer("certify")),
+    "predict": Verb("classify image files by a smoothed classifier, with a radius on request", _own("predict")),
     "verify": Verb("check that a run follows from the votes in its ledger", _own("verify")),
     "report": Verb("compare runs in tables and figures", _own("report")),
     "attack": Verb("try to refute the certificates of a run", _own("attack")),
@@ -71,9 +72,9 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments; None takes those of the process.
 
     Returns:
-        Exit code: 0; 1 if ``verify`` or ``attack`` has found something; 2 for an error that the user can fix; 3 if
-        ``verify`` does not know a rule of a run; 130 after Ctrl-C; 141 if nobody read the output to its end, which
-        changes nothing else.
+        Exit code: 0; 1 if ``verify`` or ``attack`` found something or ``predict`` abstained; 2 for an error that the
+        user can fix; 3 if ``verify`` does not know a rule of a run; 130 after Ctrl-C; 141 if nobody read the output to
+        its end, which changes nothing else.
 
     Raises:
         SystemExit: With code 143 if SIGTERM has ended a run that the same command resumes; with 2 or 0 from a parser.
@@ -131,7 +132,7 @@ def _message(error: Exception) -> str | None:
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror}; {_RESUME}"
     if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
-        return f"not enough memory ({error}): lower smoothing.batch_size or smoothing.execution.rows"
+        return f"not enough memory ({error}): lower sampling.batch_size or sampling.execution.rows"
     if torch and isinstance(error, torch.distributed.DistError):
         return f"another process of this run has stopped ({str(error).splitlines()[0]}); {_RESUME}"
     if type(error) is RuntimeError and raising_module(error) in _WORKER_LOST:  # torch has no type for it

@@ -9,7 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
-from deqcert.report import Report, ResidualCurves, Run, common_images, read_residuals, read_runs, report_radii
+from deqcert.report import (
+    Report,
+    ReportedRun,
+    ResidualCurves,
+    common_images,
+    read_residuals,
+    read_runs,
+    report_radii,
+)
 from deqcert.statistics import AuditRule
 
 
@@ -34,7 +42,6 @@ def run_report(args: Sequence[str]) -> int:
             per_class=parsed.per_class,
             paired=parsed.compare,
             residuals=_residuals(parsed.convergence),
-            projected=parsed.project_n,
         )
         written = [] if parsed.out is None else report.write(parsed.out)
     print(report.text())
@@ -95,19 +102,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TSV",
         help="convergence.tsv of validate, for a figure of residuals",
     )
-    parser.add_argument(
-        "--project_n",
-        type=int,
-        nargs="+",
-        default=[],
-        metavar="N",
-        help="draw what the first run might certify at other n",
-    )
     parser.add_argument("--out", metavar="DIR", help="write Markdown, LaTeX, CSV, TSV and figures there")
     return parser
 
 
-def _runs(parsed: argparse.Namespace) -> list[Run]:
+def _runs(parsed: argparse.Namespace) -> list[ReportedRun]:
     named = [_named(text) for text in parsed.runs]
     # Runs often lie in directories of one name.
     unnamed = [path.resolve() for name, path in named if not name]

@@ -8,25 +8,29 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from deqcert.callbacks import CertificationProgress, CertifiedRadius, log_hyperparameters
+from deqcert.callbacks import CertificationProgress, CertifiedRadius, FitSummary, log_hyperparameters
 from deqcert.certification import CertificationCallback, CertificationRun
 from deqcert.certification import Trainer as CertifyingTrainer
+from deqcert.checkpoints import read_checkpoint
 from deqcert.cli.arguments import demand_sound_configs, in_order_of_precedence
 from deqcert.cli.checkpoint_network import with_checkpoint_network
 from deqcert.cli.entry import raising_module
 from deqcert.cli.parsing import SettingsParser, settings_as_written
 from deqcert.data import ImageDataModule
-from deqcert.errors import DeqcertError, require
-from deqcert.termination import TERMINATED
-from deqcert.training import DEQClassifier, SafeCheckpointIO, read_checkpoint
+from deqcert.errors import TERMINATED, DeqcertError, require
+from deqcert.training import DEQClassifier, SafeCheckpointIO
 
 _DATA = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+
+_ONLY = "weights_only"
+"""Not a choice here, and certify does not know it: it could not read fit.yaml."""
 
 _NO_CHECKPOINT = "none"
 _LAST, _LAST_OR_NEW = "last", "last_or_new"
@@ -89,7 +93,7 @@ class DeqCertCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return the verbs and the arguments that the command line fills in itself."""
-        return dict.fromkeys(("fit", "validate", "test", "certify"), _DATA)
+        return dict.fromkeys(("fit", "validate", "test"), _DATA | {_ONLY}) | {"certify": _DATA}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -144,7 +148,7 @@ class DeqCertCLI(LightningCLI):
                 that run for a finished one.
         """
         try:
-            super()._run_subcommand(self.subcommand)
+            super()._run_subcommand(str(self.subcommand))
         except SIGTERMException as ending:
             raise SystemExit(TERMINATED) from ending
         except (MisconfigurationException, ValueError, RuntimeError) as error:
@@ -197,7 +201,7 @@ def _built(kind: type[DeqCertCLI], args: Sequence[str], last: Sequence[str] = ()
             ImageDataModule,
             subclass_mode_data=True,
             trainer_class=CertifyingTrainer,
-            trainer_defaults={"callbacks": [CertificationProgress()], "default_root_dir": "runs"},
+            trainer_defaults={"callbacks": [CertificationProgress(), FitSummary()], "default_root_dir": "runs"},
             seed_everything_default=0,
             save_config_callback=SaveVerbConfig,
             save_config_kwargs={"overwrite": True},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from deqcert.report import Verification, verify_run
+from deqcert.runs import Verification, verify_run
 
 _SHOWN = 20
 _NOT_VERIFIED = 3

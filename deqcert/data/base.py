@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader
 
 from deqcert.data.certification import CertificationSet
 from deqcert.data.images import Example, IndexedImages, to_unit_interval
-from deqcert.data.loading import ResumableLoader, collated
-from deqcert.data.sampling import EpochSampler, UnpaddedSampler
+from deqcert.data.loading import EpochSampler, ResumableLoader, UnpaddedSampler, collated
 from deqcert.data.streams import DataPurpose, permutation
 from deqcert.errors import DataError, SettingError, require
 
@@ -25,7 +24,7 @@ class ImageDataModule(LightningDataModule, ABC):
     """Images with labels and original indices for training, evaluation and certification.
 
     Batches are ``(images, labels, indices)``: float32 (B, C, H, W) in [0, 1], int64 (B,), int64 (B,).
-    Normalisation is part of the model. A subclass states its shapes and how to read a split.
+    Normalization is part of the model. A subclass states its shapes and how to read a split.
 
     Args:
         batch_size: Training images per process and step, >= 1.
@@ -61,16 +60,18 @@ class ImageDataModule(LightningDataModule, ABC):
         max_examples: int | None = None,
     ) -> None:
         super().__init__()
-        require(batch_size >= 1, "batch_size", batch_size, "must be >= 1")
-        require(eval_batch_size >= 1, "eval_batch_size", eval_batch_size, "must be >= 1")
-        require(num_workers >= 0, "num_workers", num_workers, "must be >= 0")
+        for field, value, minimum in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("validation_size", validation_size, 0),
+            ("skip", skip, 1),
+            ("start", start, 0),
+        ):
+            require(value >= minimum, field, value, f"must be >= {minimum}")
         require(0 <= seed < 2**32, "seed", seed, "must be in [0, 2**32)")
-        require(validation_size >= 0, "validation_size", validation_size, "must be >= 0")
         require(split in ("train", "test"), "split", split, "must be 'train' or 'test'")
-        require(skip >= 1, "skip", skip, "must be >= 1")
-        require(start >= 0, "start", start, "must be >= 0")
-        if max_examples is not None:
-            require(max_examples >= 1, "max_examples", max_examples, "must be >= 1 or null")
+        require(max_examples is None or max_examples >= 1, "max_examples", max_examples, "must be >= 1 or null")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers

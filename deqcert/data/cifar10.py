@@ -15,7 +15,7 @@ from deqcert.errors import SettingError
 
 
 class CIFAR10(ImageDataModule):
-    """CIFAR-10: 50 000 training and 10 000 test colour images of 32 x 32, ten classes.
+    """CIFAR-10: 50 000 training and 10 000 test color images of 32 x 32, ten classes.
 
     Args:
         root: Folder with cifar-10-batches-py or {train,test}/<class>/<index>.jpg, or the packed .npz file.

@@ -21,7 +21,7 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 SIZES = {"train": 50_000, "test": 10_000}
 
 _BATCHES_FOLDER = "cifar-10-batches-py"
-_MOST_BYTES = 2**30  # all pixels of CIFAR-10 take 184 MB
+_MAXIMUM_BYTES = 2**30  # all pixels of CIFAR-10 take 184 MB
 _FORMATS = ("JPEG", "PNG")
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -139,8 +139,8 @@ def _read_arrays(path: Path, split: str) -> list[npt.NDArray[Any]]:
     try:
         with path.open("rb") as stream:  # numpy leaves a damaged file open that it opened itself
             content = sum(member.file_size for member in zipfile.ZipFile(stream).infolist())
-            if content > _MOST_BYTES:
-                raise DataError(f"{path}: holds {content} bytes when unpacked; allowed are {_MOST_BYTES}")
+            if content > _MAXIMUM_BYTES:
+                raise DataError(f"{path}: holds {content} bytes when unpacked; allowed are {_MAXIMUM_BYTES}")
             stream.seek(0)
             archive = np.load(stream, allow_pickle=False)
             arrays = [archive[name] for name in kinds]

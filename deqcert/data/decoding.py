@@ -20,7 +20,7 @@ EXTENSIONS = (
 )
 """How names of such files end, in lower case."""
 
-MOST_PIXELS = 89_478_485
+MAXIMUM_PIXELS = 89_478_485
 """Largest image, in pixels: above, Pillow warns of decompression bombs."""
 
 _CONTAINERS = ("MPO",)  # cameras put a preview behind a JPEG; the first frame is the photograph
@@ -36,8 +36,8 @@ def opened_image(source: Path | bytes, origin: str, formats: tuple[str, ...] = F
         formats: Names of Pillow's formats that are allowed.
 
     Raises:
-        DataError: It is no file, is damaged, is no image of these formats, has more than 89 million pixels or more
-            than one frame, or has pixels of 16 or 32 bits.
+        DataError: It is not a file, is damaged, is not an image of these formats, has more than 89 million pixels or
+            more than one frame, or has pixels of 16 or 32 bits.
     """
     if isinstance(source, Path) and not source.is_file():  # to open a pipe would wait for ever
         raise DataError(f"{origin}: must be a regular file that exists (no folder, pipe, device or dangling link)")
@@ -54,8 +54,8 @@ def opened_image(source: Path | bytes, origin: str, formats: tuple[str, ...] = F
 
 def demand_pixels(width: int, height: int, origin: str) -> None:
     """Raise :class:`DataError` if an image of this size, in pixels, would take too much memory."""
-    if width * height > MOST_PIXELS:
-        raise DataError(f"{origin}: {width} x {height} pixels; allowed are {MOST_PIXELS} in all")
+    if width * height > MAXIMUM_PIXELS:
+        raise DataError(f"{origin}: {width} x {height} pixels; allowed are {MAXIMUM_PIXELS} in all")
 
 
 def _demand_ordinary(image: Image.Image, origin: str) -> None:

@@ -25,7 +25,7 @@ from deqcert.errors import DataError
 class FolderImages(IndexedImages):
     """Files ``folder/<class>/*``, as uint8 (3, S, S); the original index is the position in the sorted list.
 
-    The shorter side is resized to ``resize`` and the centre is cropped. :meth:`augmented` images are cropped,
+    The shorter side is resized to ``resize`` and the center is cropped. :meth:`augmented` images are cropped,
     resized and flipped at random instead, as a function of (seed, epoch, index). Pixels are taken as they are stored:
     an orientation in the EXIF data is not applied. Files whose names do not end as those of images are left out with a
     warning, hidden ones without.
@@ -33,7 +33,7 @@ class FolderImages(IndexedImages):
     Args:
         folder: Folder of the split.
         image_size: Side S of the images that come out, pixels.
-        resize: Shorter side before the centre is cropped, pixels.
+        resize: Shorter side before the center is cropped, pixels.
 
     Raises:
         DataError: There is no such folder, no class folder in it, a class folder without images or a hidden one, or
@@ -70,7 +70,7 @@ class FolderImages(IndexedImages):
         self.epoch = 0
         self.seed: int | None = None
         self._resize = resize
-        self._preprocessing = {"resize": resize, "center_crop": image_size, "interpolation": "bilinear"}
+        self.preprocessing = {"resize": resize, "center_crop": image_size, "interpolation": "bilinear"}
         self._evaluation = v2.Compose([v2.Resize(resize), v2.CenterCrop(image_size), v2.PILToTensor()])
         self._training = v2.Compose([v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip(), v2.PILToTensor()])
 
@@ -78,7 +78,7 @@ class FolderImages(IndexedImages):
         """Return the image, its label and its original index.
 
         Raises:
-            DataError: The file is damaged, or is no image that can be used.
+            DataError: The file is damaged, or is not an image that can be used.
         """
         index = int(self.indices[position])
         image = self._read(self.files[position])
@@ -99,7 +99,7 @@ class FolderImages(IndexedImages):
     def subset(self, positions: Sequence[int]) -> FolderImages:
         """Return the images at ``positions``, in that order, with their original indices."""
         chosen = copy.copy(self)
-        chosen.__dict__.pop("_digest", None)
+        chosen.__dict__.pop("sha256", None)
         chosen.files = [self.files[position] for position in positions]
         chosen.labels = self.labels[list(positions)]
         chosen.indices = self.indices[list(positions)]
@@ -111,23 +111,9 @@ class FolderImages(IndexedImages):
         chosen.seed = seed
         return chosen
 
-    def identity(self) -> dict[str, object]:
-        """Return name, number of images, preprocessing and a digest of file names, sizes and labels.
-
-        The pixels are not read: that takes an hour for ImageNet.
-
-        Raises:
-            DataError: A file is gone.
-        """
-        return {
-            "name": self.name,
-            "images": len(self),
-            "sha256": self._digest,
-            "preprocessing": self._preprocessing,
-        }
-
     @cached_property
-    def _digest(self) -> str:
+    def sha256(self) -> str:
+        """Digest of file names, sizes and labels; the pixels are not read: that takes an hour for ImageNet."""
         digest = hashlib.sha256()
         for file, label in zip(self.files, self.labels.tolist(), strict=True):
             relative = file.relative_to(self.folder).as_posix()
@@ -141,8 +127,8 @@ class FolderImages(IndexedImages):
             # Images that are augmented are not resized, but a file is either usable or not.
             resized = self._resize * longer // shorter
             demand_pixels(self._resize, resized, f"{file}: resized to {self._resize} pixels on its shorter side")
-            colour: Image.Image = image.convert("RGB")
-            return colour
+            color: Image.Image = image.convert("RGB")
+            return color
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:

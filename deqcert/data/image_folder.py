@@ -1,4 +1,4 @@
-"""ImageNet, or any other data set of colour images with one folder per class."""
+"""ImageNet, or any other data set of color images with one folder per class."""
 
 from __future__ import annotations
 

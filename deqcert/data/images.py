@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -38,7 +38,12 @@ class IndexedImages(Dataset[Example], ABC):
         classes: Class names; label ``k`` is ``classes[k]``.
         name: Name of the data set.
         indices: Original indices, int64 (N,).
+
+    Attributes:
+        preprocessing: How stored pixels become those that a model sees.
     """
+
+    preprocessing: Mapping[str, object] = {"scale": "1/255"}
 
     def __init__(self, labels: Tensor, classes: tuple[str, ...], name: str, indices: Tensor) -> None:
         self.labels = labels
@@ -63,9 +68,18 @@ class IndexedImages(Dataset[Example], ABC):
         """Return the same images, augmented on reading if they are not held in memory."""
         return self
 
+    @property
     @abstractmethod
+    def sha256(self) -> str:
+        """Digest of all that determines the images and their labels."""
+
     def identity(self) -> dict[str, object]:
-        """Return, JSON-able, what determines every pixel and label: name, number of images, digest, ..."""
+        """Return, JSON-able, what determines every pixel and label: name, number of images, digest, preprocessing.
+
+        Raises:
+            DataError: A file is gone.
+        """
+        return {"name": self.name, "images": len(self), "sha256": self.sha256, "preprocessing": self.preprocessing}
 
 
 class TensorImages(IndexedImages):
@@ -112,17 +126,9 @@ class TensorImages(IndexedImages):
         images, labels, indices = self.__getitems__(list(positions))
         return TensorImages(images, labels, self.classes, self.name, indices)
 
-    def identity(self) -> dict[str, object]:
-        """Return name, number of images, a digest of all pixels, labels and indices, and the scaling."""
-        return {
-            "name": self.name,
-            "images": len(self),
-            "sha256": self._digest,
-            "preprocessing": {"scale": "1/255"},
-        }
-
     @cached_property
-    def _digest(self) -> str:
+    def sha256(self) -> str:
+        """Digest of all pixels, labels and indices."""
         digest = hashlib.sha256(str(tuple(self.images.shape)).encode())
         for tensor in (self.labels, self.indices, self.images):
             digest.update(tensor.contiguous().numpy().data)

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from deqcert.checkpoints.architecture import architecture_of
+from deqcert.checkpoints.files import demand_usable_weights, printable
 from deqcert.errors import CheckpointError
 from deqcert.interchange import mdeq_names
 from deqcert.models import MDEQ, CifarResNet, ResNet50
-from deqcert.training.architecture import architecture_of
-from deqcert.training.checkpoints import demand_usable_weights, printable
 
 _RESNETS = (CifarResNet, ResNet50)
 _PUBLIC_MDEQ = "public MDEQ"

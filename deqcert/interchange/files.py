@@ -14,12 +14,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
+from deqcert.checkpoints import save_checkpoint
+from deqcert.checkpoints.architecture import ARCHITECTURE, plain_architecture
+from deqcert.checkpoints.files import SAFETENSORS, demand_no_other_kind, demand_tensors, load_plain, printable
 from deqcert.errors import CheckpointError
 from deqcert.files import write_atomically
 from deqcert.interchange.numpy_scalars import STAND_INS
-from deqcert.training import SafeCheckpointIO
-from deqcert.training.architecture import ARCHITECTURE, plain_architecture
-from deqcert.training.checkpoints import SAFETENSORS, demand_no_other_kind, demand_tensors, load_plain, printable
 
 _HOLDERS = ("state_dict", "model_state_dict", "model", "net", "params", "ema")
 """Where training scripts put the weights beside other things; of several in one file, the first is read."""
@@ -99,7 +99,7 @@ def write_checkpoint(
     }
     if architecture is not None:
         checkpoint[ARCHITECTURE] = dict(architecture)
-    SafeCheckpointIO().save_checkpoint(checkpoint, path)
+    save_checkpoint(checkpoint, path)
 
 
 def write_safetensors(

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from deqcert.checkpoints.files import printable
 from deqcert.errors import CheckpointError
 from deqcert.models import MDEQ
-from deqcert.training.checkpoints import printable
 
 MARK = re.compile(r"fullstage\.branches\.\d+\.blocks\.")
 """Names by which a public MDEQ is known."""

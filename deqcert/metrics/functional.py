@@ -1,7 +1,7 @@
-"""The formulas of certified robustness on tensors: a score per image, and its mean over all images.
+"""The formulas of certified robustness: a score per image, and its mean over all images.
 
 Everything is computed in float64; radii should be given in it, as one rounded to float32 may fall below the r
-it was certified for. A mean over no images is NaN.
+it was certified for.
 """
 
 from __future__ import annotations
@@ -9,47 +9,40 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from deqcert.errors import DataError, require
-from deqcert.statistics import false_certificates_upper
+from deqcert.statistics import ABSTAIN, false_certificates_upper
 
-ABSTAIN = -1
-"""The prediction of a smoothed classifier that abstains."""
+FloatArray = NDArray[np.float64]
 
 
-def average_certified_radius(radius: Tensor, correct: Tensor) -> Tensor:
-    r"""Average certified radius (ACR).
-
-    .. math:: \mathrm{ACR} = \frac{1}{|S|} \sum_{i \in S} R_i \, 1[\hat y_i = y_i]
+def average_certified_radius(radius: ArrayLike, correct: ArrayLike) -> float:
+    r"""Average certified radius (ACR), :math:`\frac{1}{|S|} \sum_{i \in S} R_i \, 1[\hat y_i = y_i]`.
 
     Args:
         radius: ``(B,)`` certified ℓ2 radii.
         correct: ``(B,)`` bool, whether the predicted class is the label.
 
-    Returns:
-        Scalar float64, in the unit of ``radius``.
-
     Raises:
-        DataError: If the shapes differ or a radius is negative or not finite.
+        DataError: There is no image, the shapes differ, or a radius is negative or not finite.
 
     References:
         Zhai et al., "MACER", ICLR 2020.
 
     Example:
-        >>> average_certified_radius(torch.tensor([0.5, 0.25, 1.0]), torch.tensor([True, True, False]))
-        tensor(0.2500, dtype=torch.float64)
+        >>> average_certified_radius([0.5, 0.25, 1.0], [True, True, False])
+        0.25
     """
-    return certified_radius(radius, correct).mean()
+    return float(_mean(certified_radius(radius, correct)))
 
 
-def certified_accuracy(radius: Tensor, correct: Tensor, radii: Sequence[float]) -> Tensor:
-    r"""Fraction of all images with the correct class and a certified radius of at least r.
+def certified_accuracy(radius: ArrayLike, correct: ArrayLike, radii: Sequence[float] | FloatArray) -> FloatArray:
+    r"""Fraction of all images with the correct class and a certified radius of at least r, at each r.
 
-    .. math:: \mathrm{CA}(r) = \frac{1}{|S|} \sum_{i \in S} 1[\hat y_i = y_i] \, 1[R_i \ge r]
-
-    At r = 0 this is the clean accuracy of the smoothed classifier, an abstention counting as wrong.
+    :math:`\mathrm{CA}(r) = \frac{1}{|S|} \sum_{i \in S} 1[\hat y_i = y_i] \, 1[R_i \ge r]`. At r = 0 this is the clean
+    accuracy of the smoothed classifier, an abstention counting as wrong.
 
     Args:
         radius: ``(B,)`` certified ℓ2 radii.
@@ -57,47 +50,40 @@ def certified_accuracy(radius: Tensor, correct: Tensor, radii: Sequence[float]) 
         radii: The R values of r.
 
     Returns:
-        ``(R,)`` float64 fractions in [0, 1].
+        ``(R,)`` fractions in [0, 1].
 
     Raises:
-        DataError: If the shapes differ or a radius is negative or not finite.
-        SettingError: If ``radii`` is empty or has a negative or non-finite value.
+        DataError: There is no image, the shapes differ, or a radius is negative or not finite.
+        SettingError: ``radii`` is empty or has a negative or non-finite value.
 
     References:
         Cohen, Rosenfeld and Kolter, "Certified adversarial robustness via randomized smoothing", ICML 2019.
 
     Example:
-        >>> certified_accuracy(torch.tensor([0.5, 0.2]), torch.tensor([True, True]), radii=[0.0, 0.25, 1.0])
-        tensor([1.0000, 0.5000, 0.0000], dtype=torch.float64)
+        >>> certified_accuracy([0.5, 0.2], [True, True], radii=[0.0, 0.25, 1.0]).tolist()
+        [1.0, 0.5, 0.0]
     """
-    return is_certified(radius, correct, radii).mean(dim=0)
+    return _mean(is_certified(radius, correct, radii))
 
 
-def abstention_rate(prediction: Tensor) -> Tensor:
-    r"""Fraction of images on which the smoothed classifier abstains.
-
-    .. math:: \frac{1}{|S|} \sum_{i \in S} 1[\hat y_i = -1]
+def abstention_rate(prediction: ArrayLike) -> float:
+    """Fraction of images on which the smoothed classifier abstains.
 
     Args:
         prediction: ``(B,)`` predicted classes, −1 = abstain.
 
-    Returns:
-        Scalar float64 in [0, 1].
+    Raises:
+        DataError: There is no image.
 
     Example:
-        >>> abstention_rate(torch.tensor([3, -1, 2, 0]))
-        tensor(0.2500, dtype=torch.float64)
+        >>> abstention_rate([3, -1, 2, 0])
+        0.25
     """
-    return is_abstention(prediction).mean()
+    return float(_mean(is_abstention(prediction)))
 
 
-def high_probability_certified_accuracy(certified_accuracy: Tensor | float, m: int, alpha: float, rho: float) -> Tensor:
-    r"""Lower bound on the true certified accuracy on these images, given that each certificate may be false.
-
-    .. math:: \mathrm{CA}(r) - \alpha - \sqrt{\frac{2 \alpha (1 - \alpha) \ln(1/\rho)}{m}}
-              - \frac{\ln(1/\rho)}{3 m}
-
-    See :func:`~deqcert.statistics.false_certificates_upper` for what is subtracted, and for its sources.
+def high_probability_certified_accuracy(certified_accuracy: ArrayLike, m: int, alpha: float, rho: float) -> FloatArray:
+    """Lower bound on the true certified accuracy on these images, given that each certificate may be false.
 
     Args:
         certified_accuracy: Observed certified accuracy, any shape.
@@ -106,47 +92,54 @@ def high_probability_certified_accuracy(certified_accuracy: Tensor | float, m: i
         rho: Failure probability of this bound.
 
     Returns:
-        float64 in the shape of ``certified_accuracy``, never below 0.
+        The accuracy less :func:`~deqcert.statistics.false_certificates_upper`, never below 0, in the same shape.
 
     Raises:
-        SettingError: If ``m`` < 1, or ``alpha`` or ``rho`` is not in (0, 1).
+        SettingError: ``m`` < 1, or ``alpha`` or ``rho`` is not in (0, 1).
 
     Example:
-        >>> high_probability_certified_accuracy(0.67, m=500, alpha=0.001, rho=0.001)
-        tensor(0.6591, dtype=torch.float64)
+        >>> round(float(high_probability_certified_accuracy(0.67, m=500, alpha=0.001, rho=0.001)), 4)
+        0.6591
     """
-    false = false_certificates_upper(m, alpha, rho)
-    return (torch.as_tensor(certified_accuracy, dtype=torch.float64) - false).clamp(min=0)
+    observed = np.asarray(certified_accuracy, dtype=np.float64)
+    return np.maximum(0.0, observed - false_certificates_upper(m, alpha, rho))
 
 
-def certified_radius(radius: Tensor, correct: Tensor) -> Tensor:
-    """Score of each image for :func:`average_certified_radius`: ``(B,)`` float64."""
-    check_radius(radius, correct)
-    return torch.where(correct, radius.double(), 0.0)
+def certified_radius(radius: ArrayLike, correct: ArrayLike) -> FloatArray:
+    """Score of each image for :func:`average_certified_radius`, ``(B,)``."""
+    radius, correct = _checked(radius, correct)
+    return np.where(correct, radius, 0.0)
 
 
-def is_certified(radius: Tensor, correct: Tensor, radii: Sequence[float]) -> Tensor:
-    """Score of each image for :func:`certified_accuracy`: ``(B, R)`` float64 of 0 and 1."""
-    check_radius(radius, correct)
-    check_radii(radii)
-    thresholds = torch.tensor(radii, dtype=torch.float64, device=radius.device)
-    return (correct[:, None] & (radius.double()[:, None] >= thresholds)).double()
+def is_certified(radius: ArrayLike, correct: ArrayLike, radii: Sequence[float] | FloatArray) -> FloatArray:
+    """Score of each image for :func:`certified_accuracy`, ``(B, R)`` of 0 and 1."""
+    radius, correct = _checked(radius, correct)
+    demand_radii(radii)
+    return np.asarray(correct[:, None] & (radius[:, None] >= np.asarray(radii)), dtype=np.float64)
 
 
-def is_abstention(prediction: Tensor) -> Tensor:
-    """Score of each image for :func:`abstention_rate`: ``(B,)`` float64 of 0 and 1."""
-    return (prediction == ABSTAIN).double()
+def is_abstention(prediction: ArrayLike) -> FloatArray:
+    """Score of each image for :func:`abstention_rate`, ``(B,)`` of 0 and 1."""
+    return np.asarray(np.asarray(prediction) == ABSTAIN, dtype=np.float64)
 
 
-def check_radius(radius: Tensor, other: Tensor) -> None:
-    """Raise :class:`DataError` unless ``radius`` and ``other`` are ``(B,)`` and every radius is one."""
-    if radius.ndim != 1 or radius.shape != other.shape:
-        raise DataError(f"expected tensors of one shape (B,), got {tuple(radius.shape)} and {tuple(other.shape)}")
-    if not bool((radius.isfinite() & (radius >= 0)).all()):
-        raise DataError("a certified radius must be finite and >= 0")
-
-
-def check_radii(radii: Sequence[float]) -> None:
+def demand_radii(radii: Sequence[float] | FloatArray) -> None:
     """Raise :class:`SettingError` unless ``radii`` can be thresholds of :func:`certified_accuracy`."""
     require(len(radii) > 0, "radii", radii, "must not be empty")
     require(all(0 <= r < math.inf for r in radii), "radii", radii, "must be finite and >= 0")
+
+
+def _checked(radius: ArrayLike, correct: ArrayLike) -> tuple[FloatArray, NDArray[np.bool_]]:
+    radius, correct = np.asarray(radius, dtype=np.float64), np.asarray(correct, dtype=np.bool_)
+    if radius.ndim != 1 or radius.shape != correct.shape:
+        raise DataError(f"expected radius and correct of one shape (B,), got {radius.shape} and {correct.shape}")
+    if not (np.isfinite(radius) & (radius >= 0)).all():
+        raise DataError("a certified radius must be finite and >= 0")
+    return radius, correct
+
+
+def _mean(score: FloatArray) -> FloatArray:
+    if len(score) == 0:
+        raise DataError("there is no image to report on")
+    mean: FloatArray = score.mean(axis=0)
+    return mean

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.stats import DegenerateDataWarning, binomtest, bootstrap
 
 from deqcert.errors import DataError, require
-from deqcert.report.examples import CertifiedExample
 from deqcert.report.table import Row, Table
+from deqcert.runs import CertifiedImage
 
 _RESAMPLES = 9999
 
@@ -57,8 +57,8 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    first: Sequence[CertifiedExample],
-    second: Sequence[CertifiedExample],
+    first: Sequence[CertifiedImage],
+    second: Sequence[CertifiedImage],
     radii: Sequence[float],
     confidence: float = 0.95,
     seed: int = 0,
@@ -67,7 +67,7 @@ def compare(
 
     The interval is that of the mean of the paired differences of ``radius · 1[correct]`` by the bias-corrected and
     accelerated bootstrap over images (Efron, JASA 1987). It says how the difference would vary with the choice of
-    images; it is no part of a certificate.
+    images; it is not part of a certificate.
 
     Args:
         first: Certificates, or rows of a table, sorted by index.
@@ -123,11 +123,11 @@ def comparison_table(comparison: Comparison, first: str, second: str, sound: boo
     return Table("l2 radius", "", (), headings, tuple(rows), notes)
 
 
-def _certified(examples: Sequence[CertifiedExample], radius: float) -> NDArray[np.bool_]:
+def _certified(examples: Sequence[CertifiedImage], radius: float) -> NDArray[np.bool_]:
     return np.array([each.correct and each.radius >= radius for each in examples])
 
 
-def _scores(examples: Sequence[CertifiedExample]) -> NDArray[np.float64]:
+def _scores(examples: Sequence[CertifiedImage]) -> NDArray[np.float64]:
     return np.array([each.radius if each.correct else 0.0 for each in examples])
 
 

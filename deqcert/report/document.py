@@ -17,24 +17,20 @@ from deqcert.report.figures import (
     ResidualCurves,
     plot_curves,
     plot_probabilities,
-    plot_projections,
     plot_residuals,
     plot_retention,
     plot_tradeoff,
     save_figure,
 )
 from deqcert.report.formats import format_latex, format_markdown, format_text
-from deqcert.report.runs import Run, common_images
-from deqcert.report.summary import Summary
+from deqcert.report.runs import ReportedRun, common_images
 from deqcert.report.table import Table, class_table, lower_bound_table, lower_bounds, summary_table
-from deqcert.report.tsv import write_tsv
+from deqcert.runs import Summary, write_tsv
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FORMS = ("png", "pdf")
-_PROJECTED = (10, 100)
-"""Multiples of n at which a report projects certified accuracies."""
 
 
 class Section(NamedTuple):
@@ -61,8 +57,6 @@ class Report:
         per_class: Break each run down by class.
         paired: Compare each further run with the first, image by image.
         residuals: Residual curves by name, for one more figure.
-        projected: Copies per image to which the first run is projected in a figure; none = 10 and 100 times as many as
-            it has.
 
     Raises:
         SettingError: A setting is out of range, or two runs have one name.
@@ -71,14 +65,13 @@ class Report:
 
     def __init__(
         self,
-        runs: Sequence[Run],
+        runs: Sequence[ReportedRun],
         radii: Sequence[float],
         *,
         rho: float = 0.001,
         per_class: bool = False,
         paired: bool = False,
         residuals: Mapping[str, ResidualCurves] | None = None,
-        projected: Sequence[int] = (),
     ) -> None:
         if not runs:
             raise DataError("there is no run to report on")
@@ -94,7 +87,6 @@ class Report:
         self.summaries: dict[str, Summary] = {run.name: run.summary(radii) for run in runs}
         self.alphas = {run.name: run.alpha for run in runs}
         self._rho = rho
-        self._projected = list(projected)
         self.sections = self._sections(per_class, paired)
 
     def text(self) -> str:
@@ -143,12 +135,6 @@ class Report:
         measured = _distinct_votes(self.runs)
         if measured:
             figures["probabilities"] = plot_probabilities(measured)
-            run = measured[0]
-            assert run.votes is not None, "measured"
-            assert run.alpha is not None, "of a run with votes"
-            n = max(vote.n for vote in run.votes)
-            counts = self._projected or [factor * n for factor in _PROJECTED]
-            figures["projections"] = plot_projections(run, [(count, run.alpha) for count in counts])
         if self.residuals:
             figures["residuals"] = plot_residuals(self.residuals)
         return figures
@@ -180,7 +166,7 @@ class Report:
         different = len({run.images for run in self.runs}) > 1
         return f"{images} images{', not the same in all runs' if different else ''}{stated}"
 
-    def _comparison(self, first: Run, other: Run) -> Section:
+    def _comparison(self, first: ReportedRun, other: ReportedRun) -> Section:
         one, another = common_images([first, other])
         comparison = compare(one.examples, another.examples, self.radii)
         return Section(
@@ -221,16 +207,16 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
 
-def _distinct_votes(runs: Sequence[Run]) -> list[Run]:
+def _distinct_votes(runs: Sequence[ReportedRun]) -> list[ReportedRun]:
     """Return the runs with votes, once where several rules were applied to the same."""
-    distinct: list[Run] = []
+    distinct: list[ReportedRun] = []
     for run in runs:
         if run.votes is not None and all(run.votes != other.votes for other in distinct):
             distinct.append(run)
     return distinct
 
 
-def _warn_of_labels(runs: Sequence[Run]) -> None:
+def _warn_of_labels(runs: Sequence[ReportedRun]) -> None:
     """Warn of runs whose images have the same indices, but other labels: they are of another data set."""
     known: dict[int, tuple[int, str]] = {}
     for run in runs:

@@ -6,12 +6,6 @@ from collections.abc import Sequence
 
 from deqcert.report.table import UNSOUND, Row, Table
 
-WIDTH = 110
-"""Characters in a line of plain text."""
-
-SHORTEST_NAME = 12
-"""Names are cut to fit, but columns are left out rather than cutting names below this."""
-
 _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -23,37 +17,19 @@ _LATEX = str.maketrans(
 
 
 def format_text(table: Table) -> str:
-    """Return a plain-text table, at most 110 characters wide, ASCII apart from the names.
-
-    Where there are too many columns, those that the table can do without are left out and named below it.
+    """Return a plain-text table, ASCII apart from the names.
 
     Returns:
         Lines without a final line end.
     """
-    longest_name = max(map(len, [table.corner, *(row.name for row in table.rows)]))
-    left_out: list[int] = []
-    for position in table.dispensable:
-        if _name_room(_without(table, left_out)) >= min(longest_name, SHORTEST_NAME):
-            break
-        left_out.append(position)
-    shown = _without(table, left_out)
-    name_width = min(longest_name, _name_room(shown))
-
-    lines_of_cells = [_cells(row) for row in shown.rows]
-    heading = [*shown.headings, ""]
-    names = [table.corner, *_shortened_names([row.name for row in shown.rows], name_width)]
-    widths = _column_widths([heading, *lines_of_cells])
+    lines = [[table.corner, *table.headings, ""], *([row.name, *_cells(row)] for row in table.rows)]
+    name_width, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
     header, *body = [
-        " ".join([name.ljust(name_width), *map(str.rjust, cells, widths)]).rstrip()
-        for name, cells in zip(names, [heading, *lines_of_cells], strict=True)
+        " ".join([name.ljust(name_width), *map(str.rjust, cells, widths)]).rstrip() for name, *cells in lines
     ]
     captions = [" " * (name_width + 1) + table.group] if table.group else []
     rule = "-" * max(map(len, [*captions, header, *body]))
-    notes = list(table.notes)
-    if left_out:
-        headings = ", ".join(table.grouped[position] for position in sorted(left_out))
-        notes.insert(0, _shortened(f"Left out for want of room: {headings}", WIDTH))
-    return "\n".join([*captions, header, rule, *body, *notes])
+    return "\n".join([*captions, header, rule, *body, *table.notes])
 
 
 def format_markdown(table: Table) -> str:
@@ -111,36 +87,3 @@ def _latex(text: str) -> str:
 def _cells(row: Row) -> list[str]:
     """Return the cells of a row and its mark."""
     return [*row.cells, "" if row.sound else UNSOUND]
-
-
-def _without(table: Table, positions: Sequence[int]) -> Table:
-    """Leave out columns."""
-    kept = [position for position in range(len(table.headings)) if position not in positions]
-    rows = tuple(row._replace(cells=tuple(row.cells[position] for position in kept)) for row in table.rows)
-    return table._replace(
-        grouped=tuple(heading for position, heading in enumerate(table.grouped) if position in kept), rows=rows
-    )
-
-
-def _column_widths(lines: Sequence[Sequence[str]]) -> list[int]:
-    return [max(map(len, column)) for column in zip(*lines, strict=True)]
-
-
-def _name_room(table: Table) -> int:
-    """Characters left for the name beside the columns, a space before each of them."""
-    lines = [[*table.headings, ""], *(_cells(row) for row in table.rows)]
-    return WIDTH - sum(width + 1 for width in _column_widths(lines))
-
-
-def _shortened_names(names: Sequence[str], width: int) -> list[str]:
-    """Cut names at their ends, in their middles where that makes different ones equal, or number them as well."""
-    for tail in (0, (width - 3) // 2):
-        cut = [_shortened(name, width, tail) for name in names]
-        if len(set(cut)) == len(set(names)):
-            return cut
-    return [f"{number} {_shortened(name, width - len(f'{number} '))}" for number, name in enumerate(names, start=1)]
-
-
-def _shortened(text: str, width: int, tail: int = 0) -> str:
-    """Cut a text to ``width`` characters, of which it keeps the last ``tail``."""
-    return text if len(text) <= width else f"{text[: width - 3 - tail]}...{text[len(text) - tail :]}"

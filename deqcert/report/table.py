@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from deqcert.errors import DataError
-from deqcert.report.examples import CertifiedExample
-from deqcert.report.summary import Summary, summarize_rows
-from deqcert.statistics import false_certificates_upper
+from deqcert.metrics import high_probability_certified_accuracy
+from deqcert.runs import CertifiedImage, Summary, summarize
 
 UNSOUND = "UNSOUND"
 UNSOUND_NOTE = f"{UNSOUND}: the radii of this run have no proof; compare them with published tables only."
@@ -43,7 +41,6 @@ class Table(NamedTuple):
         further: Headings of the columns after them.
         rows: The rows.
         notes: Sentences to stand below.
-        dispensable: Positions of grouped columns that may be left out for want of room, in this order.
     """
 
     corner: str
@@ -52,7 +49,6 @@ class Table(NamedTuple):
     further: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
-    dispensable: tuple[int, ...] = ()
 
     @property
     def headings(self) -> tuple[str, ...]:
@@ -61,12 +57,11 @@ class Table(NamedTuple):
 
 
 class _Column(NamedTuple):
-    """Values of one column, one for each row, and how they are shown; None is a dash."""
+    """Texts of one column, one for each row, and which of them are the best."""
 
     heading: str
-    values: Sequence[float | None]
-    shown: Callable[[float], str]
-    best: Callable[[Sequence[float]], float] | None
+    texts: list[str]
+    best: list[bool]
 
 
 def summary_table(summaries: Mapping[str, Summary]) -> Table:
@@ -78,26 +73,18 @@ def summary_table(summaries: Mapping[str, Summary]) -> Table:
     Raises:
         DataError: There is no run.
     """
-    ranked = _ranked_radii(summaries)
-    radii = sorted(ranked)
     every = list(summaries.values())
-    accuracies = [dict(zip(each.radii, each.certified_accuracy, strict=True)) for each in every]
-    grouped = [_percent(f"{r:g}", [accuracy.get(r) for accuracy in accuracies], best=max) for r in radii]
+    sound = [each.sound for each in every]
+    nfe = _column("NFE/sample", [each.nfe_total for each in every], "{:.1f}".format, sound, min)
+    parts = ["-" if each.nfe_fast is None else f"{each.nfe_fast:.1f}+{each.nfe_audit:.1f}" for each in every]
     further = [
-        _Column("ACR", [each.average_certified_radius for each in every], "{:.3f}".format, max),
-        _percent("abstain%", [each.abstention_rate for each in every], best=min),
-        _Column("NFE/sample", [each.nfe_total for each in every], "{:.1f}".format, min),
-        _Column("s/image", [each.seconds_per_image for each in every], _three_digits, min),
+        _column("ACR", [each.average_certified_radius for each in every], "{:.3f}".format, sound, max),
+        _column("abstain%", [each.abstention_rate for each in every], _percent, sound, min),
+        nfe._replace(texts=parts),
+        _column("s/image", [each.seconds_per_image for each in every], _three_digits, sound, min),
     ]
-    table = _table("run", _AT_RADIUS, grouped, further, list(summaries), [each.sound for each in every])
-    position = table.further.index("NFE/sample") + len(radii)
-    return table._replace(
-        rows=tuple(
-            row if each.nfe_fast is None else _with_cell(row, position, f"{each.nfe_fast:.1f}+{each.nfe_audit:.1f}")
-            for row, each in zip(table.rows, every, strict=True)
-        ),
-        dispensable=tuple(radii.index(radius) for radius in reversed(ranked[1:])),
-    )
+    accuracies = [dict(zip(each.radii, each.certified_accuracy, strict=True)) for each in every]
+    return _table("run", _AT_RADIUS, _at_radii(accuracies, sound), further, list(summaries), sound)
 
 
 def lower_bound_table(summaries: Mapping[str, Summary], alphas: Mapping[str, float | None], rho: float) -> Table:
@@ -113,15 +100,12 @@ def lower_bound_table(summaries: Mapping[str, Summary], alphas: Mapping[str, flo
         DataError: There is no run.
         SettingError: ``rho`` is out of range.
     """
-    radii = sorted(_ranked_radii(summaries))
-    every = list(summaries.values())
-
     bounds = [
         dict(zip(each.radii, lower_bounds(each, alphas[name], rho), strict=True)) for name, each in summaries.items()
     ]
-    grouped = [_percent(f"{r:g}", [each.get(r) for each in bounds], best=max) for r in radii]
+    sound = [each.sound for each in summaries.values()]
     group = f"truly robust % at least, with probability {1 - rho:g}, at l2 radius"
-    return _table("run", group, grouped, [], list(summaries), [each.sound for each in every])
+    return _table("run", group, _at_radii(bounds, sound), [], list(summaries), sound)
 
 
 def lower_bounds(summary: Summary, alpha: float | None, rho: float) -> list[float | None]:
@@ -140,11 +124,13 @@ def lower_bounds(summary: Summary, alpha: float | None, rho: float) -> list[floa
     """
     if alpha is None or not summary.sound:
         return [None] * len(summary.radii)
-    false = false_certificates_upper(summary.examples, alpha, rho)
-    return [max(0.0, accuracy - false) for accuracy in summary.certified_accuracy]
+    bounds: list[float | None] = high_probability_certified_accuracy(
+        summary.certified_accuracy, summary.examples, alpha, rho
+    ).tolist()
+    return bounds
 
 
-def class_table(examples: Sequence[CertifiedExample], radii: Sequence[float], classes: Sequence[str] = ()) -> Table:
+def class_table(examples: Sequence[CertifiedImage], radii: Sequence[float], classes: Sequence[str] = ()) -> Table:
     """Break a run down by the true class of the images.
 
     Args:
@@ -158,21 +144,40 @@ def class_table(examples: Sequence[CertifiedExample], radii: Sequence[float], cl
     """
     labels = sorted({example.label for example in examples})
     parts = [[example for example in examples if example.label == label] for label in labels]
-    every = [summarize_rows(part, [0.0], radii) for part in parts or [[]]]
-    grouped = [
-        _percent(f"{r:g}", [each.certified_accuracy[i] for each in every], best=max) for i, r in enumerate(radii)
-    ]
+    every = [summarize(part, None, radii) for part in parts or [[]]]
+    sound = [each.sound for each in every]
+    accuracies = [dict(zip(each.radii, each.certified_accuracy, strict=True)) for each in every]
     further = [
-        _Column("ACR", [each.average_certified_radius for each in every], "{:.3f}".format, None),
-        _percent("abstain%", [each.abstention_rate for each in every], best=None),
-        _Column("images", [each.examples for each in every], "{:.0f}".format, None),
+        _column("ACR", [each.average_certified_radius for each in every], "{:.3f}".format, sound),
+        _column("abstain%", [each.abstention_rate for each in every], _percent, sound),
+        _column("images", [each.examples for each in every], "{:.0f}".format, sound),
     ]
     names = [classes[label] if label < len(classes) else str(label) for label in labels]
-    return _table("class", _AT_RADIUS, grouped, further, names, [each.sound for each in every])
+    return _table("class", _AT_RADIUS, _at_radii(accuracies, sound), further, names, sound)
 
 
-def _percent(heading: str, values: Sequence[float | None], best: Callable[[Sequence[float]], float] | None) -> _Column:
-    return _Column(heading, values, lambda value: f"{100 * value:.1f}", best)
+def _at_radii(fractions: Sequence[Mapping[float, float | None]], sound: Sequence[bool]) -> list[_Column]:
+    """Return a column for every radius that any row has a fraction at."""
+    if not fractions:
+        raise DataError("there is no run to report on")
+    radii = sorted({radius for row in fractions for radius in row})
+    return [_column(f"{r:g}", [row.get(r) for row in fractions], _percent, sound, max) for r in radii]
+
+
+def _column(
+    heading: str,
+    values: Sequence[float | None],
+    shown: Callable[[float], str],
+    sound: Sequence[bool],
+    best: Callable[[Sequence[float]], float] | None = None,
+) -> _Column:
+    """Write values, None as a dash, and mark the best; what has no proof does not compete, and nobody wins alone."""
+    texts = ["-" if value is None else shown(value) for value in values]
+    competing = [value for value, proven in zip(values, sound, strict=True) if value is not None and proven]
+    if best is None or len(competing) < 2:
+        return _Column(heading, texts, [False] * len(texts))
+    winner = shown(best(competing))
+    return _Column(heading, texts, [proven and text == winner for text, proven in zip(texts, sound, strict=True)])
 
 
 def _table(
@@ -184,41 +189,22 @@ def _table(
     sound: Sequence[bool],
 ) -> Table:
     columns = [*grouped, *further]
-    shown = [["-" if value is None else column.shown(value) for value in column.values] for column in columns]
-    best = [_best(column, texts, sound) for column, texts in zip(columns, shown, strict=True)]
-    rows = tuple(
-        Row(name, tuple(texts[i] for texts in shown), tuple(marks[i] for marks in best), sound[i])
+    rows = [
+        Row(name, tuple(column.texts[i] for column in columns), tuple(column.best[i] for column in columns), sound[i])
         for i, name in enumerate(names)
-    )
+    ]
     return Table(
         corner,
         group,
         tuple(column.heading for column in grouped),
         tuple(column.heading for column in further),
-        rows,
+        tuple(rows),
         () if all(sound) else (UNSOUND_NOTE,),
     )
 
 
-def _best(column: _Column, texts: Sequence[str], sound: Sequence[bool]) -> list[bool]:
-    """Mark what looks best; what has no proof does not compete, and nobody wins alone."""
-    competing = [value for value, proven in zip(column.values, sound, strict=True) if value is not None and proven]
-    if column.best is None or len(competing) < 2:
-        return [False] * len(texts)
-    winner = column.shown(column.best(competing))
-    return [proven and text == winner for text, proven in zip(texts, sound, strict=True)]
-
-
-def _with_cell(row: Row, position: int, text: str) -> Row:
-    return row._replace(cells=(*row.cells[:position], text, *row.cells[position + 1 :]))
-
-
-def _ranked_radii(summaries: Mapping[str, Summary]) -> list[float]:
-    """Return every radius of any run, those of most runs first, of these the smallest."""
-    if not summaries:
-        raise DataError("there is no run to report on")
-    runs = Counter(radius for summary in summaries.values() for radius in set(summary.radii))
-    return sorted(runs, key=lambda radius: (-runs[radius], radius))
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"
 
 
 def _three_digits(number: float) -> str:

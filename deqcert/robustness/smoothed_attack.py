@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deqcert.attacks import PGD, Classifier, Score, classify_noisy, log_smoothed
 from deqcert.errors import require_count
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint
 from deqcert.robustness.target import Target
 from deqcert.seeding import Purpose, purpose_seed
-from deqcert.training.attacks import PGD, Classifier, Score
-from deqcert.training.objectives.copies import classify_copies, log_smoothed
 
 # Far above the rounding of a float32 norm, far below what matters to an attack.
 _SHORTER = 1 - 1e-6
@@ -124,7 +123,7 @@ def distances(points: Tensor, image: Tensor) -> Tensor:
 def _score(classifier: Classifier, predicted: int, noise: Tensor) -> Callable[[Tensor], Score]:
     def score(points: Tensor) -> Score:
         copies = noise.expand(-1, len(points), *noise.shape[2:])
-        prediction = log_smoothed(classify_copies(classifier, points, copies))
+        prediction = log_smoothed(classify_noisy(classifier, points, copies))
         return Score(-prediction[:, predicted], prediction.argmax(dim=1) != predicted)
 
     return score

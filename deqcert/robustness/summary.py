@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from deqcert.report.summary import certified_accuracy
+from deqcert.metrics import certified_accuracy
 from deqcert.report.table import UNSOUND_NOTE, Row, Table
 from deqcert.robustness.campaign import Campaign
 from deqcert.robustness.outcome import Outcome

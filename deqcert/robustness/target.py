@@ -7,13 +7,12 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
+from deqcert.attacks import Classifier, WarmStarted, few_step_logits, frozen
 from deqcert.implicit import GradientEstimator
 from deqcert.seeding import Purpose
 from deqcert.smoothing import SmoothedClassifier, SolvedClassifier, Stream
 from deqcert.smoothing.noise import noisy_batches
 from deqcert.smoothing.workers import Workers
-from deqcert.training.attacks import Classifier, WarmStarted, frozen
-from deqcert.training.step import few_step_logits
 
 
 class Target:
@@ -75,6 +74,6 @@ class Target:
         network, solver = base.network, base.solver
         with frozen(network):
             if base.start == "anchor":
-                yield lambda x: few_step_logits(network, network.cell, x, solver.max_steps)
+                yield lambda x: few_step_logits(network, x, solver.max_steps)
             else:
                 yield WarmStarted(network, network.cell, solver, gradient)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from deqcert.errors import require, require_count
 from deqcert.seeding import Purpose
-from deqcert.smoothing.engine import INVALID, Engine, Execution, Predictions, count_classes
+from deqcert.smoothing.engine import Engine, Execution, Predictions, count_classes
 from deqcert.smoothing.noise import Stream, demand_unit_interval
 from deqcert.smoothing.smoothed import SmoothedClassifier
-from deqcert.statistics import CertificationRule, Stopping, Votes, noise_error
+from deqcert.statistics import CertificationRule, Stopping, Votes, most_frequent, noise_error
 
 _MAXIMUM = 10**9
 """Largest number of noisy samples: far beyond use, and within what the exact bounds compute."""
@@ -166,9 +166,9 @@ class _Sampled:
 
     def _select(self, stopping: Stopping) -> None:
         classes = Predictions.joined(self._parts).classes.cpu().numpy()
-        counts = np.bincount(classes[classes != INVALID], minlength=1)
-        self._selected = int(counts.argmax())
-        self._budget = stopping.budget(int(counts.max()), self._n0, self._n_max)
+        counts = count_classes(classes, num_classes=1)
+        self._selected = most_frequent(counts)
+        self._budget = stopping.budget(counts[self._selected], self._n0, self._n_max)
 
     @property
     def settled(self) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from deqcert.checkpoints import load_network
 from deqcert.errors import is_real, require, require_count
 from deqcert.models import DEQ, Start
 from deqcert.seeding import Purpose
@@ -70,10 +71,10 @@ class SmoothedClassifier:
             CheckpointError: The checkpoint cannot be used.
             SettingError: A setting is out of range, or there is no sigma.
         """
-        from deqcert.training.checkpoints import load_network  # imports Lightning, which takes seconds
-
-        network, trained = load_network(path)
-        return cls(base_classifier(network, solver, start), trained if sigma is None else sigma)
+        found = load_network(path, field="path")
+        trained = found.sigma if sigma is None else sigma
+        require(trained is not None, "sigma", sigma, "must be given: the checkpoint states none")
+        return cls(base_classifier(found.network, solver, start), trained)  # type: ignore[arg-type]  # not None
 
     def predict(self, x: Tensor, *, n: int = 1000, alpha: float = 0.001, stream: Stream | None = None) -> int:
         """Return the class of g at an image, or abstain (PREDICT of Cohen et al.).

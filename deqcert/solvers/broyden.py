@@ -78,8 +78,10 @@ class Broyden(Solver):
     def init(self, start: Tensor, workspace: Workspace) -> Iteration:
         """Begin a solve with room for every update that it can make."""
         updates = self.max_steps - 1
-        return _Inverse(*(workspace.take(f"broyden.{name}", updates, start) for name in ("left", "right")))
+        left, right = (workspace.take(f"broyden.{name}", updates, start) for name in ("left", "right"))
+        return _Inverse(left, right)
 
 
 def _norm(vectors: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return norm

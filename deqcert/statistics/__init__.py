@@ -31,7 +31,7 @@ from deqcert.statistics.claims import claimed_probability, false_certificates_up
 from deqcert.statistics.noise_error import Noise, noise_error
 from deqcert.statistics.predict import predict
 from deqcert.statistics.stopping import InputSpecific, Stopping, TargetRadius
-from deqcert.statistics.votes import Votes
+from deqcert.statistics.votes import Votes, most_frequent
 
 __all__ = [
     "ABSTAIN",
@@ -56,6 +56,7 @@ __all__ = [
     "exact_effective_count",
     "false_certificates_upper",
     "hypergeometric_upper",
+    "most_frequent",
     "noise_error",
     "predict",
     "published_p_a_lower",

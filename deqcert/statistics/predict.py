@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 from deqcert.errors import SettingError
 from deqcert.statistics.arguments import checked_counts, checked_level
 from deqcert.statistics.certificate import ABSTAIN
+from deqcert.statistics.votes import most_frequent
 
 
 def predict(counts: ArrayLike, alpha: float) -> int:
@@ -38,4 +39,4 @@ def predict(counts: ArrayLike, alpha: float) -> int:
     second, first = np.sort(np.append(votes, 0))[-2:].tolist()
     if first == 0 or binomtest(first, first + second, 0.5).pvalue > alpha:
         return ABSTAIN
-    return int(votes.argmax())
+    return most_frequent(votes.tolist())

@@ -100,14 +100,8 @@ def attainable_radius(k: int, n: int, n_max: int, alpha: float) -> float:
     0.05. A looser level than that of a certificate, because nothing is claimed: only that an image is seldom given up
     too early.
 
-    Args:
-        k: Samples with the selected class, 0 <= k <= n.
-        n: Samples so far, 1 <= n <= n_max.
-        n_max: Samples at the end of the budget.
-        alpha: Error probability of the certificate, in (0, 1).
-
     Raises:
-        SettingError: ``k`` or ``n`` is out of range.
+        SettingError: Not 0 <= k <= n <= n_max with n >= 1, or ``alpha`` is outside of (0, 1).
 
     Example:
         >>> round(attainable_radius(400, 400, 10_000, 0.001), 2), round(attainable_radius(360, 400, 10_000, 0.001), 2)
@@ -168,10 +162,9 @@ class InputSpecific(Stopping):
         return replace(self, alpha=alpha) if self.alpha is None else self
 
     def budget(self, k0: int, n0: int, n_max: int) -> int:
-        """Return the larger of the sizes that both bounds on p_A ask for; see :meth:`Stopping.budget`.
+        """Return the larger of the sizes that both bounds on p_A ask for: between them less is needed.
 
-        Between them less is needed (a relative loss asks for less as p_A leaves 1/2 and for more again towards 1),
-        unless the lower one leaves no radius at all: just above such p_A a relative loss of next to nothing asks for
+        Except where the lower one leaves no radius: just above such p_A a relative loss of next to nothing asks for
         nearly the whole budget. As published, that is not looked at.
 
         Raises:

@@ -7,10 +7,15 @@ arithmetic on it (:mod:`deqcert.statistics.certificate`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from deqcert.statistics.records import expect, fields_of, is_count, is_number
+
+
+def most_frequent(counts: Sequence[int]) -> int:
+    """Return the class with the largest of the counts, the lowest one on ties: how every class A is selected."""
+    return counts.index(max(counts))
 
 
 class Votes(NamedTuple):
@@ -59,8 +64,8 @@ class Votes(NamedTuple):
 
     @property
     def selected(self) -> int:
-        """The class A: the most frequent one of the selection, the lowest of them on ties."""
-        return self.selection.index(max(self.selection))
+        """The class A."""
+        return most_frequent(self.selection)
 
     @property
     def n_a(self) -> int:

@@ -1,23 +1,19 @@
 """Training a deep equilibrium classifier so that it can be certified."""
 
-from deqcert.training.attacks import DDN, PGD
+from deqcert.attacks import PGD
 from deqcert.training.checkpoint_io import SafeCheckpointIO
-from deqcert.training.checkpoints import read_checkpoint
 from deqcert.training.classifier import DEQClassifier
-from deqcert.training.objectives import CATRS, Consistency, FewStep, Gaussian, Objective, SmoothAdv
+from deqcert.training.objectives import CATRS, Consistency, Gaussian, Objective, SmoothAdv
 from deqcert.training.regularization import JacobianRegularization
 
 __all__ = [
     "CATRS",
-    "DDN",
     "PGD",
     "Consistency",
     "DEQClassifier",
-    "FewStep",
     "Gaussian",
     "JacobianRegularization",
     "Objective",
     "SafeCheckpointIO",
     "SmoothAdv",
-    "read_checkpoint",
 ]

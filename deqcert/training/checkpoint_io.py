@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from deqcert.files import write_atomically
-from deqcert.training.checkpoints import read_checkpoint
+from deqcert.checkpoints import read_checkpoint, save_checkpoint
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -26,10 +23,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """Write ``checkpoint`` to ``path``; a reader sees the old file or the new one."""
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        content = io.BytesIO()
-        torch.save(checkpoint, content)
-        write_atomically(path, content.getbuffer())
+        else:
+            save_checkpoint(checkpoint, path)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = True

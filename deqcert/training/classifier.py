@@ -16,18 +16,18 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from deqcert.checkpoints import read_checkpoint
+from deqcert.checkpoints.architecture import ARCHITECTURE, architecture_of, demand_same_architecture
+from deqcert.checkpoints.files import demand_plain, demand_usable_weights
 from deqcert.errors import CheckpointError, require, require_count
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint, Unrolled, hutchinson_penalty, spectral_radius
 from deqcert.models import DEQ
 from deqcert.seeding import Purpose, purpose_seed
 from deqcert.solvers import Solution
-from deqcert.training.architecture import ARCHITECTURE, architecture_of, demand_same_architecture
-from deqcert.training.checkpoints import demand_plain, demand_usable_weights, read_checkpoint
 from deqcert.training.nonfinite import NonFiniteGuard, poisoned
 from deqcert.training.objectives import Gaussian, Objective
-from deqcert.training.preemption import Preemption
-from deqcert.training.progress import repair_progress
 from deqcert.training.regularization import JacobianRegularization
+from deqcert.training.resuming import repair_progress, stop_if_terminated
 from deqcert.training.step import ExplicitStep, TrainingStep
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -47,19 +47,19 @@ class DEQClassifier(LightningModule):
 
     Args:
         network: A deep equilibrium network, or any other classifier of images in [0, 1]; the settings of gradients,
-            pre-training and Jacobian regularisation are for the first kind only.
+            pre-training and Jacobian regularization are for the first kind only.
         sigma: Standard deviation of the training noise, in pixels of [0, 1], >= 0.
-        objective: What is minimised: Gaussian, SmoothAdv, CATRS, Consistency or FewStep.
+        objective: What is minimized: Gaussian, SmoothAdv, CATRS or Consistency.
         gradient: Gradient through the fixed point in implicit training.
-        pretraining_steps: Optimiser steps of pre-training before implicit training, >= 0.
+        pretraining_steps: Optimizer steps of pre-training before implicit training, >= 0.
         pretraining_gradient: Forward pass and gradient of pre-training.
-        jacobian: Jacobian regularisation.
-        optimizer: Optimiser.
+        jacobian: Jacobian regularization.
+        optimizer: Optimizer.
         schedule: What becomes of its learning rate, per step: "cosine" takes it to zero over the whole run; "constant"
-            keeps it, for a run that has no end (with averaged weights, and an optimiser that warms up by itself, such
+            keeps it, for a run that has no end (with averaged weights, and an optimizer that warms up by itself, such
             as RAdam).
-        weights: Checkpoint whose weights training starts from, e.g. those of a Gaussian run; its optimiser and
-            progress are not taken over (that is what ckpt_path does). null = a fresh initialisation.
+        weights: Checkpoint whose weights training starts from, e.g. those of a Gaussian run; its optimizer and
+            progress are not taken over (that is what ckpt_path does). null = a fresh initialization.
         max_skipped_steps: Skipped steps in a row that stop training, >= 1.
         compile_cell: Compile the cell (the whole network, where it has none) with torch.compile; the steps with
             Jacobian penalty run it uncompiled, because compiled code cannot be differentiated twice.
@@ -102,7 +102,6 @@ class DEQClassifier(LightningModule):
         self.schedule = schedule
         self.weights = weights
         self.guard = NonFiniteGuard(max_skipped_steps)
-        self.preemption = Preemption()
         self.compile_cell = compile_cell
         self.channels_last = channels_last
         self.stream_seed = torch.initial_seed()
@@ -142,8 +141,8 @@ class DEQClassifier(LightningModule):
                 require(expected == found, f"model.network.{ours}", expected, f"must be {found}, as data.{theirs}")
 
     def configure_callbacks(self) -> list[Callback]:
-        """Return the guard against steps that are not finite, and what SIGTERM does."""
-        return [self.guard, self.preemption]
+        """Return the guard against steps that are not finite."""
+        return [self.guard]
 
     # Training.
 
@@ -180,7 +179,7 @@ class DEQClassifier(LightningModule):
 
     def _implicit_loss(self, network: DEQ, images: Tensor, labels: Tensor) -> Tensor:
         weight = self._jacobian_weight()
-        step = self._step(network, penalised=weight > 0)
+        step = self._step(network, penalized=weight > 0)
         loss = self._objective_loss(step, images, labels)
         trained = step.fixed_points[0]
         if trained.solution is not None:
@@ -198,7 +197,7 @@ class DEQClassifier(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Stop here if SIGTERM has come: all callbacks have done with the step."""
-        self.preemption.stop_if_requested(self.trainer)
+        stop_if_terminated(self.trainer)
 
     def _fits(self) -> bool:
         return self._trainer is not None and self.trainer.state.fn == "fit"
@@ -209,9 +208,9 @@ class DEQClassifier(LightningModule):
         drawn = torch.rand(()).item() < self.jacobian.frequency
         return weight if drawn else 0.0
 
-    def _step(self, network: DEQ, penalised: bool) -> TrainingStep:
+    def _step(self, network: DEQ, penalized: bool) -> TrainingStep:
         solver = network.solver
-        if penalised and self.jacobian.jitter:
+        if penalized and self.jacobian.jitter:
             change = int(torch.randint(-self.jacobian.jitter, self.jacobian.jitter + 1, ()))
             solver = dataclasses.replace(solver, max_steps=max(1, solver.max_steps + change))
         pretraining = self.global_step < self.pretraining_steps
@@ -222,7 +221,7 @@ class DEQClassifier(LightningModule):
             gradient=self.pretraining_gradient if pretraining else self.gradient,
             attack_gradient=self.pretraining_gradient if pretraining else None,
             solver=solver,
-            cell=network.cell if penalised or self._compiled is None else self._compiled,
+            cell=network.cell if penalized or self._compiled is None else self._compiled,
             monitor=self._log_backward,
         )
 
@@ -298,10 +297,10 @@ class DEQClassifier(LightningModule):
             return self.network.solve(x, self.network.solver)
         return self.network(x), None
 
-    # Optimisation and checkpoints.
+    # Optimization and checkpoints.
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimiser and its per-step schedule."""
+        """Build the optimizer and its per-step schedule."""
         optimizer = self.optimizer_callable(self.parameters())
 
         def factor(step: int) -> float:

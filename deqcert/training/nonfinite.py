@@ -24,9 +24,9 @@ def poisoned(loss: Tensor) -> Tensor:
 
 
 class NonFiniteGuard(Callback):
-    """Skips the optimiser steps whose gradient is not finite; stops training after too many in a row.
+    """Skips the optimizer steps whose gradient is not finite; stops training after too many in a row.
 
-    A skipped step leaves weights, optimiser state and buffers (batch-norm statistics) as they were before it; the
+    A skipped step leaves weights, optimizer state and buffers (batch-norm statistics) as they were before it; the
     step counter and the learning-rate schedule go on. ``train/skipped_steps`` logs how many there were.
 
     Args:
@@ -45,13 +45,13 @@ class NonFiniteGuard(Callback):
         self._buffers: list[Tensor] | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Keep the buffers as they were before the first batch of an optimiser step."""
+        """Keep the buffers as they were before the first batch of an optimizer step."""
         if self._buffers is None:
             self._buffers = [buffer.clone() for buffer in pl_module.buffers()]
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Look at the gradient; without one, an optimiser leaves a parameter and its state alone."""
+        """Look at the gradient; without one, an optimizer leaves a parameter and its state alone."""
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         if get_total_norm(gradients).isfinite():
             self.in_a_row = 0
@@ -67,7 +67,7 @@ class NonFiniteGuard(Callback):
             raise TrainingError(
                 f"loss or gradient not finite in {self.in_a_row} steps in a row, the last of them step "
                 f"{trainer.global_step} (epoch {trainer.current_epoch}); {_saved(trainer)}. Try a smaller learning "
-                f"rate, trainer.gradient_clip_val or more Jacobian regularisation; max_skipped_steps = {self.limit} "
+                f"rate, trainer.gradient_clip_val or more Jacobian regularization; max_skipped_steps = {self.limit} "
                 "sets how many are allowed"
             )
 

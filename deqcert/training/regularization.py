@@ -1,4 +1,4 @@
-"""When and how strongly the Jacobian of the cell is regularised."""
+"""When and how strongly the Jacobian of the cell is regularized."""
 
 from __future__ import annotations
 
@@ -35,24 +35,23 @@ class JacobianRegularization:
     vectors: int = 2
 
     def __post_init__(self) -> None:
-        require(self.weight >= 0, "jacobian.weight", self.weight, "must be >= 0")
+        for field, minimum in (
+            ("weight", 0),
+            ("pretraining_weight", 0),
+            ("increment", 0),
+            ("increment_every", 1),
+            ("jitter", 0),
+            ("vectors", 1),
+        ):
+            value = getattr(self, field)
+            require(value >= minimum, f"jacobian.{field}", value, f"must be >= {minimum}")
         require(0 <= self.frequency <= 1, "jacobian.frequency", self.frequency, "must be in [0, 1]")
-        require(
-            self.pretraining_weight >= 0,
-            "jacobian.pretraining_weight",
-            self.pretraining_weight,
-            "must be >= 0",
-        )
-        require(self.increment >= 0, "jacobian.increment", self.increment, "must be >= 0")
-        require(self.increment_every >= 1, "jacobian.increment_every", self.increment_every, "must be >= 1")
-        require(self.jitter >= 0, "jacobian.jitter", self.jitter, "must be >= 0")
-        require(self.vectors >= 1, "jacobian.vectors", self.vectors, "must be >= 1")
 
     def weight_at(self, implicit_step: int, epoch: int) -> float:
         """Return the weight at a step.
 
         Args:
-            implicit_step: Optimiser steps since the end of pre-training; negative while pre-training.
+            implicit_step: Optimizer steps since the end of pre-training; negative while pre-training.
             epoch: Current epoch.
         """
         if self.stop_epoch is not None and epoch >= self.stop_epoch:

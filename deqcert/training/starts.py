@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from deqcert.errors import SettingError, TrainingError, require, require_count
-from deqcert.models import MDEQ
+from deqcert.models import MDEQ, MDEQInjection
 from deqcert.models.starts import LearnedStart, MeanStart
 from deqcert.solvers import Solver
-from deqcert.training.fixed_points import noisy_fixed_points
 
 _FixedPoints = tuple[Tensor, list[Tensor]]
 """Injected features, and the fixed point of each branch, shape (B, C_i, H_i, W_i)."""
@@ -56,7 +55,7 @@ def compute_start(
         TrainingError: A fixed point, or the start, is not finite.
     """
     require_count("steps", steps, minimum=1)
-    require(sigma > 0, "sigma", sigma, "must be > 0: a start without noise is none for noisy copies")
+    require(sigma > 0, "sigma", sigma, "must be > 0: a start computed without noise cannot be used for noisy inputs")
     start = network.start
     if start is None:
         raise SettingError("model.network.start", network.start_kind, "must be mean or learned to be computed")
@@ -109,3 +108,41 @@ def _error(guess: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
     distance = sum(((g - t) ** 2).flatten(1).sum(dim=1) for g, t in zip(guess, target, strict=True))
     size = sum((t**2).flatten(1).sum(dim=1) for t in target)
     return torch.as_tensor(distance / size).mean()
+
+
+class FixedPoints(NamedTuple):
+    """Those of one batch.
+
+    Attributes:
+        injection: Injection of the noisy images.
+        value: Fixed points, shape (B, D).
+    """
+
+    injection: MDEQInjection
+    value: Tensor
+
+
+def noisy_fixed_points(network: MDEQ, batches: Iterable[Tensor], sigma: float, solver: Solver) -> Iterator[FixedPoints]:
+    """Yield fixed points without end, each batch with fresh noise.
+
+    Args:
+        network: The network in evaluation mode.
+        batches: Clean images in [0, 1], shape (B, C, H, W); begun again when they end.
+        sigma: Standard deviation of the noise, in pixels of [0, 1].
+        solver: Finds the fixed points from a cold start.
+
+    Raises:
+        TrainingError: A fixed point is not finite.
+    """
+    while True:
+        for images in batches:
+            yield _solved(network, images + sigma * torch.randn_like(images), solver)
+
+
+@torch.no_grad()
+def _solved(network: MDEQ, noisy: Tensor, solver: Solver) -> FixedPoints:
+    injection = network.inject(noisy)
+    solution = solver.solve(lambda z: network.cell(z, injection), network.initial_state(injection))
+    if bool(solution.diverged.any()):
+        raise TrainingError("a fixed point is not finite: the network has not been trained to have one")
+    return FixedPoints(injection, solution.value)

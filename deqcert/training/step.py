@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
 
-from deqcert.errors import SettingError
+from deqcert.attacks import Classifier, WarmStarted, frozen
+from deqcert.attacks.networks import Cell
 from deqcert.implicit import BackwardMonitor, FixedPoint, GradientEstimator
 from deqcert.models import DEQ
 from deqcert.solvers import Solver
-from deqcert.training.attacks import Classifier, WarmStarted, frozen
-
-Cell = Callable[[Tensor, Any], Tensor]
 
 
 @dataclass
@@ -52,10 +49,6 @@ class TrainingStep:
         self.fixed_points.append(fixed_point)
         return self.network.head(fixed_point.value)
 
-    def few_step_logits(self, x: Tensor, steps: int) -> Tensor:
-        """Return the logits after ``steps`` plain steps from the anchor, with the exact gradient through them."""
-        return few_step_logits(self.network, self.cell, x, steps)
-
     @contextmanager
     def attacked(self, gradient: GradientEstimator) -> Iterator[Classifier]:
         """Yield the network in evaluation mode with frozen parameters, differentiable in its images.
@@ -84,35 +77,8 @@ class ExplicitStep:
     epoch: int
     logits: Callable[[Tensor], Tensor]
 
-    def few_step_logits(self, x: Tensor, steps: int) -> Tensor:
-        """Refuse: there are no steps.
-
-        Raises:
-            SettingError: Always.
-        """
-        raise SettingError("model.network", type(self.network).__name__, "must be a DEQ for an objective of few steps")
-
     @contextmanager
     def attacked(self, gradient: GradientEstimator) -> Iterator[Classifier]:
         """Yield the network in evaluation mode with frozen parameters; its gradient needs no estimator."""
         with frozen(self.network):
             yield self.network
-
-
-def few_step_logits(network: DEQ, cell: Cell, x: Tensor, steps: int) -> Tensor:
-    """Return the logits after ``steps`` plain steps from the anchor, with a graph to images and parameters.
-
-    Args:
-        network: The network.
-        cell: Its cell; compiled where that is asked for.
-        x: Images, shape (B, C, H, W).
-        steps: Evaluations of the cell, >= 1.
-
-    Returns:
-        Logits, shape (B, classes).
-    """
-    injection = network.inject(x)
-    z = network.anchor(injection)
-    for _ in range(steps):
-        z = cell(z, injection)
-    return network.head(z)

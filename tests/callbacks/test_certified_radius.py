@@ -18,7 +18,7 @@ from deqcert.callbacks import CertificationProgress, CertifiedRadius
 from deqcert.certification import CertificationCallback, Trainer
 from deqcert.data import Digits
 from deqcert.errors import SettingError
-from deqcert.report import read_tsv
+from deqcert.runs import read_tsv
 from deqcert.smoothing import Serialized, Standard
 from deqcert.solvers import Picard
 from deqcert.statistics import AdaptiveAudit, CertificationRule, FixedAudit
@@ -106,7 +106,7 @@ def test_files_hold_the_certificates_of_the_rule(tmp_path, capsys):
         assert example["estimation"] == list(vote.estimation)
         assert example["residual"] is None
     assert report["settings"]["certificate"] == {"alpha": 0.01, "alpha_audit": None, "audit": "exact"}
-    assert report["settings"]["smoothing"]["sigma"] == 0.5
+    assert report["settings"]["sampling"]["sigma"] == 0.5
     assert report["settings"]["checkpoint"] is None
     acr = sum(each.radius for each in certificates if each.correct) / len(certificates)
     assert float(callback._metrics.compute()["acr"]) == pytest.approx(acr)
@@ -206,23 +206,22 @@ def test_a_run_is_named_by_the_solver_of_its_classifier(tmp_path, capsys, thresh
     assert "\nstandard-30A " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("shard", ["images", "samples"])
 @pytest.mark.parametrize("kind", [Standard, Serialized])
-def test_a_run_whose_solves_end_at_the_step_limit_says_so(tmp_path, threshold_module, shard, kind):
+def test_a_run_whose_solves_end_at_the_step_limit_says_so(tmp_path, threshold_module, kind):
     """Residuals from zero at rate 1/2 are 1 and 1/3 after one and two steps, then 1/7."""
     solver = Picard(max_steps=2, tolerance=0.2)
     role = {"solver": solver} if kind is Standard else {"reference": solver, "audit": FixedAudit(20)}
-    smoothing = kind(n0=10, n=30, batch_size=20, chains=2, **role)
+    smoothing = kind(n0=10, n=30, batch_size=20, **role)
     said = r"100% of the solves .* ended after 2 steps above their tolerance of 0\.2, with a residual of 3\.3e-01"
     with pytest.warns(UserWarning, match=said):
-        certify_by(tmp_path / "some", threshold_module, smoothing, shard)
+        certify_by(tmp_path / "some", threshold_module, smoothing)
     enough = dataclasses.replace(
         smoothing, **{key: dataclasses.replace(solver, max_steps=3) for key in role if key != "audit"}
     )
-    certify_by(tmp_path / "more", threshold_module, enough, shard)  # a warning would be an error
+    certify_by(tmp_path / "more", threshold_module, enough)  # a warning would be an error
 
 
-def certify_by(directory, module, smoothing, shard):
+def certify_by(directory, module, smoothing):
     trainer = Trainer(
         accelerator="cpu",
         logger=False,
@@ -230,7 +229,7 @@ def certify_by(directory, module, smoothing, shard):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.certify(module, Digits(max_examples=2), smoothing, ledger_dir=str(directory), shard=shard)
+    trainer.certify(module, Digits(max_examples=2), smoothing, ledger_dir=str(directory))
 
 
 def test_tensorboard_shows_radii_curve_and_images_while_the_run_goes_on(tmp_path):
@@ -254,8 +253,8 @@ def test_tensorboard_has_the_settings_beside_the_results(tmp_path):
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     settings = HParamsPluginData.FromString(content).session_start_info.hparams
     assert settings["run"].string_value == "standard"
-    assert (settings["alpha"].number_value, settings["smoothing.n"].number_value) == (0.01, 200)
-    assert settings["smoothing.solver"].string_value == "Anderson"
+    assert (settings["alpha"].number_value, settings["sampling.n"].number_value) == (0.01, 200)
+    assert settings["sampling.solver"].string_value == "Anderson"
     content = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
     metrics = {info.name.tag for info in HParamsPluginData.FromString(content).experiment.metric_infos}
     assert metrics >= {"certify/acr", "certify_accuracy/at_0.25", "certify_cost/nfe_per_sample"}

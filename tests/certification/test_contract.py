@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.trainer.connectors import data_connector
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import deqcert
@@ -95,6 +96,9 @@ def test_sigterm_is_noted_without_a_collective(monkeypatch):
     assert not trainer.received_sigterm
     trainer._signal_connector._sigterm_notifier_fn(15, None)
     assert trainer.received_sigterm
+    trainer.state.fn = TrainerFn.FITTING  # whose loop would stop each rank where it is, without saving
+    assert trainer.terminated
+    assert not trainer.received_sigterm
 
 
 def test_sigterm_exception_carries_an_exit_code():

@@ -19,7 +19,7 @@ from deqcert.callbacks import CertificationProgress, CertifiedRadius
 from deqcert.certification import CertificationCallback
 from deqcert.data import Digits, TensorImages
 from deqcert.errors import DataError, LedgerError, SettingError
-from deqcert.report import read_tsv
+from deqcert.runs import read_tsv
 from deqcert.smoothing import Execution, Serialized, Smoothing, Standard
 from deqcert.statistics import CertificationRule
 
@@ -252,7 +252,7 @@ def test_another_run_in_the_same_directory_is_refused(tmp_path, changes, field):
 
 def test_a_rank_does_not_wait_for_ever(tmp_path, monkeypatch):
     from deqcert.certification import loop
-    from deqcert.ledger import Ledger
+    from deqcert.runs import Ledger
 
     monkeypatch.setattr(loop, "_POLL_SECONDS", 0.01)
     monkeypatch.setattr(Ledger, "append", lambda self, votes: None)  # rank 1's votes never arrive

@@ -3,7 +3,7 @@ import torch
 from command_lines import CHECKPOINT, DIGITS, QUIET, ROOT
 
 from deqcert.cli import main
-from deqcert.report import read_tsv
+from deqcert.runs import read_tsv
 
 # Whole runs pass through much code that is not ours.
 pytestmark = pytest.mark.filterwarnings("ignore")

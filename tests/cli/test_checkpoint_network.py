@@ -12,7 +12,7 @@ from command_lines import CHECKPOINT, DIGITS, QUIET, ROOT
 from deqcert.cli import main
 from deqcert.cli.checkpoint_network import with_checkpoint_network
 from deqcert.models import MDEQ
-from deqcert.report import read_tsv
+from deqcert.runs import read_tsv
 
 # Whole runs pass through much code that is not ours.
 pytestmark = pytest.mark.filterwarnings("ignore")

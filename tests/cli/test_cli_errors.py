@@ -14,37 +14,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_lines import CHECKPOINT, DIGITS, ROOT, certify_command
 from ranks import Ranks
 
 from deqcert.cli import main
 from deqcert.errors import DataError, SettingError
-from deqcert.report import read_tsv
+from deqcert.runs import read_tsv
 
 # Whole runs pass through much code that is not ours; our own warnings are errors in every other test.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-ROOT = Path(__file__).parents[2]
-DIGITS = ROOT / "configs" / "digits" / "mdeq_tiny.yaml"
 CIFAR = ROOT / "configs" / "cifar10" / "mdeq_small.yaml"
-CHECKPOINT = ROOT / "checkpoints" / "digits_mdeq_tiny" / "model.ckpt"
 
 
-def arguments(ledger: Path, *more: str, config: str = "srs_1a") -> list[str]:
-    return [
-        "certify",
-        f"--config={DIGITS}",
-        f"--config={ROOT / 'configs' / 'certify' / f'{config}.yaml'}",
-        f"--ckpt_path={CHECKPOINT}",
-        "--data.max_examples=2",
-        "--sampling.n=50",
-        "--sampling.n0=10",
-        "--sampling.audit=FixedAudit",
-        "--sampling.audit.samples=20",
-        f"--ledger_dir={ledger}",
-        "--trainer.logger=false",
-        "--trainer.accelerator=cpu",
-        *more,
-    ]
+def arguments(ledger: Path, *more: str) -> list[str]:
+    audit = ["--sampling.audit=FixedAudit", "--sampling.audit.samples=20"]
+    return certify_command(ledger, *audit, *more, images=2, n=50)
 
 
 def assert_refused(arguments: list[str], field: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,7 +166,7 @@ def test_ledger_of_another_run_is_refused_and_kept(tmp_path: Path, capsys: pytes
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert main(arguments(tmp_path, "--sampling.n=51")) == 2
     error = capsys.readouterr().err
-    assert "smoothing.n = 50 there, 51 here" in error
+    assert "sampling.n = 50 there, 51 here" in error
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from command_lines import CHECKPOINT, DIGITS, QUIET, ROOT, certify_command
+from deqcert.statistics.input_specific import InputSpecific
 from jsonargparse import ActionConfigFile
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
@@ -28,8 +29,7 @@ from deqcert.models import MDEQ, CifarResNet, ResNet50
 from deqcert.smoothing import Anchored, Serialized, Smoothing, Standard
 from deqcert.solvers import Anderson, Broyden, Picard, Solver
 from deqcert.statistics import AdaptiveAudit, AuditSize, FixedAudit, SequentialAudit, Stopping
-from deqcert.statistics.input_specific import InputSpecific
-from deqcert.statistics.stopping import InputSpecific, RelativePrecision, TargetRadius
+from deqcert.statistics.stopping import TargetRadius
 from deqcert.training import CATRS, Consistency, FewStep, Gaussian, Objective, SmoothAdv
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # jsonargparse and lightning warn of each other
@@ -40,7 +40,7 @@ GROUPS: dict[type, list[type]] = {
     Smoothing: [Serialized, Standard, Anchored],
     Solver: [Anderson, Broyden, Picard],
     AuditSize: [AdaptiveAudit, FixedAudit, SequentialAudit],
-    Stopping: [RelativePrecision, InputSpecific, TargetRadius, InputSpecific],
+    Stopping: [InputSpecific, TargetRadius],
     Objective: [Gaussian, SmoothAdv, CATRS, Consistency, FewStep],
     GradientEstimator: [ImplicitAdjoint, OneStep, Phantom, Unrolled],
     ImageDataModule: [Digits, CIFAR10, ImageFolder],

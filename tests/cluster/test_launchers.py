@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from deqcert.cli import main
-from deqcert.report import read_tsv
+from deqcert.runs import read_tsv
 
 # Whole runs pass through much code that is not ours; our own warnings are errors in every other test.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from deqcert.data import ImageFolder
 from deqcert.data.cifar10_files import find_reader, read_packed, read_tree
-from deqcert.data.decoding import MOST_PIXELS, opened_image
+from deqcert.data.decoding import MAXIMUM_PIXELS, opened_image
 from deqcert.errors import DataError
 
 GRADIENT = np.tile(np.linspace(0, 255, 32, dtype=np.uint8), (32, 1))
@@ -56,7 +56,7 @@ HOSTILE = {
     "truncated jpeg": (encoded(Image.fromarray(COLOUR), "JPEG")[:-60], "truncated"),
     "truncated png": (encoded(Image.fromarray(COLOUR))[:-60], "damaged image"),
     "png without pixels": (png_of_size(32, 32), "truncated"),
-    "warned of": (png_of_size(MOST_PIXELS // 8000 + 1, 8000), "pixels"),
+    "warned of": (png_of_size(MAXIMUM_PIXELS // 8000 + 1, 8000), "pixels"),
     "bomb": (png_of_size(60_000, 60_000), "pixels"),
     "largest header": (png_of_size(2**31 - 1, 2**31 - 1), "pixels"),
     "animated gif": (frames("GIF"), "animation"),
@@ -129,12 +129,12 @@ def test_resizing_to_a_huge_size(folder):
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_limits_are_inclusive(folder):
     assert folder(encoded(Image.new("RGB", (4, 4000))), resize=20).shape == (3, 16, 16)
-    content = png_of_size(MOST_PIXELS, 1)
+    content = png_of_size(MAXIMUM_PIXELS, 1)
     with opened_image(content, "largest") as image:
-        assert image.size == (MOST_PIXELS, 1)
+        assert image.size == (MAXIMUM_PIXELS, 1)
     with (
         pytest.raises(DataError, match="larger: 89478486 x 1 pixels"),
-        opened_image(png_of_size(MOST_PIXELS + 1, 1), "larger"),
+        opened_image(png_of_size(MAXIMUM_PIXELS + 1, 1), "larger"),
     ):
         pass
 

@@ -3,8 +3,7 @@ from itertools import chain
 import pytest
 import torch
 
-from deqcert.data.loading import ResumableLoader, collated
-from deqcert.data.sampling import EpochSampler, UnpaddedSampler
+from deqcert.data.loading import EpochSampler, ResumableLoader, UnpaddedSampler, collated
 
 
 def make_loader(images, **settings):

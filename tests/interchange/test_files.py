@@ -10,10 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import save, save_file
 from torch import nn
 
+from deqcert.checkpoints.files import load_plain, read_checkpoint
 from deqcert.errors import CheckpointError
 from deqcert.interchange import read_weights, write_checkpoint, write_safetensors
 from deqcert.interchange.numpy_scalars import STAND_INS
-from deqcert.training.checkpoints import load_plain, read_checkpoint
 
 ARCHITECTURE = {"network": "Small", "settings": {"mean": [0.5, 0], "start": "zero", "affine": True}}
 WEIGHTS = {"fc.weight": torch.arange(6.0).view(2, 3), "fc.bias": torch.tensor([1.0, -2.0])}

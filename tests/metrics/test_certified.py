@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from torchmetrics import MetricCollection
 
 from deqcert.errors import DataError, SettingError
-from deqcert.metrics import AbstentionRate, AverageCertifiedRadius, CertifiedAccuracy
+from deqcert.metrics.certified import AbstentionRate, AverageCertifiedRadius, CertifiedAccuracy
 
 RADII = [0.0, 0.25, 0.5, 1.0]
 
 
 def collection():
-    return MetricCollection([AverageCertifiedRadius(), CertifiedAccuracy(RADII), AbstentionRate()])
+    return MetricCollection(
+        [AverageCertifiedRadius(), CertifiedAccuracy(RADII), AbstentionRate()], compute_groups=False
+    )
 
 
 def reference(prediction, radius, label):
@@ -70,7 +72,9 @@ def test_states_stay_float64_when_a_module_is_cast():
 
 
 def test_a_collection_keeps_metrics_apart_that_start_equal():
-    metrics = MetricCollection({"at_0": CertifiedAccuracy([0.0]), "at_1": CertifiedAccuracy([0.25])})
+    metrics = MetricCollection(
+        {"at_0": CertifiedAccuracy([0.0]), "at_1": CertifiedAccuracy([0.25])}, compute_groups=False
+    )
     metrics.update(torch.tensor([1]), torch.tensor([0.5]), torch.tensor([1]))
     metrics.update(torch.tensor([1]), torch.tensor([0.1]), torch.tensor([1]))
     assert {name: value.item() for name, value in metrics.compute().items()} == {"at_0": 1.0, "at_1": 0.5}

@@ -12,7 +12,7 @@ from ranks import Ranks
 
 import deqcert.cli.trainer_verbs  # noqa: F401  # so that forks need not import it
 from deqcert.cli import main
-from deqcert.report import read_tsv, verify_run
+from deqcert.runs import read_tsv, verify_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

@@ -21,8 +21,7 @@ from ranks import Ranks
 import deqcert.cli.trainer_verbs  # noqa: F401  # so that forks need not import it
 from deqcert.cli import main
 from deqcert.errors import LedgerError
-from deqcert.ledger import Ledger, stored_identity
-from deqcert.report import verify_run
+from deqcert.runs import Ledger, stored_identity, verify_run
 from deqcert.smoothing import Serialized
 from deqcert.solvers import Picard
 from deqcert.statistics import FixedAudit

@@ -31,7 +31,7 @@ from deqcert.callbacks import CertifiedRadius
 from deqcert.certification import Trainer
 from deqcert.data import ImageDataModule, TensorImages
 from deqcert.models import DEQ
-from deqcert.report import read_tsv
+from deqcert.runs import read_tsv
 from deqcert.smoothing import Serialized, Standard
 from deqcert.solvers import Picard
 from deqcert.statistics import (

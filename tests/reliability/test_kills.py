@@ -14,8 +14,7 @@ from ranks import CRASH, Ranks
 
 import deqcert.cli.trainer_verbs  # noqa: F401  # so that forks need not import it
 from deqcert.cli import main
-from deqcert.ledger import Ledger, stored_identity
-from deqcert.report import read_tsv, verify_run
+from deqcert.runs import Ledger, read_tsv, stored_identity, verify_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

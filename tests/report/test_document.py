@@ -4,7 +4,8 @@ import io
 import pytest
 
 from deqcert.errors import DataError, SettingError
-from deqcert.report import Report, ResidualCurves, read_runs, read_tsv
+from deqcert.report import Report, ResidualCurves, read_runs
+from deqcert.runs import read_tsv
 from deqcert.statistics import false_certificates_upper
 
 TABLE = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n0\t3\t3\t0.5\t1\t2.0\n10\t3\t3\t0.25\t1\t2.0\n"
@@ -83,7 +84,7 @@ def test_the_numbers_for_programs_are_whole(runs, tmp_path):
 def test_the_page_shows_the_figures_beside_it(runs, tmp_path):
     written = Report(runs[:2], [0.0], residuals={"m": ResidualCurves([0.1], [0.01])}).write(tmp_path)
     page = (tmp_path / "report.md").read_text()
-    figures = ["curves", "tradeoff", "retention", "probabilities", "projections", "residuals"]
+    figures = ["curves", "tradeoff", "retention", "probabilities", "residuals"]
     for slug in figures:
         assert f"![{slug}]({slug}.png)" in page
         assert (tmp_path / f"{slug}.png").read_bytes().startswith(b"\x89PNG")
@@ -95,13 +96,8 @@ def test_the_page_shows_the_figures_beside_it(runs, tmp_path):
 
 def test_figures_are_those_that_there_are_numbers_for(runs):
     assert list(Report(runs[2:], [0.0]).figures()) == ["curves"]
-    assert list(Report(runs, [0.0]).figures()) == ["curves", "tradeoff", "probabilities", "projections"]
+    assert list(Report(runs, [0.0]).figures()) == ["curves", "tradeoff", "probabilities"]
     assert len(Report(runs, [0.0]).figures()["probabilities"].axes[0].get_lines()) == 2  # one run and p = 1/2
-
-
-def test_projections_can_be_chosen(runs):
-    figure = Report(runs, [0.0], projected=[50]).figures()["projections"]
-    assert [line.get_label() for line in figure.axes[0].get_lines()][1:] == ["projected: n = 50, α = 0.001"]
 
 
 def test_a_report_needs_runs_with_names_of_their_own(runs):

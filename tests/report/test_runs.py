@@ -1,11 +1,9 @@
-import json
-import shutil
-
 import pytest
 
 from deqcert.errors import DataError, LedgerError, SettingError
-from deqcert.ledger import Ledger
-from deqcert.report import common_images, read_runs, read_tsv, report_radii, write_tsv
+from deqcert.report import common_images, read_runs, report_radii
+from deqcert.runs import Ledger, read_tsv, write_results, write_tsv
+from deqcert.runs.results import _SEAL, _seal
 from deqcert.statistics import CertificationRule
 
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
@@ -87,7 +85,7 @@ def test_what_is_written_as_a_table_is_the_same_run(make_run, tmp_path):
 
 def test_an_unfinished_run_has_the_images_so_far(tmp_path, make_votes):
     directory = tmp_path / "running"
-    identity = {"smoothing": {"sigma": 0.25, "noise": "float32"}, "image": [1, 8, 8]}
+    identity = {"sampling": {"sigma": 0.25, "noise": "float32"}, "image": [1, 8, 8]}
     ledger = Ledger(directory, identity)
     with ledger.claim(), ledger.open(0):
         for index in (7, 3):
@@ -102,7 +100,7 @@ def test_an_unfinished_run_has_the_images_so_far(tmp_path, make_votes):
 
 
 def test_an_unfinished_run_without_its_configuration_is_refused(tmp_path, make_votes):
-    ledger = Ledger(tmp_path, {"smoothing": {}})
+    ledger = Ledger(tmp_path, {"sampling": {}})
     with ledger.claim(), ledger.open(0):
         ledger.append(make_votes(0))
     with pytest.raises(DataError, match=r"certify\.yaml: cannot be read"):
@@ -119,8 +117,6 @@ def test_a_directory_without_a_run_is_refused(tmp_path):
 
 def reseal(path, change):
     """Forge a report by the rules of the file itself."""
-    from deqcert.report.json_report import _SEAL, _seal
-
     content = path.read_bytes()
     body = change(content[: content.rfind(_SEAL)].decode()).encode()
     path.write_bytes(body + _seal(body))
@@ -129,16 +125,12 @@ def reseal(path, change):
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
-        ('"prediction": 3', '"prediction": 2', "image 0 does not follow from its votes"),
-        ('"radius": ', '"radius": 1', "does not follow from its votes"),
-        ('"n": 100', '"n": 90', "example 0: votes of image 0: estimation"),
-        ('"n0": 10', '"n_zero": 10', "example 0: has no 'n0'"),
-        ('"sigma": 0.5', '"sigma": "wide"', "image 0: sigma = 0.5, but the run has wide"),
-        ('"sigma": 0.5', '"sigma": 1.0', "image 0: sigma = 0.5, but the run has 1.0"),
-        ('"noise_error": 0.0', '"noise_error": 0.1', "image 0: noise_error = 0.1, but the run has 0.0"),
-        ('"noise": "float32"', '"noise": "pink"', "noise"),
+        ('"prediction": 3', '"prediction": 2', "image 0: prediction = 2, but it is 3"),
+        ('"radius": ', '"radius": 1', "image 0: radius = 1"),
+        ('"n": 100', '"n": 90', "image 0: n = 90, but it is 100"),
+        ('"n0": 10', '"n_zero": 10', "image 0: n0 = None"),
         ('"alpha": 0.001', '"alpha": 0', "alpha = 0"),
-        ('"image"', '"picture"', "settings cannot be used"),
+        ('"alpha"', '"beta"', "settings cannot be used"),
     ],
 )
 def test_a_forged_report_is_refused(make_run, old, new, complaint):
@@ -148,6 +140,25 @@ def test_a_forged_report_is_refused(make_run, old, new, complaint):
         read_runs(directory, "run")
 
 
+@pytest.mark.parametrize(
+    ("identity", "fields", "complaint"),
+    [
+        ({}, {"sigma": 1.0}, "image 0: sigma = 1.0, but the run has 0.5"),
+        ({}, {"noise_error": 0.1}, "image 0: noise_error = 0.1, but the run has 0.0"),
+        ({"sampling": {"sigma": 0.5, "noise": "pink"}}, {}, "settings cannot be used .*noise"),
+        ({"image": None}, {}, "settings cannot be used"),
+    ],
+)
+def test_votes_that_are_not_of_the_run_are_refused(tmp_path, make_votes, identity, fields, complaint):
+    identity = {"sampling": {"sigma": 0.5, "noise": "float32"}, "image": [1, 8, 8]} | identity
+    ledger = Ledger(tmp_path, identity)
+    with ledger.claim(), ledger.open(0):
+        ledger.append(make_votes(0, **fields))
+    write_results(tmp_path, [make_votes(0, **fields)], CertificationRule(), identity, radii=[0.0])
+    with pytest.raises(DataError, match=complaint):
+        read_runs(tmp_path, "run")
+
+
 def test_a_changed_or_damaged_report_is_refused(make_run):
     path = make_run() / "certificates.json"
     content = path.read_bytes()
@@ -155,14 +166,6 @@ def test_a_changed_or_damaged_report_is_refused(make_run):
         path.write_bytes(damage)
         with pytest.raises(DataError, match=r"certificates\.json: "):
             read_runs(path.parent, "run")
-
-
-def test_an_image_that_comes_twice_is_refused(make_run):
-    path = make_run() / "certificates.json"
-    line = json.dumps(json.loads(path.read_text())["examples"][0])
-    reseal(path, lambda text: text.replace('"examples": [', f'"examples": [\n{line},', 1))
-    with pytest.raises(DataError, match="an image comes twice"):
-        read_runs(path.parent, "run")
 
 
 def test_common_images_are_those_of_all(make_run, make_table):
@@ -201,7 +204,8 @@ def test_radii_are_those_of_the_run_that_reaches_farthest(make_run, make_table):
     assert report_radii(read_runs(none, "none")) == (0.0,)
 
 
-def test_a_run_without_its_ledger_is_still_a_run(make_run):
+def test_a_run_without_its_ledger_is_refused(make_run):
     directory = make_run()
-    shutil.copytree(directory, directory.with_name("copy"))
-    assert read_runs(directory.with_name("copy"), "run") == read_runs(directory, "run")
+    (directory / "votes.rank0.jsonl").unlink()
+    with pytest.raises(LedgerError, match="holds no ledger"):
+        read_runs(directory, "run")

@@ -54,11 +54,6 @@ def test_nobody_wins_alone():
         assert not any(any(row.best) for row in summary_table(runs).rows)
 
 
-def test_radii_of_few_runs_are_dispensable_before_those_of_all():
-    table = summary_table({"a": summary_of([0.0, 0.25, 0.5]), "b": summary_of([0.0, 0.5])})
-    assert [table.grouped[position] for position in table.dispensable] == ["0.25", "0.5"]
-
-
 def test_lower_bounds_are_those_of_bernstein():
     runs = {"known": summary_of(), "unknown": summary_of(), "unsound": summary_of(sound=False)}
     alphas = {"known": 0.001, "unknown": None, "unsound": 0.001}

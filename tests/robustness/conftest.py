@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sampling_runs import smoothed
 
-from deqcert.robustness import SmoothedClassifier
-from deqcert.smoothing import Standard
+from deqcert.robustness import Target
 from deqcert.solvers import Picard
 from deqcert.statistics import Certificate
 
@@ -21,13 +21,18 @@ SIGMA = 0.5
 
 
 @pytest.fixture
-def strategy():
-    return Standard(sigma=SIGMA, n0=20, n=100, batch_size=50, solver=Picard(max_steps=40))
+def make_target():
+    """The target of an attack on a base classifier."""
+
+    def make(base, image=IMAGE, seed=0, **settings):
+        return Target(smoothed(base, SIGMA, **{"solver": Picard(max_steps=40), **settings}), image, seed)
+
+    return make
 
 
 @pytest.fixture
-def target(threshold_deq, strategy):
-    return SmoothedClassifier(threshold_deq(), strategy, IMAGE)
+def target(threshold_deq, make_target):
+    return make_target(threshold_deq())
 
 
 @pytest.fixture
@@ -35,7 +40,7 @@ def certificate():
     """A certificate of class 0 with a given radius."""
 
     def certificate(radius, *, index=3, label=0, prediction=0, sound=True):
-        return Certificate(index, label, prediction, radius, p_a_lower=0.9, sound=sound)
+        return Certificate(prediction, radius, p_a_lower=0.9, sound=sound, index=index, label=label)
 
     return certificate
 

@@ -6,16 +6,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampling_runs import noisy, smoothed
 from torch import nn
 
+from deqcert.attacks import frozen
 from deqcert.errors import SettingError
 from deqcert.implicit import ImplicitAdjoint, OneStep
-from deqcert.robustness import SmoothedAttack, SmoothedClassifier, distances
+from deqcert.robustness import SmoothedAttack, Target, distances
 from deqcert.seeding import Purpose
-from deqcert.smoothing import Anchored, Serialized, Standard
-from deqcert.smoothing.noise import noisy_batches
+from deqcert.smoothing import Standard, Stream
 from deqcert.solvers import Picard
-from deqcert.training.attacks import frozen
 
 RADII = (0.0, 0.1, 0.4, 0.8)
 ATTACK = SmoothedAttack(steps=5, samples=4)
@@ -33,9 +33,9 @@ def test_the_optimal_direction_is_found(target, image, gradient):
         torch.testing.assert_close(point, image - radius / 4, rtol=0, atol=1e-5)
 
 
-def test_a_classifier_without_a_cell_is_differentiated_as_it_is(image, strategy):
+def test_a_classifier_without_a_cell_is_differentiated_as_it_is(image, make_target):
     model = plain(classes=2)
-    target = SmoothedClassifier(model, strategy, image)
+    target = make_target(model)
     (point,) = ATTACK.points(target, image, 3, 0, [0.3])
     weight = model[1].weight.detach()
     away = (weight[1] - weight[0]).view(1, 4, 4)
@@ -48,7 +48,7 @@ def test_points_stay_in_the_ball_without_a_tolerance_and_in_the_box(seed, corner
     generator = torch.Generator().manual_seed(seed)
     image = torch.rand(1, 4, 4, generator=generator)
     image = torch.where(torch.rand(image.shape, generator=generator) < corners, image.round(), image)
-    target = SmoothedClassifier(plain(seed % 7), Standard(sigma=0.5, n=10, batch_size=10), image)
+    target = Target(smoothed(plain(seed % 7)), image, 0)
     points = ATTACK.points(target, image, 0, seed % 3, [radius, 0.0, radius / 2])
     limits = torch.tensor([radius, 0.0, radius / 2], dtype=torch.float64)
     assert (distances(points, image) <= limits).all()
@@ -64,8 +64,8 @@ def test_points_do_not_depend_on_what_is_attacked_beside_them(target, image):
         torch.testing.assert_close(ATTACK.points(target, image, 3, 0, [radius])[0], point, rtol=0, atol=1e-6)
 
 
-def test_points_are_repeatable_and_leave_the_global_generator_alone(image, strategy):
-    target = SmoothedClassifier(plain(), strategy, image)
+def test_points_are_repeatable_and_leave_the_global_generator_alone(image, make_target):
+    target = make_target(plain())
     torch.manual_seed(5)
     state = torch.get_rng_state()
     first = ATTACK.points(target, image, 3, 0, RADII)
@@ -74,9 +74,9 @@ def test_points_are_repeatable_and_leave_the_global_generator_alone(image, strat
     assert torch.equal(ATTACK.points(target, image, 3, 0, RADII), first)
 
 
-def test_many_points_are_attacked_in_groups_that_fit_a_launch(target, image):
-    target.rows = 8  # two points of four copies each
-    network = target._classifier
+def test_many_points_are_attacked_in_groups_that_fit_a_batch(target, image):
+    target.rows = 8  # two points of four samples each
+    network = target.g.base.network
     network.rows.clear()
     grouped = ATTACK.points(target, image, 3, 0, RADII)
     sizes = set(network.rows)
@@ -85,28 +85,32 @@ def test_many_points_are_attacked_in_groups_that_fit_a_launch(target, image):
     torch.testing.assert_close(grouped, ATTACK.points(target, image, 3, 0, RADII), rtol=0, atol=1e-6)
 
 
-def test_the_best_of_several_restarts_counts(image, strategy):
+def test_the_best_of_several_restarts_counts(image, make_target):
     """Restarts differ in their noise; a network that is not linear sends them to different points."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 3)).eval()
-    target = SmoothedClassifier(model, strategy, image)
+    target = make_target(model)
     attack = SmoothedAttack(steps=3, samples=2)
     single = [attack._search(target, image, 3, 0, [1.0], restart) for restart in range(4)]
     assert len({tuple(point.flatten().tolist()) for point in single}) == 4
     best = dataclasses.replace(attack, restarts=4).points(target, image, 3, 0, [1.0])
-    noise = target.attack_noise(image, 3, 2, 0, 4)
+    noise = target.noise(image, 3, 2, 4)
     losses = [float(attack._losses(target, point, 0, noise)) for point in single]
     assert float(attack._losses(target, best, 0, noise)) == max(losses)
     assert max(losses) > min(losses)
 
 
-def test_noise_of_certificate_attack_and_check_are_different(target, strategy, image):
+def test_noise_of_certificate_attack_and_check_are_different(target, image):
+    network = target.g.base.network
+    network.inputs.clear()
+    target.counts(image[None], 3, 100)
+    sampling = Standard(n0=20, n=100, batch_size=50)
     streams = {
-        "selection": torch.cat(list(strategy._noisy_batches(image, 3, Purpose.SELECTION))) - image,
-        "estimation": torch.cat(list(strategy._noisy_batches(image, 3, Purpose.ESTIMATION))) - image,
-        "attack": target.attack_noise(image, 3, 20, strategy.seed, 0)[:, 0],
-        "restart": target.attack_noise(image, 3, 20, strategy.seed, 1)[:, 0],
-        "check": torch.cat(list(target._copies(image, 3, 100, strategy.seed))) - image,
+        "selection": noisy(sampling, target.g, image, 3, Purpose.SELECTION) - image,
+        "estimation": noisy(sampling, target.g, image, 3) - image,
+        "attack": target.noise(image, 3, 20, 0)[:, 0],
+        "restart": target.noise(image, 3, 20, 1)[:, 0],
+        "check": torch.cat(network.inputs) - image,
     }
     joined = torch.cat(list(streams.values())).flatten(1)
     apart = torch.cdist(joined, joined) + 10 * torch.eye(len(joined))
@@ -115,53 +119,42 @@ def test_noise_of_certificate_attack_and_check_are_different(target, strategy, i
         assert noise.std().item() == pytest.approx(0.5, rel=0.15)
 
 
-def test_votes_are_those_of_the_base_solver_under_fresh_noise(target, threshold_deq, image):
-    (counts,) = target.counts(image[None], 3, 4000, seed=0)
+def test_votes_are_those_of_f_under_fresh_noise(target, make_target, threshold_deq, image):
+    (counts,) = target.counts(image[None], 3, 4000)
     assert sum(counts) == 4000
     p = float(torch.special.ndtr(torch.tensor(0.4 / 0.5)))
     assert counts[0] / 4000 == pytest.approx(p, abs=5 * (p * (1 - p) / 4000) ** 0.5)
-    assert target.counts(image[None], 3, 4000, seed=0) == [counts]
-    assert target.counts(image[None], 3, 4000, seed=1) != [counts]
-    assert target.counts(image[None], 4, 4000, seed=0) != [counts]
-
-
-def test_a_serialized_strategy_is_judged_by_its_reference(threshold_deq, image):
-    """One step from a cold start would put every copy below the threshold; the base classifier is solved to the end."""
-    cheap = Serialized(sigma=0.5, n=100, batch_size=50, solver=Picard(max_steps=1), reference=Picard(max_steps=40))
-    standard = Standard(sigma=0.5, n=100, batch_size=50, solver=Picard(max_steps=40))
-    first, second = (SmoothedClassifier(threshold_deq(), each, image) for each in (cheap, standard))
-    assert first.counts(image[None], 3, 500, 0) == second.counts(image[None], 3, 500, 0)
-    torch.testing.assert_close(ATTACK.points(first, image, 3, 0, RADII), ATTACK.points(second, image, 3, 0, RADII))
+    assert target.counts(image[None], 3, 4000) == [counts]
+    assert make_target(threshold_deq(), seed=1).counts(image[None], 3, 4000) != [counts]
+    assert target.counts(image[None], 4, 4000) != [counts]
 
 
 def test_points_side_by_side_get_the_votes_they_get_alone(target, image):
     points = torch.stack([image, image - 0.1, image + 0.1])
-    assert target.counts(points, 3, 200, 0) == [target.counts(point[None], 3, 200, 0)[0] for point in points]
+    assert target.counts(points, 3, 200) == [target.counts(point[None], 3, 200)[0] for point in points]
 
 
-def test_a_diverged_copy_votes_for_nobody(threshold_deq, strategy, image):
-    target = SmoothedClassifier(threshold_deq(poison=0.6), strategy, image)
-    (counts,) = target.counts(image[None], 3, 1000, seed=0)
+def test_a_diverged_sample_votes_for_nobody(threshold_deq, make_target, image):
+    (counts,) = make_target(threshold_deq(poison=0.6)).counts(image[None], 3, 1000)
     assert 400 < sum(counts) < 600
 
 
-def test_quantised_noise_rounds_the_noisy_point_and_not_the_point(threshold_deq, strategy, image):
-    network = threshold_deq()
-    target = SmoothedClassifier(network, dataclasses.replace(strategy, noise="quantised"), image)
+def test_quantised_noise_rounds_the_noisy_point_and_not_the_point(threshold_deq, make_target):
+    network, image = threshold_deq(), torch.full((1, 4, 4), 153 / 255)
+    target = make_target(network, image, noise="quantised")
     point = image + 0.3 / 255
     network.inputs.clear()
-    target.counts(point[None], 3, 1000, seed=0)
-    levels = torch.cat(network.inputs) * 255
-    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-3)
+    target.counts(point[None], 3, 1000)
+    given = torch.cat(network.inputs)
+    assert given.dtype == torch.float32
+    assert torch.equal(given, (given * 255).round() / 255)
+    levels = given * 255
     assert (levels.mean() - 255 * point.mean()).abs() < 5 * 0.5 * 255 / (16 * 1000) ** 0.5
-    exact = torch.cat(list(target._copies(image, 3, 10, 0)))
-    assert exact.dtype == torch.float32
-    assert torch.equal(exact, (exact * 255).round() / 255)
 
 
-def test_the_network_is_left_as_it_was(image, strategy):
+def test_the_network_is_left_as_it_was(image, make_target):
     model = plain()
-    ATTACK.points(SmoothedClassifier(model, strategy, image), image, 0, 0, [0.1])
+    ATTACK.points(make_target(model), image, 0, 0, [0.1])
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     with frozen(model):
         assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -173,22 +166,22 @@ def test_bad_settings_are_named(field):
         SmoothedAttack(**{field: 0})
 
 
-def test_an_anchored_classifier_is_attacked_and_judged_as_few_steps_from_its_anchor(threshold_deq, image):
+def test_an_anchored_classifier_is_attacked_and_judged_as_few_steps_from_its_anchor(threshold_deq, make_target, image):
     class AnchoredDEQ(threshold_deq):
+        start_kind, start_sigma = "mean", 0.5
+
         def anchor(self, injection):
             return 1.6 * injection  # z* is 2 times the injection; one step leads to 1.8 times
 
-    network = AnchoredDEQ()
-    strategy = Anchored(sigma=0.5, n0=10, n=50, batch_size=25, solver=Picard(max_steps=1))
-    target = SmoothedClassifier(network, strategy, image)
+    target = make_target(AnchoredDEQ(), solver=Picard(max_steps=1), start="anchor")
     x = torch.rand(5, 1, 4, 4).requires_grad_()
-    with target.attacked(OneStep()) as classifier:
+    with target.differentiable(OneStep()) as classifier:
         logits = classifier(x)
         (gradient,) = torch.autograd.grad(logits[:, 0].sum(), x)
     torch.testing.assert_close(logits[:, :1], 1.8 * x.flatten(1).mean(dim=1, keepdim=True))
     torch.testing.assert_close(gradient, torch.full_like(x, 1.8 / 16))
-    (counts,) = target.counts(image[None], index=0, n=200, seed=0)
-    copies = torch.cat(list(noisy_batches(image, 0, Purpose.ATTACK_CHECK, sigma=0.5, count=200, batch_size=25, seed=0)))
-    expected = int((1.8 * copies.flatten(1).mean(dim=1) > 1.0).sum())
+    (counts,) = target.counts(image[None], index=0, n=200)
+    samples = torch.cat(list(target.g.noisy(image, Stream(0, 0), Purpose.ATTACK_CHECK, 200, 400)))
+    expected = int((1.8 * samples.flatten(1).mean(dim=1) > 1.0).sum())
     assert counts == (expected, 200 - expected)
     assert 0 < expected < 200

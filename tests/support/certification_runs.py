@@ -9,7 +9,7 @@ from sampling_runs import shipped_network
 
 from deqcert.certification import Trainer
 from deqcert.data import Digits
-from deqcert.ledger import Ledger, stored_identity
+from deqcert.runs import Ledger, stored_identity
 
 
 class ShippedModule(LightningModule):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from deqcert.certification import Trainer
 from deqcert.data import Digits
 from deqcert.implicit import ImplicitAdjoint
 from deqcert.models import MDEQ

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from deqcert.checkpoints import network_weights, read_checkpoint
 from deqcert.models import MDEQ
 from deqcert.seeding import Purpose
 from deqcert.smoothing import Sampling, SmoothedClassifier, Smoothing, Stream
@@ -20,9 +21,7 @@ def shipped_network(start="zero"):
     """The shipped digits MDEQ: near its decision boundaries a prediction says something."""
     settings = {"channels": (8, 16), "head_channels": (4, 8), "final_channels": 64, "expansion": 3}
     network = MDEQ(**settings, image_channels=1, image_size=8, mean=(0.305,), std=(0.376,), start=start)
-    weights = torch.load(CHECKPOINT, map_location="cpu", weights_only=True)["state_dict"]
-    weights = {name.removeprefix("network."): value for name, value in weights.items()}
-    network.load_state_dict(weights, strict=start == "zero")
+    network.load_state_dict(network_weights(read_checkpoint(CHECKPOINT)["state_dict"]), strict=start == "zero")
     return network.eval()
 
 

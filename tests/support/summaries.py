@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deqcert.report import Summary
+from deqcert.runs import Summary
 
 
 def summary_of(radii=(0.0, 0.25), accuracy=0.67, sound=True, costs=True, acr=0.538):

@@ -11,10 +11,10 @@ import scipy.stats
 import torch
 from torch import nn
 
+from deqcert.attacks import PGD, Attack, frozen
 from deqcert.errors import SettingError
 from deqcert.implicit import ImplicitAdjoint, OneStep
-from deqcert.training.attacks import DDN, PGD, Attack, frozen
-from deqcert.training.objectives import CATRS, Consistency, FewStep, Gaussian, SmoothAdv
+from deqcert.training.objectives import CATRS, Consistency, Gaussian, SmoothAdv
 
 SHAPE = (3, 4, 4)
 
@@ -46,10 +46,6 @@ class Fixed:
         self.inputs.append(x.detach())
         return logits.flatten(0, 1)
 
-    def few_step_logits(self, x, steps):
-        self.steps = steps
-        return self.logits(x)
-
     @contextmanager
     def attacked(self, gradient):
         self.attacks += 1
@@ -70,9 +66,6 @@ class Live:
     def logits(self, x):
         self.trained.append(x.detach())
         return self.module(x)
-
-    def few_step_logits(self, x, steps):
-        return self.logits(x)
 
     @contextmanager
     def attacked(self, gradient):
@@ -202,8 +195,8 @@ def test_with_two_classes_the_attack_finds_the_maximiser_of_the_averaged_loss(st
     assert loss.metrics["attack_norm"].item() == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("attack", [PGD(steps=3, epsilon=0.5), DDN(steps=3, epsilon=0.5)])
-def test_the_training_step_reuses_the_noise_of_the_attack(attack):
+def test_the_training_step_reuses_the_noise_of_the_attack():
+    attack = PGD(steps=3, epsilon=0.5)
     images, labels = random_batch()
     context = Live(convolutional())
     torch.manual_seed(7)
@@ -238,7 +231,7 @@ def test_smoothadv_trains_on_all_copies_or_on_the_first(multi_noise, trained):
     assert torch.equal(context.inputs[0], (images + noise).flatten(0, 1))
 
 
-@pytest.mark.parametrize("attack", [PGD(steps=0), DDN(steps=0), PGD(epsilon=0.0), DDN(epsilon=0.0)])
+@pytest.mark.parametrize("attack", [PGD(steps=0), PGD(epsilon=0.0)])
 def test_without_steps_or_radius_the_attack_never_asks_the_network(attack):
     images, labels = random_batch()
     context = Live(linear())
@@ -290,23 +283,6 @@ def test_consistency_is_finite_where_probabilities_vanish():
     value.backward()
     assert value.isfinite()
     assert context.passes[0].grad.isfinite().all()
-
-
-# Few steps.
-
-
-def test_few_step_training_weighs_both_outputs_on_the_same_noise():
-    images, labels = random_batch()
-    converged, few = random_logits(2, 5, 3), random_logits(2, 5, 3, seed=2)
-    context = Fixed(converged, few)
-    loss = FewStep(steps=3, converged_weight=0.25, copies=2).loss(context, images, labels)
-    expected = losses_of(few, labels).mean() + 0.25 * losses_of(converged, labels).mean()
-    assert loss.value.item() == pytest.approx(expected)
-    agreement = (few.argmax(dim=2) == converged.argmax(dim=2)).double().mean().item()
-    further = {"converged_cross_entropy": losses_of(converged, labels).mean(), "agreement": agreement}
-    assert_metrics(loss, common_metrics(few, labels) | further)
-    assert context.steps == 3
-    assert torch.equal(*context.inputs)
 
 
 # CAT-RS.
@@ -450,9 +426,8 @@ class AlwaysConfident(CATRS):
         (Gaussian(), 1),
         (Gaussian(copies=3), 1),
         (SmoothAdv(), 1),
-        (SmoothAdv(attack=DDN(steps=4), multi_noise=False), 1),
+        (SmoothAdv(attack=PGD(steps=4), multi_noise=False), 1),
         (Consistency(), 1),
-        (FewStep(), 2),
         (AlwaysConfident(), 2),
     ],
 )
@@ -490,7 +465,7 @@ def test_an_error_in_the_attack_leaves_the_network_as_it_was(objective):
 
 
 @pytest.mark.parametrize(
-    "objective", [Gaussian(), SmoothAdv(copies=2, warmup_epochs=0), Consistency(), FewStep(), CATRS(epsilon=0.5)]
+    "objective", [Gaussian(), SmoothAdv(copies=2, warmup_epochs=0), Consistency(), CATRS(epsilon=0.5)]
 )
 def test_objectives_learn(objective):
     """Two classes of images, the one brighter on the left and the other on the right."""
@@ -517,17 +492,11 @@ def test_objectives_learn(objective):
 @pytest.mark.parametrize(
     ("objective", "field", "value"),
     [
-        *(
-            (objective, "copies", value)
-            for objective in (Gaussian, SmoothAdv, CATRS, FewStep)
-            for value in (0, -1, 1.0, True)
-        ),
+        *((objective, "copies", value) for objective in (Gaussian, SmoothAdv, CATRS) for value in (0, -1, 1.0, True)),
         *((Consistency, "copies", value) for value in (0, 1, 2.5)),
         *((Consistency, field, value) for field in ("weight", "entropy_weight") for value in (-1, math.nan)),
         *((CATRS, field, value) for field in ("weight", "epsilon") for value in (-0.5, math.nan, math.inf)),
         *((CATRS, "steps", value) for value in (-1, 2.5, True)),
-        *((FewStep, "steps", value) for value in (0, 2.5, True)),
-        *((FewStep, "converged_weight", value) for value in (-0.5, math.nan)),
         *((SmoothAdv, "warmup_epochs", value) for value in (-1, 1.5)),
     ],
 )

@@ -18,7 +18,6 @@ from deqcert.models import MDEQ, CifarResNet, ResNet50
 from deqcert.solvers import Broyden
 from deqcert.training import (
     CATRS,
-    DDN,
     PGD,
     Consistency,
     DEQClassifier,
@@ -80,27 +79,38 @@ def test_a_run_resumed_again_and_again_repeats_the_uninterrupted_one(tmp_path, s
         assert losses == {step: loss for step, loss in expected.items() if step > stop}
 
 
-def test_sigterm_saves_after_the_step_and_the_resumed_run_overwrites(tmp_path):
+@pytest.mark.parametrize("moment", ["on_train_batch_start", "on_train_batch_end", "on_validation_start"])
+def test_sigterm_saves_after_a_step_and_the_resumed_run_overwrites(tmp_path, moment):
+    """In a step and after its end, when the loop of Lightning looks next, and in validation."""
+    told = []
+
     class Stop(Callback):
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            if trainer.global_step == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
+        pass
+
+    def tell(self, trainer, *others):
+        if trainer.global_step == 2 and not told:
+            told.append(moment)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    setattr(Stop, moment, tell)
+    settings = {"limit_val_batches": 1, "val_check_interval": 1}
 
     def saver():
         return ModelCheckpoint(tmp_path, save_last=True, save_top_k=0, every_n_train_steps=5)
 
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
-        fit(model(), 6, callbacks=[saver(), Stop()])
+        fit(model(), 6, callbacks=[saver(), Stop()], **settings)
     assert ended.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is handler
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"]
+    assert saved == (2 if moment == "on_train_batch_end" else 3)
     resumed = model(seed=9)
-    fit(resumed, 6, callbacks=[saver()], ckpt_path=tmp_path / "last.ckpt")
+    fit(resumed, 6, callbacks=[saver()], ckpt_path=tmp_path / "last.ckpt", **settings)
     assert signal.getsignal(signal.SIGTERM) is handler
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
     whole = model()
-    fit(whole, 6)
+    fit(whole, 6, **settings)
     assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in whole.state_dict().items())
 
 
@@ -247,7 +257,7 @@ def test_the_weight_on_a_step_follows_the_schedule():
 
 OBJECTIVES = [
     SmoothAdv(copies=2, attack=PGD(epsilon=0.25, steps=1)),
-    SmoothAdv(copies=2, attack=DDN(epsilon=0.25, steps=1, gradient=ImplicitAdjoint()), warmup_epochs=0),
+    SmoothAdv(copies=2, attack=PGD(epsilon=0.25, steps=1, gradient=ImplicitAdjoint()), warmup_epochs=0),
     CATRS(copies=2, epsilon=0.25, steps=1),
     Consistency(),
 ]

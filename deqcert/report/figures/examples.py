@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deqcert.errors import DataError
-from deqcert.report.examples import CertifiedExample
 from deqcert.report.figures.style import SETTINGS
+from deqcert.runs import CertifiedImage
 from deqcert.statistics import ABSTAIN
 
 if TYPE_CHECKING:
@@ -27,17 +27,17 @@ class ShownExample(NamedTuple):
 
     Attributes:
         image: Clean image, values in [0, 1], shape (C, H, W) with C of 1 or 3.
-        noisy: A noisy copy of it, same shape; what leaves [0, 1] is cut off for showing.
+        noisy: A noisy sample of it, same shape; what leaves [0, 1] is cut off for showing.
         certificate: What was certified.
     """
 
     image: NDArray[np.float32]
     noisy: NDArray[np.float32]
-    certificate: CertifiedExample
+    certificate: CertifiedImage
 
 
 def plot_examples(examples: Sequence[ShownExample], classes: Sequence[str] = ()) -> Figure:
-    """Draw each image beside a noisy copy, under its true class, prediction and radius.
+    """Draw each image beside a noisy sample, under its true class, prediction and radius.
 
     Args:
         examples: The images, at least one, four in a row.
@@ -73,7 +73,7 @@ def _pixels(image: NDArray[np.float32]) -> NDArray[np.float32]:
     return pixels
 
 
-def _title(certificate: CertifiedExample, classes: Sequence[str]) -> tuple[str, str]:
+def _title(certificate: CertifiedImage, classes: Sequence[str]) -> tuple[str, str]:
     def name(label: int) -> str:
         return classes[label] if 0 <= label < len(classes) else str(label)
 

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from itertools import cycle
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from deqcert.errors import DataError
-from deqcert.report.figures.style import COLOURS, add_legend, new_axes, notice_repeats
-from deqcert.report.tsv import read_text
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from deqcert.runs.tsv import read_text
 
 _COLUMNS = ["step", "cold", "warm", "mismatches", "audited"]
 
@@ -23,7 +17,7 @@ class ResidualCurves(NamedTuple):
 
     Attributes:
         cold: From the cold start.
-        warm: From the fixed point of another noisy copy of the same image.
+        warm: From the fixed point of another noisy sample of the same image.
     """
 
     cold: Sequence[float]
@@ -34,7 +28,7 @@ def read_residuals(path: str | Path) -> ResidualCurves:
     """Read ``convergence.tsv``, which ``validate`` writes.
 
     Raises:
-        DataError: Naming file and line: it cannot be read or is no such file.
+        DataError: Naming file and line: it cannot be read or is not such a file.
     """
     header, *lines = read_text(path).removesuffix("\n").split("\n")
     if header.split("\t") != _COLUMNS:
@@ -55,38 +49,3 @@ def read_residuals(path: str | Path) -> ResidualCurves:
     if not cold:
         raise DataError(f"{path}, line 2: expected a step, found none")
     return ResidualCurves(cold, warm)
-
-
-def plot_residuals(curves: Mapping[str, ResidualCurves]) -> Figure:
-    """Draw residuals over steps, a colour for each name; cold starts are solid, warm ones dash-dotted.
-
-    A residual that is not finite leaves a gap.
-
-    Args:
-        curves: By name; at least one. A single name is not shown.
-
-    Raises:
-        DataError: There is no curve.
-    """
-    from matplotlib.ticker import MaxNLocator
-
-    if not curves:
-        raise DataError("there are no residuals to draw")
-    figure, axes = new_axes("solver steps", "relative residual")
-    single = len(curves) == 1
-    looks = [look for _, look in zip(curves, cycle(COLOURS), strict=False)]
-    notice_repeats(looks)
-    for (name, curve), colour in zip(curves.items(), looks, strict=True):
-        for kind, residuals, style, marker in (
-            ("cold start", curve.cold, "solid", "o"),
-            ("warm start", curve.warm, "dashdot", "s"),
-        ):
-            own = COLOURS[kind == "warm start"] if single else colour
-            finite = [residual if math.isfinite(residual) else math.nan for residual in residuals]
-            label = kind if single else f"{name}, {kind}"
-            steps = range(1, len(finite) + 1)
-            axes.plot(steps, finite, color=own, linestyle=style, marker=marker, markersize=2, label=label)
-    axes.set_yscale("log")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    add_legend(figure, axes, "upper right")
-    return figure

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,7 +25,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 
 _INCHES = (3.4, 2.55)
 _DOTS_PER_INCH = 300
-_MOST_INSIDE = 3  # entries of a legend inside of the axes
+_MAXIMUM_INSIDE = 3  # entries of a legend inside of the axes
 _WIDEST_INSIDE, _WIDEST = 0.8, 0.98  # legends, of the width of the figure
 _FONT_SIZE = 8.0
 SETTINGS: Any = {  # matplotlib's own annotation of these differs from version to version
@@ -66,7 +65,7 @@ def add_legend(figure: Figure, axes: Axes, location: Literal["upper left", "uppe
     """
     handles, labels = axes.get_legend_handles_labels()
     settings: dict[str, Any] = {"frameon": False, "fontsize": SETTINGS["legend.fontsize"], "handlelength": 2.6}
-    if len(handles) <= _MOST_INSIDE:
+    if len(handles) <= _MAXIMUM_INSIDE:
         legend = axes.legend(loc=location, **settings)
         if _width(legend, figure) <= _WIDEST_INSIDE:
             return
@@ -89,13 +88,6 @@ def _width(legend: Legend, figure: Figure) -> float:
     return float(legend.get_window_extent().width / figure.bbox.width)
 
 
-def notice_repeats(looks: Sequence[Hashable]) -> None:
-    """Warn if two things in a figure look alike."""
-    if len(set(looks)) < len(looks):
-        text = f"{len(looks)} runs in a figure share {len(set(looks))} looks: some cannot be told apart"
-        warnings.warn(text, stacklevel=3)
-
-
 def line_looks() -> Iterator[tuple[str, str]]:
     """Yield a colour and a line style for one sound run after the other."""
     return zip(cycle(COLOURS), cycle(SOUND_STYLES), strict=False)
@@ -116,7 +108,7 @@ def save_figure(figure: Figure, path: str | Path) -> None:
         path: File to write.
 
     Raises:
-        SettingError: The suffix is of no known form.
+        SettingError: The suffix is not of a known form.
     """
     from matplotlib import rc_context
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from deqcert.errors import DataError, SettingError
-from deqcert.report import TsvRow, certified_accuracy_curve, plot_curves, save_figure
+from deqcert.report import plot_curves, save_figure
+from deqcert.runs import TsvRow
 
 
 @pytest.fixture
@@ -23,12 +24,13 @@ def test_the_curve_counts_all_images(make_certificate):
         make_certificate(2, 2.0, label=0),
         make_certificate(3, 0.0, prediction=-1),
     ]
-    curve = certified_accuracy_curve(examples, [0.0, 0.5, 0.75, 1.5])
-    np.testing.assert_array_equal(curve, [0.5, 0.5, 0.25, 0.0])
+    (line,) = plot_curves({"run": examples}).axes[0].get_lines()
+    np.testing.assert_array_equal(np.interp([0.0, 0.4, 0.75, 1.02], *line.get_data()), [0.5, 0.5, 0.25, 0.0])
 
 
 def test_the_curve_of_a_table():
-    np.testing.assert_array_equal(certified_accuracy_curve([TsvRow(0, 3, 3, 0.5, True, 1.0)], [0.5, 0.6]), [1, 0])
+    (line,) = plot_curves({"table": [TsvRow(0, 3, 3, 0.5, True, 1.0)]}).axes[0].get_lines()
+    np.testing.assert_array_equal(np.interp([0.4, 0.51], *line.get_data()), [1, 0])
 
 
 def test_the_figure_shows_each_run_and_marks_the_unsound(runs):
@@ -78,7 +80,7 @@ def test_another_suffix_is_refused(tmp_path, runs, name):
 
 def test_pyplot_is_not_touched():
     code = (
-        "import sys; from deqcert.report import *; "
+        "import sys; from deqcert.report import *; from deqcert.runs import TsvRow; "
         "plot_curves({'run': [TsvRow(0, 3, 3, 0.5, True, 1.0)]}); print('matplotlib.pyplot' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

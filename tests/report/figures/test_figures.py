@@ -9,13 +9,13 @@ from deqcert.report import (
     ResidualCurves,
     plot_curves,
     plot_probabilities,
-    plot_projections,
     plot_residuals,
     plot_retention,
     plot_tradeoff,
     read_residuals,
     read_runs,
 )
+from deqcert.report.figures.plots import probability_of_label
 from deqcert.report.figures.style import COLOURS
 
 
@@ -86,20 +86,6 @@ def test_the_probabilities_fall_from_one_to_the_most_certain_image(run):
         plot_probabilities([run._replace(votes=None)])
 
 
-def test_projections_are_dashed_and_named(run):
-    figure = plot_projections(run, [(1000, 0.001), (10_000, 0.01)])
-    lines = figure.axes[0].get_lines()
-    assert [line.get_linestyle() for line in lines] == ["-", "--", "--"]
-    assert labels(figure) == [
-        "run, as certified",
-        "projected: n = 1\N{THIN SPACE}000, α = 0.001",
-        "projected: n = 10\N{THIN SPACE}000, α = 0.01",
-    ]
-    assert all(a <= b for a, b in zip(lines[0].get_ydata(), lines[2].get_ydata(), strict=True))
-    with pytest.raises(DataError, match="no votes"):
-        plot_projections(run._replace(votes=None), [(10, 0.1)])
-
-
 def test_a_long_legend_stands_above_the_axes(run):
     few = plot_probabilities([run._replace(name=str(i)) for i in range(3)])
     many = plot_probabilities([run._replace(name=str(i)) for i in range(8)])
@@ -131,34 +117,6 @@ def test_nothing_of_a_legend_is_cut_off(run, names):
         assert plot.height > 200  # of 2.55 inches in 300 dots each
         for name, label in zip(names, labels(figure), strict=True):
             assert label.replace("\n", "").replace(" ", "").startswith(name.replace(" ", ""))
-
-
-def test_looks_that_repeat_are_noticed(run):
-    runs = {str(i): run.examples for i in range(22)}
-    with pytest.warns(UserWarning, match="22 runs in a figure share 21 looks: some cannot be told apart"):
-        plot_curves(runs)
-    unsound = tuple(e._replace(sound=False) for e in run.examples)
-    with pytest.warns(UserWarning, match="8 runs in a figure share 7 looks"):
-        plot_curves({str(i): unsound for i in range(8)})
-    with pytest.warns(UserWarning, match="8 runs in a figure share 7 looks"):
-        plot_residuals({str(i): ResidualCurves([0.1], [0.01]) for i in range(8)})
-    with pytest.warns(UserWarning, match="71 runs in a figure share 70 looks"):
-        plot_tradeoff({str(i): summary_of() for i in range(71)})
-    plot_curves({str(i): run.examples for i in range(21)})  # a warning would be an error
-
-
-def test_retention_of_very_many_images_is_that_of_a_sample(run, make_certificate):
-    radii = np.random.default_rng(1).uniform(0.01, 1, 5000)
-    many = run._replace(votes=None, examples=tuple(make_certificate(i, radius) for i, radius in enumerate(radii)))
-    other = many._replace(name="half", examples=tuple(e._replace(radius=e.radius / 2) for e in many.examples))
-    figure = plot_retention(many, [other, other._replace(name="too")])
-    _, first, second = figure.axes[0].get_lines()
-    assert len(first.get_xdata()) == 1000
-    assert list(first.get_xdata()) == list(second.get_xdata())
-    assert set(first.get_xdata()) < set(radii)
-    assert figure.axes[0].get_title() == "a random sample of 1000 of 5000 images"
-    assert labels(figure) == ["half: 50 % kept", "too: 50 % kept"]
-    assert plot_retention(run, [run]).axes[0].get_title() == ""
 
 
 def test_retention_needs_the_same_labels(run):
@@ -213,3 +171,14 @@ def test_a_bad_file_of_residuals_is_named(tmp_path, text, complaint):
     (tmp_path / "c.tsv").write_text(text)
     with pytest.raises(DataError, match=f"c.tsv, {complaint}"):
         read_residuals(tmp_path / "c.tsv")
+
+
+def test_the_probability_is_that_of_the_true_class(make_votes):
+    assert probability_of_label(make_votes(audited=None, mismatches=0)) == 0.95
+    assert probability_of_label(make_votes(label=1, audited=None, mismatches=0)) == 0.03
+
+
+def test_cheap_predictions_count_as_far_as_the_audit_confirmed_them(make_votes):
+    assert probability_of_label(make_votes(audited=20, mismatches=5)) == pytest.approx(0.95 * 0.75)
+    assert probability_of_label(make_votes(label=1, audited=20, mismatches=5)) == 0.03
+    assert probability_of_label(make_votes(audited=0, mismatches=0)) == 0.95

@@ -1,0 +1,249 @@
+"""Reading and writing checkpoints; those that do not fit or could do harm are refused before anything is copied."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deqcert.checkpoints.architecture import ARCHITECTURE, plain_architecture
+from deqcert.errors import CheckpointError
+from deqcert.files import write_atomically
+
+SAFETENSORS = ".safetensors"
+
+_SHOWN = 3
+_LONGEST_NAME = 100
+_START, _BLANK = 512, b"\xef\xbb\xbf \t\r\n"
+_ZIP = b"PK\x03\x04"
+_REFUSED = "refused: "
+_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+
+_HYPERPARAMETERS = ("hyper_parameters", "hparams", "module_arguments")
+"""Where Lightning looks for the arguments of a module, now and in versions before."""
+
+_CODE = {"_instantiator", "_class_path", "class_path"}
+"""Hyperparameters by which Lightning lets a checkpoint choose what is imported and called."""
+
+
+def read_checkpoint(path: str | Path, field: str = "ckpt_path") -> dict[str, Any]:
+    """Read a checkpoint of plain tensors and data onto the CPU.
+
+    Args:
+        path: File written by ``deqcert fit``.
+        field: Setting that named it, for the error.
+
+    Raises:
+        CheckpointError: If there is no such file, or it is damaged, holds more than tensors and plain data, is
+            compressed (a small file could fill the memory), has no weights, or see :func:`demand_plain`.
+    """
+    shown = f"{field} = {str(path)!r}"
+    checkpoint = load_plain(path, shown, "a checkpoint written by fit")
+    demand_plain(checkpoint, shown)
+    return dict(checkpoint)
+
+
+def save_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Write ``checkpoint`` to ``path`` in one step: a reader sees the old file or the new one.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    content = io.BytesIO()
+    torch.save(dict(checkpoint), content)
+    write_atomically(path, content.getbuffer())
+
+
+def load_plain(
+    path: str | Path,
+    shown: str,
+    expected: str | None = None,
+    stand_ins: Sequence[tuple[Callable[..., Any], str]] = (),
+) -> Any:
+    """Load tensors and plain data from a file of ``torch.save``; nothing in it can run code.
+
+    Args:
+        path: The file.
+        shown: What named it, for the error.
+        expected: What it must be, for the error; files of torch before 1.6, without checksums, are then refused.
+        stand_ins: What may be called besides, each in place of the function or class of that name.
+
+    Raises:
+        CheckpointError: If there is no such file, or it is damaged, compressed or holds anything else.
+    """
+    if not os.path.isfile(path):
+        raise CheckpointError(f"{shown}: must be an existing checkpoint file")
+    try:
+        demand_no_other_kind(path, shown)
+        _demand_intact(path, shown, expected)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(stand_ins)):
+            # A pickle of another protocol than torch's is loaded or refused like any other.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch.load raises whatever the damage leads to
+        cause = _cause(error)
+        advice = "; save its state_dict alone" if expected is None and cause.startswith(_REFUSED) else ""
+        raise CheckpointError(f"{shown}: damaged, or holds more than tensors ({cause}){advice}") from error
+
+
+def demand_plain(checkpoint: Any, shown: str = "ckpt_path") -> None:
+    """Raise :class:`CheckpointError` unless a checkpoint holds what ``fit`` writes, as far as deqcert uses it.
+
+    Hyperparameters may not name code, in whatever package: ``fit`` saves ``sigma`` alone, so no checkpoint has any
+    business choosing what is called, and torch and lightning have enough functions that run what they are given.
+
+    Args:
+        checkpoint: What was read.
+        shown: The setting that named it, for the error.
+    """
+    if not isinstance(checkpoint, Mapping) or "state_dict" not in checkpoint:
+        raise CheckpointError(f"{shown}: not a checkpoint written by fit (no state_dict)")
+    weights = checkpoint["state_dict"]
+    if not isinstance(weights, Mapping):
+        raise CheckpointError(f"{shown}: state_dict must be a dictionary of tensors, not {type(weights).__name__}")
+    demand_tensors(weights, shown)
+    for field in _HYPERPARAMETERS:
+        parameters = checkpoint.get(field, {})
+        if not isinstance(parameters, Mapping):
+            raise CheckpointError(f"{shown}: {field} must be a dictionary, not {type(parameters).__name__}")
+        named = sorted(_CODE & set(_strings_as_keys(parameters)))
+        if named:
+            raise CheckpointError(f"{shown}: {field} names code to run ({', '.join(named)}); no checkpoint may")
+        sigma = parameters.get("sigma", 0.0)
+        if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 <= sigma <= sys.float_info.max:
+            raise CheckpointError(f"{shown}: {field} must have a finite sigma >= 0")
+    plain_architecture(checkpoint.get(ARCHITECTURE), shown)
+    seed = checkpoint.get("stream_seed", 0)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise CheckpointError(f"{shown}: stream_seed must be an integer in [0, 2**64)")
+
+
+def demand_tensors(weights: Mapping[Any, Any], shown: str) -> None:
+    """Raise :class:`CheckpointError` unless ``weights`` maps names to dense tensors."""
+    for key, value in weights.items():
+        if not isinstance(key, str):
+            raise CheckpointError(f"{shown}: names in state_dict must be strings, not {type(key).__name__}")
+        if not isinstance(value, Tensor) or not _is_dense(value):
+            raise CheckpointError(f"{shown}: {printable(key)} must be a dense tensor, not {_kind(value)}")
+
+
+def demand_usable_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], field: str = "ckpt_path") -> None:
+    """Raise :class:`CheckpointError` unless the weights ``given`` can replace ``own``.
+
+    They need the same names and shapes, floats where there are floats, and finite values once they are of the model's
+    type. The model's logits would be NaN on every image otherwise, which nobody would notice in training. The error
+    names some of each kind of what does not fit.
+    """
+    common = own.keys() & given.keys()
+    shapes = {key for key in common if own[key].shape != given[key].shape}
+    types = {
+        key
+        for key in common
+        if own[key].dtype != given[key].dtype and not {own[key].dtype, given[key].dtype} <= _FLOATS
+    }
+    kinds = (
+        [f"missing {printable(key)}" for key in own.keys() - given.keys()],
+        [f"{key} has shape {tuple(given[key].shape)}, the model needs {tuple(own[key].shape)}" for key in shapes],
+        [f"{key} is {given[key].dtype}, the model needs {own[key].dtype}" for key in types],
+        [f"unexpected {printable(key)}" for key in given.keys() - own.keys()],
+    )
+    # Not of those of another shape: they could be far larger than their file.
+    spoilt = [printable(key) for key in common - shapes - types if not given[key].to(own[key].dtype).isfinite().all()]
+    complaints = []
+    if any(kinds):
+        problems = "; ".join(_some(kind) for kind in kinds if kind)
+        complaints.append(f"the checkpoint is of another architecture than the model: {problems}")
+    if spoilt:
+        complaints.append(f"weights must be finite; NaN or infinite are some of {_some(spoilt)}")
+    if complaints:
+        raise CheckpointError(f"{field}: {'. '.join(complaints)}")
+
+
+def demand_no_other_kind(path: str | Path, shown: str) -> None:
+    """Raise :class:`CheckpointError` if a file is what often stands where weights should, and say what to do."""
+    with open(path, "rb") as stream:
+        start = stream.read(_START)
+    if start.lstrip(_BLANK).lower().startswith((b"<!doctype html", b"<html")):
+        raise CheckpointError(f"{shown}: is a web page, not a file of weights; download the file itself")
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{shown}: is a pointer of git-lfs, not the file itself; git lfs pull fetches it")
+    named = Path(path).suffix == SAFETENSORS
+    # A length in 8 bytes, and a header of JSON.
+    is_safetensors = start[8:9] == b"{" and int.from_bytes(start[:8], "little") < os.path.getsize(path)
+    if is_safetensors and not named:
+        raise CheckpointError(f"{shown}: is safetensors; deqcert convert reads it if its name ends in {SAFETENSORS}")
+    if start.startswith(_ZIP) and named:
+        raise CheckpointError(f"{shown}: is a file of torch.save; its name must not end in {SAFETENSORS}")
+
+
+def _demand_intact(path: str | Path, shown: str, expected: str | None) -> None:
+    """Refuse archives but those of ``torch.save``, whose members are neither compressed nor overlap.
+
+    ``torch.load`` does not look at their checksums: a flipped bit would be another model.
+    """
+    with open(path, "rb") as stream:
+        if stream.read(len(_ZIP)) != _ZIP:
+            if expected is None:
+                return
+            raise CheckpointError(f"{shown}: not {expected} (no archive of torch.save)")
+        with zipfile.ZipFile(stream) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > os.path.getsize(path):
+                raise CheckpointError(f"{shown}: compressed ({unpacked} bytes unpacked), which torch.save does not do")
+            damaged = archive.testzip()
+    if damaged is not None:
+        raise CheckpointError(f"{shown}: damaged: wrong checksum of {printable(damaged)}")
+
+
+def _cause(error: Exception) -> str:
+    """Say what ``torch.load`` found, without its advice on how to trust a file."""
+    text = str(error).partition("WeightsUnpickler error:")[2] or str(error)
+    refused = re.search(r"GLOBAL (\S+)", text)
+    lines = text.split("\n") if refused is None else [_REFUSED + refused[1]]
+    return next((line.strip() for line in lines if line.strip()), type(error).__name__)
+
+
+def _is_dense(value: Tensor) -> bool:
+    return value.layout is torch.strided and not (value.is_nested or value.is_meta)
+
+
+def _kind(value: object) -> str:
+    return f"a tensor with layout {value.layout}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _strings_as_keys(value: object) -> Iterator[str]:
+    """Yield the keys of all dictionaries inside ``value``, however deep or often it contains itself."""
+    seen: set[int] = set()
+    pending = [value]
+    while pending:
+        each = pending.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, Mapping):
+            yield from (key for key in each if isinstance(key, str))
+            pending += each.values()
+        elif isinstance(each, list | tuple | set):
+            pending += each
+
+
+def printable(name: str) -> str:
+    """Return a name out of a file as it may be shown: escape sequences could command the terminal."""
+    return ascii(name)[1:-1][:_LONGEST_NAME]
+
+
+def _some(texts: Iterable[str]) -> str:
+    ordered = sorted(texts)
+    more = f"; and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
+    return "; ".join(ordered[:_SHOWN]) + more

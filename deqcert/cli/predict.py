@@ -1,0 +1,122 @@
+"""``deqcert predict``: the class of image files by the smoothed classifier, and a certified radius on request."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deqcert.data.decoding import opened_image
+from deqcert.data.images import to_unit_interval
+from deqcert.errors import DataError, require, require_count
+from deqcert.smoothing import SmoothedClassifier, SolvedClassifier, Standard, Stream
+from deqcert.solvers import Anderson
+from deqcert.statistics import ABSTAIN, CertificationRule
+
+_ABSTAINED, _UNREADABLE = 1, 2
+
+
+def run_predict(args: Sequence[str]) -> int:
+    """Print one line for each image file.
+
+    Args:
+        args: Arguments after the verb.
+
+    Returns:
+        0 if every image got a class, 1 if g abstained from one, 2 if a file could not be used; the other files are
+        classified all the same.
+    """
+    parsed = _parser().parse_args(list(args))
+    require_count("n", parsed.n, minimum=1)
+    require_count("n0", parsed.n0, minimum=1)
+    rule = CertificationRule(parsed.alpha)
+    require(parsed.device == "cpu" or torch.cuda.is_available(), "device", parsed.device, "is not here; cpu is")
+    solver = Anderson(max_steps=parsed.max_steps, tolerance=parsed.tolerance)
+    g = SmoothedClassifier.from_checkpoint(parsed.ckpt_path, parsed.sigma, solver, parsed.start)
+    g.base.to(parsed.device)
+    code = 0
+    for position, path in enumerate(parsed.images):
+        stream = Stream.fresh() if parsed.seed is None else Stream(parsed.seed, position)
+        try:
+            found = _classified(g, _read(Path(path), g).to(parsed.device), parsed, rule, stream)
+        except DataError as error:
+            print(f"deqcert: error: {error}", file=sys.stderr)
+            code = _UNREADABLE
+            continue
+        print(json.dumps({"file": path, **found}) if parsed.json else _line(path, found), flush=True)
+        code = max(code, _ABSTAINED if found["prediction"] is None else 0)
+    return code
+
+
+def _classified(
+    g: SmoothedClassifier, image: Tensor, parsed: argparse.Namespace, rule: CertificationRule, stream: Stream
+) -> dict[str, Any]:
+    """Return what is said of one image: a prediction of None is an abstention."""
+    if not parsed.certify:
+        prediction = g.predict(image, n=parsed.n, alpha=rule.alpha, stream=stream)
+        return {"prediction": None if prediction == ABSTAIN else prediction, "alpha": rule.alpha, "sigma": g.sigma}
+    certificate = g.certify(image, sampling=Standard(n0=parsed.n0, n=parsed.n), rule=rule, stream=stream)
+    return {
+        "prediction": None if certificate.prediction == ABSTAIN else certificate.prediction,
+        "radius": certificate.radius,
+        "p_a_lower": certificate.p_a_lower,
+        "alpha": rule.alpha,
+        "sigma": g.sigma,
+    }
+
+
+def _line(path: str, found: dict[str, Any]) -> str:
+    """Return tab-separated file, class and radius."""
+    prediction = "abstain" if found["prediction"] is None else str(found["prediction"])
+    return "\t".join([path, prediction, *([f"{found['radius']:.4f}"] if "radius" in found else [])])
+
+
+def _read(path: Path, g: SmoothedClassifier) -> Tensor:
+    """Read an image in the channels and the size of the network, float32 in [0, 1], shape (C, H, W).
+
+    Raises:
+        DataError: It cannot be read or is of another size; nothing is resized, which would change what is certified.
+    """
+    network = g.base.network if isinstance(g.base, SolvedClassifier) else g.base
+    with opened_image(path, str(path)) as image:
+        mode = "L" if getattr(network, "image_channels", 3) == 1 else "RGB"
+        pixels = np.array(image.convert(mode))
+    size = getattr(network, "image_size", None)
+    if size is not None and pixels.shape[:2] != (size, size):
+        width, height = pixels.shape[1], pixels.shape[0]
+        raise DataError(f"{path}: {width} x {height} pixels; the network takes {size} x {size}")
+    tensor = torch.from_numpy(pixels)
+    return to_unit_interval(tensor[None] if mode == "L" else tensor.permute(2, 0, 1).contiguous())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="deqcert predict",
+        description="Classify image files by the smoothed classifier of a checkpoint: file and class, or abstain, on "
+        "one line each, and the certified l2 radius with --certify. A class is wrong (not that of the smoothed "
+        "classifier) with probability at most alpha. Ends with code 0 if every image got a class, 1 if one did not, 2 "
+        "if a file could not be used.",
+        allow_abbrev=False,
+    )
+    option = parser.add_argument
+    option("images", metavar="IMAGE", nargs="+", help="image files, of the size that the network takes")
+    option("--ckpt_path", required=True, metavar="CHECKPOINT", help="checkpoint that states its network")
+    option("--certify", action="store_true", help="certify a radius too")
+    option("--json", action="store_true", help="one JSON object per line")
+    option("--sigma", type=float, help="noise in pixels of [0, 1]; default: that of training")
+    option("--n", type=int, default=1000, help="noisy samples per image (%(default)s)")
+    option("--n0", type=int, default=100, help="noisy samples that select the class, with --certify (%(default)s)")
+    option("--alpha", type=float, default=0.001, help="error probability of each line (%(default)s)")
+    option("--max_steps", type=int, default=30, help="Anderson steps of a DEQ (%(default)s)")
+    option("--tolerance", type=float, default=1e-3, help="relative residual at which they stop (%(default)s)")
+    option("--start", choices=["zero", "anchor"], default="zero", help="where they start (%(default)s)")
+    option("--seed", type=int, help="repeatable noise, which an adversary could know; default: fresh noise")
+    option("--device", choices=["cpu", "cuda"], default="cpu", help="(%(default)s)")
+    return parser

@@ -1,0 +1,37 @@
+"""Runs on disk: the ledger, the results, and what is computed from them again. What is trusted stands together.
+
+The ledger has the votes: append-only JSON lines, one file per rank, each line flushed and synced before the next image
+begins, each chained to the one before by SHA-256. The chain has no key, so it detects accidents, not forgers; a
+published :func:`votes_digest` commits to the votes of a run. Certificates follow from votes, and :func:`verify_run`
+checks that the files of a run do. Nothing here imports torch: what a run has measured can be verified anywhere.
+"""
+
+from deqcert.runs.contents import Contents, votes_digest
+from deqcert.runs.ledger import Ledger, identity_differences, stored_identity
+from deqcert.runs.results import certify_votes, write_results
+from deqcert.runs.run import Run, read_run
+from deqcert.runs.summary import Summary, automatic_radii, summarize
+from deqcert.runs.tsv import CertifiedImage, TsvRow, read_tsv, write_tsv
+from deqcert.runs.verify import Verification, certificate_findings, verify_run
+
+__all__ = [
+    "CertifiedImage",
+    "Contents",
+    "Ledger",
+    "Run",
+    "Summary",
+    "TsvRow",
+    "Verification",
+    "automatic_radii",
+    "certificate_findings",
+    "certify_votes",
+    "identity_differences",
+    "read_run",
+    "read_tsv",
+    "stored_identity",
+    "summarize",
+    "verify_run",
+    "votes_digest",
+    "write_results",
+    "write_tsv",
+]

@@ -1,0 +1,253 @@
+"""Verifying a run from its ledger: does every published number follow from the votes?
+
+No model and no data are needed. Without them nobody can tell whether the votes are what the model said: for that, the
+digests of weights and data in the settings say what to run again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from deqcert.errors import DataError, DeqcertError, reason
+from deqcert.files import file_digest
+from deqcert.runs.ledger import identity_differences
+from deqcert.runs.results import TSV_NAME, example_records
+from deqcert.runs.run import Run, read_run
+from deqcert.runs.summary import summarize
+from deqcert.runs.tsv import format_tsv
+from deqcert.statistics import AdaptiveAudit, FixedAudit, InputSpecific, TargetRadius, Votes, noise_error
+
+_KNOWN: dict[str, type | None] = {
+    "Serialized": None,
+    "Standard": None,
+    "AdaptiveAudit": AdaptiveAudit,
+    "FixedAudit": FixedAudit,
+    "InputSpecific": InputSpecific,
+    "TargetRadius": TargetRadius,
+}
+"""What decides how many votes are taken, by its name in an identity. Strategies are None: they need torch."""
+
+# Of scipy's quantiles in different versions.
+_ROUNDING = 1e-9
+
+# Anything may stand in settings that somebody has written by hand.
+_UNUSABLE = (DeqcertError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
+
+
+class Verification(NamedTuple):
+    """What :func:`verify_run` has found.
+
+    Attributes:
+        images: Images whose certificates were computed again.
+        votes_sha256: Digest of their votes.
+        findings: What does not follow, one sentence each; empty if everything does.
+        unknown: Classes in the settings that are not deqcert's, each with its setting. Only the run itself knows how
+            many noisy samples they ask for, and whether they look at votes, so that was not verified.
+    """
+
+    images: int
+    votes_sha256: str
+    findings: list[str]
+    unknown: list[str]
+
+
+def verify_run(directory: str | Path, checkpoint: str | Path | None = None) -> Verification:
+    """Compute every certificate, total and table of a run again from the votes in its ledger.
+
+    Args:
+        directory: Directory of a finished run: ledger, ``certificates.json`` and ``certificates.tsv``.
+        checkpoint: File whose digest must be that of the weights that were certified; None skips this.
+
+    Returns:
+        What was found.
+
+    Raises:
+        LedgerError: There is no ledger, or one of its lines was changed, lost or damaged.
+        DataError: The run is not finished, or ``certificates.json`` cannot be read.
+    """
+    run = read_run(directory)
+    if run.document is None:
+        done = f"{len(run.ledger)} images have votes"
+        raise DataError(f"{run.directory}: is not finished ({done}); the command that began it resumes it")
+    findings, unknown = [], []
+    if len(run.examples) < len(run.document["examples"]):
+        findings.append("examples: an index comes twice or is not an integer")
+    findings += [f"image {index}: has a certificate but no votes" for index in run.examples.keys() - run.ledger.keys()]
+    findings += [f"image {index}: has votes but no certificate" for index in run.ledger.keys() - run.examples.keys()]
+    findings += _settings_findings(run)
+    findings += _file_findings(run)
+    if checkpoint is not None:
+        findings += _checkpoint_findings(Path(checkpoint), run.settings)
+    try:
+        unknown = _unknown_classes(run.identity["sampling"])
+        for each in run.votes:
+            findings += [f"image {each.index}: {text}" for text in _vote_findings(each, run.identity["sampling"])]
+        findings += certificate_findings(run)
+        summary = summarize(run.certificates, run.votes, run.document["summary"]["radii"])._asdict()
+        differences = _differences(run.document["summary"], summary, _same_scipy(run))
+        findings += [f"summary: {text}" for text in differences]
+        findings += _table_findings(run)
+    except _UNUSABLE as error:
+        findings.append(f"settings: cannot be used to certify anything ({error!r})")
+    return Verification(len(run.votes), run.digest, findings, unknown)
+
+
+def certificate_findings(run: Run) -> list[str]:
+    """Compare the noise that votes carry with that of the run, and written certificates with what follows from votes.
+
+    Raises:
+        DeqcertError: The settings cannot be used to certify anything; so do other errors of what is not there.
+    """
+    smoothing = run.identity["smoothing"]
+    error = noise_error(smoothing["noise"], math.prod(run.identity["image"]))
+    found = [
+        f"image {vote.index}: {field} = {getattr(vote, field)}, but the run has {right}"
+        for vote in run.votes
+        for field, right in (("sigma", smoothing["sigma"]), ("noise_error", error))
+        if getattr(vote, field) != right
+    ]
+    if run.document is None:
+        return found
+    return found + [
+        f"image {right['index']}: {text}"
+        for right, vote in zip(example_records(run.certificates, run.votes), run.votes, strict=True)
+        for text in _differences(run.examples[vote.index], right, _same_scipy(run))
+    ]
+
+
+def _same_scipy(run: Run) -> bool:
+    return bool(run.settings.get("scipy") == version("scipy"))
+
+
+def _settings_findings(run: Run) -> list[str]:
+    stated = {key: value for key, value in run.settings.items() if key in run.identity}
+    found = [f"settings: {difference}" for difference in identity_differences(stated, run.identity)]
+    if run.settings.get("votes_sha256") != run.digest:
+        found.append(
+            f"settings: votes_sha256 = {run.settings.get('votes_sha256')!r}, but the votes have {run.digest}"
+        )
+    return found
+
+
+def _file_findings(run: Run) -> list[str]:
+    """Compare the other files of the run with their digests; their names come from a file and are not believed."""
+    files = run.settings.get("files")
+    if not isinstance(files, dict):
+        return ["settings: files must give the digests of the other files"]
+    return [
+        f"{name}: is not the file that the run has written"
+        for name, digest in files.items()
+        if Path(name).name != name or _digest(run.directory / name) != digest
+    ]
+
+
+def _checkpoint_findings(checkpoint: Path, settings: Mapping[str, Any]) -> list[str]:
+    stated, digest = settings.get("checkpoint_sha256"), _digest(checkpoint)
+    return [] if stated == digest else [f"settings: checkpoint_sha256 = {stated!r}, but {checkpoint} has {digest!r}"]
+
+
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file, or in its place why it cannot be read."""
+    try:
+        return file_digest(path)
+    except (OSError, ValueError) as error:
+        return f"unreadable: {reason(error)}"
+
+
+def _unknown_classes(sampling: Mapping[str, Any]) -> list[str]:
+    """Name the classes that decide how many votes are taken, and by what, unless this module knows them."""
+    given = {"sampling": sampling} | {
+        f"sampling.{field}": sampling[field] for field in ("audit", "stopping") if sampling.get(field) is not None
+    }
+    return [
+        f"{settings['class']} ({setting})"
+        for setting, settings in given.items()
+        if settings["class"] not in _KNOWN or (_KNOWN[settings["class"]] is None) != (setting == "sampling")
+    ]
+
+
+def _built(settings: Mapping[str, Any]) -> Any:
+    """Build a rule from its settings; None if its class is not known, of which :func:`verify_run` tells."""
+    kind = _KNOWN.get(settings["class"])
+    return None if kind is None else kind(**{key: value for key, value in settings.items() if key != "class"})
+
+
+def _vote_findings(votes: Votes, sampling: Mapping[str, Any]) -> list[str]:
+    """Check the votes of an image against the settings they were taken with."""
+    audit, stopping = sampling.get("audit"), sampling.get("stopping")
+    found = [
+        f"{field} = {getattr(votes, field)}, but the run has {sampling[field]}"
+        for field in (("n0",) if stopping is not None else ("n0", "n"))
+        if getattr(votes, field) != sampling[field]
+    ]
+    if (audit is None) != (votes.audited is None):
+        return [*found, f"audited = {votes.audited}, but the run has audit = {audit}"]
+    if stopping is not None:
+        found += _stopping_findings(votes, sampling)
+    elif votes.anytime:
+        found.append(f"anytime = {votes.anytime}, but the run has stopping = None")
+    rule = None if audit is None else _built(audit)
+    if rule is not None and votes.audited != (size := rule.size(votes.n_a, votes.n)):
+        found.append(f"audited = {votes.audited}, but its votes ask for {size}")
+    return found
+
+
+def _stopping_findings(votes: Votes, sampling: Mapping[str, Any]) -> list[str]:
+    """Check where sampling stopped, as far as the last counts tell: those of earlier looks are known within a batch."""
+    n_max, batch, rule = sampling["n"], sampling["batch_size"], _built(sampling["stopping"])
+    if votes.n > n_max or (votes.n < n_max and votes.n % batch):
+        return [f"n = {votes.n}, but the run looks at its votes every {batch} noisy samples, up to {n_max}"]
+    if rule is None:
+        return []
+    if votes.anytime != rule.anytime:
+        return [f"anytime = {votes.anytime}, but the run has stopping = {sampling['stopping']}"]
+    if not rule.anytime:
+        budget = rule.budget(max(votes.selection), votes.n0, n_max)
+        size = min(n_max, -(-budget // batch) * batch)
+        return [] if votes.n == size else [f"n = {votes.n}, but its selection asks for {size}"]
+    if votes.n < n_max and not rule.settled(votes.n_a, votes.n, n_max):
+        return [f"n = {votes.n}, but its votes ask for more"]
+    look = (votes.n - 1) // batch * batch
+    possible = range(max(0, votes.n_a - (votes.n - look)), min(votes.n_a, look) + 1)
+    likely_first = sorted(possible, key=lambda count: abs(count - votes.n_a * look / votes.n))
+    if look and all(rule.settled(count, look, n_max) for count in likely_first):
+        return [f"n = {votes.n}, but whatever its first {look} votes were, they were enough"]
+    return []
+
+
+def _table_findings(run: Run) -> list[str]:
+    """Write the table again."""
+    expected = format_tsv(run.certificates, {vote.index: vote.seconds for vote in run.votes})
+    try:
+        found = (run.directory / TSV_NAME).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        return [f"{TSV_NAME}: cannot be read: {reason(error)}"]
+    theirs, ours = found.split("\n"), expected.split("\n")
+    lines = [number for number, (one, other) in enumerate(zip(theirs, ours, strict=False), start=1) if one != other]
+    lines += [min(len(theirs), len(ours)) + 1] if len(theirs) != len(ours) else []
+    return [f"{TSV_NAME}, line {number}: is not what the votes give" for number in lines]
+
+
+def _differences(found: Mapping[str, Any], right: Mapping[str, Any], exact: bool) -> list[str]:
+    """Compare two records field by field."""
+    return [
+        f"{key} = {found.get(key)!r}, but it is {right.get(key)!r}"
+        for key in sorted(found.keys() | right.keys())
+        if (key in found) != (key in right) or not _same(found[key], right[key], exact)
+    ]
+
+
+def _same(one: Any, other: Any, exact: bool) -> bool:
+    if isinstance(other, (tuple, list)):
+        return (
+            isinstance(one, (tuple, list))
+            and len(one) == len(other)
+            and all(_same(a, b, exact) for a, b in zip(one, other, strict=True))
+        )
+    if isinstance(other, float) and isinstance(one, (int, float)) and not isinstance(one, bool):
+        return one == other or (not exact and math.isclose(one, other, rel_tol=_ROUNDING))
+    return type(one) is type(other) and bool(one == other)

@@ -1,0 +1,79 @@
+"""Networks out of checkpoints, shipped and hostile ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from deqcert.checkpoints import load_network, network_weights, read_checkpoint, save_checkpoint
+from deqcert.errors import CheckpointError
+from deqcert.models import MDEQ, CifarResNet
+
+SHIPPED = sorted((Path(__file__).parents[2] / "checkpoints").glob("*/model.ckpt"))
+TINY = {"channels": [8, 16], "head_channels": [2, 4], "final_channels": 16, "image_size": 8, "expansion": 1}
+
+
+def checkpoint(settings=TINY, **more):
+    network = MDEQ(**TINY)
+    weights = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    return {"state_dict": weights, "architecture": {"network": "MDEQ", "settings": settings}} | more
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parent.name)
+def test_shipped_checkpoints_say_what_network_they_hold(path):
+    network, sigma = load_network(path)
+    assert sigma == 0.5
+    assert not network.training
+    weights = network_weights(read_checkpoint(path)["state_dict"])
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
+    x = torch.rand(2, network.image_channels, network.image_size, network.image_size)
+    assert network(x).shape == (2, 10)
+
+
+def test_a_given_network_takes_the_weights_and_leaves_training_mode(tmp_path):
+    content = checkpoint(hyper_parameters={"sigma": 0.25})
+    save_checkpoint(content, tmp_path / "c.ckpt")
+    network = MDEQ(**TINY, dropout=0.1).train()
+    assert load_network(tmp_path / "c.ckpt", network) == (network, 0.25)
+    assert not network.training
+    assert all(
+        torch.equal(network.state_dict()[name.removeprefix("network.")], w) for name, w in content["state_dict"].items()
+    )
+    assert load_network(checkpoint()).sigma is None
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"architecture": None}, "states no network of deqcert"),
+        ({"architecture": {"network": "torch.nn.Linear", "settings": {}}}, "states no network of deqcert"),
+        ({"architecture": {"network": "MDEQ", "settings": {"channels": "large"}}}, "cannot be built"),
+        ({"architecture": {"network": "MDEQ", "settings": TINY | {"num_groups": 3}}}, "num_groups = 3"),
+        ({"architecture": {"network": "MDEQ", "settings": TINY | {"final_channels": 10**9}}}, "another architecture"),
+        ({"state_dict": {"other": torch.ones(1)}}, "other is not a weight of a network"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_it_takes_memory(change, complaint):
+    with pytest.raises(CheckpointError, match=f"^source: .*{complaint}"):
+        load_network(checkpoint() | change, field="source")
+
+
+def test_another_network_and_weights_that_are_not_finite_are_refused():
+    with pytest.raises(CheckpointError, match=r"model\.network is CifarResNet, must be MDEQ"):
+        load_network(checkpoint(), CifarResNet(depth=8))
+    spoilt = checkpoint()
+    spoilt["state_dict"]["network.mdeq_head.classifier.bias"][0] = torch.nan
+    with pytest.raises(CheckpointError, match="must be finite"):
+        load_network(spoilt)
+
+
+def test_lightning_is_not_needed():
+    code = f"import sys; from deqcert.checkpoints import load_network; load_network({str(SHIPPED[-1])!r}); "
+    assert (
+        subprocess.run([sys.executable, "-c", code + "sys.exit('lightning' in sys.modules)"], check=False).returncode
+        == 0
+    )
