@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from certification_runs import ShippedModule, certify
+from certification_runs import ShippedModule, certify, ledger_votes
 from command_lines import certify_command, fit_command
 from ranks import Ranks
 
 import deqcert.cli.trainer_verbs  # noqa: F401  # so that forks need not import it
 from deqcert.cli import main
 from deqcert.errors import LedgerError
-from deqcert.runs import Ledger, stored_identity, verify_run
-from deqcert.smoothing import Serialized
+from deqcert.runs import read_run, verify_run
+from deqcert.smoothing import Serialized, Smoothing
 from deqcert.solvers import Picard
 from deqcert.statistics import FixedAudit
 
@@ -35,7 +35,7 @@ IMAGES = 12
 def expected(tmp_path_factory):
     ledger = tmp_path_factory.mktemp("undisturbed") / "run"
     assert run(certify_command(ledger), ledger) == 0
-    return measured(ledger)
+    return ledger_votes(ledger)
 
 
 def run(command: list[str], folder: Path, before=lambda: None) -> int:
@@ -52,12 +52,6 @@ def run(command: list[str], folder: Path, before=lambda: None) -> int:
 
 def log_of(folder: Path) -> Path:
     return folder.parent / f"{folder.name}.log"
-
-
-def measured(ledger: Path):
-    reader = Ledger(ledger, stored_identity(ledger))
-    reader.refresh()
-    return {index: votes._replace(seconds=0.0) for index, votes in reader.contents.votes.items()}
 
 
 @pytest.fixture
@@ -95,14 +89,14 @@ def test_a_full_disk_during_certify(small_disk, tmp_path, expected, record_fault
         assert "Traceback" not in message
         tried += 1
         kept = (
-            measured(ledger)
+            ledger_votes(ledger)
             if any(ledger.glob("votes*")) and any(f.stat().st_size for f in ledger.glob("votes*"))
             else {}
         )
         assert kept.items() <= expected.items()
         remount(disk, "size=10m")
         assert run(certify_command(ledger), tmp_path / f"roomy{kibibytes}") == 0
-        assert measured(ledger) == expected
+        assert ledger_votes(ledger) == expected
         assert verify_run(ledger).findings == []
     record_fault(
         "disk full during certify (tmpfs of 4 to 40 KiB)", tried, "exit 2, message, resumed to equal certificates"
@@ -119,7 +113,7 @@ def test_a_limit_on_file_sizes_during_certify(tmp_path, expected, record_fault):
         assert run(certify_command(ledger), ledger, limit) == 2
         assert not log.exists() or "Traceback" not in log.read_text()
         assert run(certify_command(ledger), ledger) == 0
-        assert measured(ledger) == expected
+        assert ledger_votes(ledger) == expected
     record_fault("file size limit during certify", len(sizes), "exit 2, resumed to equal certificates")
 
 
@@ -154,7 +148,7 @@ def test_a_read_only_folder(small_disk, tmp_path, expected, record_fault):
     assert {path.name: path.read_bytes() for path in (disk / "run").iterdir()} == before
     remount(disk, "rw")
     assert run(certify_command(disk / "run"), tmp_path / "last") == 0
-    assert measured(disk / "run") == expected
+    assert ledger_votes(disk / "run") == expected
     record_fault("read-only output folder", tried, "exit 2 before any work, nothing changed; resumed once writable")
 
 
@@ -170,8 +164,8 @@ def test_a_jumping_clock(tmp_path, expected, record_fault):
         ledger = tmp_path / f"run{number}"
         assert run(certify_command(ledger, images=5), ledger, jump) == 0
         assert run(certify_command(ledger), ledger, jump) == 0
-        assert measured(ledger) == expected
-        assert all(votes.seconds < 100 for votes in Ledger(ledger, stored_identity(ledger)).contents.votes.values())
+        assert ledger_votes(ledger) == expected
+        assert all(votes.seconds < 100 for votes in read_run(ledger).votes)
     record_fault("wall clock jumps by up to 30 years at every reading", tried, "equal certificates, times unaffected")
 
 
@@ -186,7 +180,7 @@ def test_two_runs_at_once(tmp_path, expected, record_fault):
         codes = sorted([*first.wait(), *second.wait()])
         assert codes in ([0, 2], [0, 0])
         both += codes == [0, 0]
-        assert measured(ledger) == expected
+        assert ledger_votes(ledger) == expected
         assert sum(path.read_bytes().count(b'{"index"') for path in ledger.glob("votes*")) == IMAGES
     logs = (tmp_path / "first.log").read_text() + (tmp_path / "second.log").read_text()
     assert logs.count("another run is writing to it") == tried - both > tried // 2
@@ -197,26 +191,27 @@ def test_two_runs_at_once(tmp_path, expected, record_fault):
     )
 
 
-SMOOTHING = Serialized(n0=5, n=20, solver=Picard(max_steps=1), reference=Picard(max_steps=3), audit=FixedAudit(5))
+SMOOTHING = Smoothing(solver=Picard(max_steps=3))
+SAMPLING = Serialized(n0=5, n=20, proposal=Picard(max_steps=1), audit=FixedAudit(5))
 
 
 def test_a_ledger_cut_at_every_byte_of_its_last_two_lines(tmp_path, record_fault):
     module = ShippedModule()
-    expected = certify(module, tmp_path, SMOOTHING)
+    expected = certify(module, tmp_path, SMOOTHING, SAMPLING)
     path = tmp_path / "votes.rank0.jsonl"
     content = path.read_bytes()
     lines = content.splitlines(keepends=True)
     sizes = range(len(content) - len(lines[-1]) - len(lines[-2]), len(content) + 1)
     for size in sizes:
         path.write_bytes(content[:size])
-        assert certify(module, tmp_path, SMOOTHING) == expected
+        assert certify(module, tmp_path, SMOOTHING, SAMPLING) == expected
         assert path.read_bytes().count(b"\n") == len(lines)
     record_fault("ledger cut at every byte of its last two lines", len(sizes), "resumed to equal certificates")
 
 
 def test_garbage_lines(tmp_path, record_fault):
     module = ShippedModule()
-    expected = certify(module, tmp_path, SMOOTHING)
+    expected = certify(module, tmp_path, SMOOTHING, SAMPLING)
     path = tmp_path / "votes.rank0.jsonl"
     content = path.read_bytes()
     lines = content.splitlines(keepends=True)
@@ -232,11 +227,11 @@ def test_garbage_lines(tmp_path, record_fault):
         with pytest.raises(
             LedgerError, match=rf"votes\.rank0\.jsonl, line {place + 1 + garbage.count(lines[place])}: damaged"
         ):
-            certify(module, tmp_path, SMOOTHING)
+            certify(module, tmp_path, SMOOTHING, SAMPLING)
         assert path.read_bytes() == damaged
         # What the message says: without that line and those after it, the run resumes.
         path.write_bytes(b"".join(lines[:place]))
-        assert certify(module, tmp_path, SMOOTHING) == expected
+        assert certify(module, tmp_path, SMOOTHING, SAMPLING) == expected
     record_fault("garbage line at a random place of a ledger", tried, "refused by file and line; resumed once removed")
 
 

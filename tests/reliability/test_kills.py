@@ -9,22 +9,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from certification_runs import ledger_votes
 from command_lines import certify_command, fit_command, processes
 from ranks import CRASH, Ranks
 
 import deqcert.cli.trainer_verbs  # noqa: F401  # so that forks need not import it
 from deqcert.cli import main
-from deqcert.runs import Ledger, read_tsv, stored_identity, verify_run
+from deqcert.errors import LedgerError
+from deqcert.runs import read_tsv, verify_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 KILLS = 25
 IMAGES = 40
-SHARDS = {"images": [], "samples": ["--smoothing.chains=3", "--shard=samples"]}
 
 
-def certify(ledger: Path, shard: str, count: int) -> Ranks:
-    command = certify_command(ledger, *SHARDS[shard], *processes(count), images=IMAGES, n=200)
+def certify(ledger: Path, count: int) -> Ranks:
+    command = certify_command(ledger, *processes(count), images=IMAGES, n=200)
     return Ranks(count, lambda: main(command), ledger.with_suffix(".log"))
 
 
@@ -60,13 +61,10 @@ def measured(ledger: Path) -> dict[int, object]:
     if not any(ledger.glob("votes.rank*.jsonl")):
         return {}
     try:
-        identity = stored_identity(ledger)
-    except Exception:  # no line is whole yet
+        return ledger_votes(ledger)
+    except LedgerError:  # no line is whole yet
         assert all(b"\n" not in path.read_bytes() for path in ledger.glob("votes.rank*.jsonl"))
         return {}
-    reader = Ledger(ledger, identity)
-    reader.refresh()
-    return {index: votes._replace(seconds=0.0) for index, votes in reader.contents.votes.items()}
 
 
 def lines_of(ledger: Path) -> int:
@@ -74,27 +72,27 @@ def lines_of(ledger: Path) -> int:
     return sum(path.read_bytes().count(b'\n{"index"') for path in ledger.glob("votes.rank*.jsonl"))
 
 
-@pytest.fixture(scope="module", params=["images", "samples"])
-def undisturbed(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
     """Votes and table of one undisturbed process."""
-    ledger = tmp_path_factory.mktemp(request.param) / "whole"
-    assert certify(ledger, request.param, 1).wait() == [0]
+    ledger = tmp_path_factory.mktemp("undisturbed") / "whole"
+    assert certify(ledger, 1).wait() == [0]
     rows = [row._replace(seconds=0.0) for row in read_tsv(ledger / "certificates.tsv")]
-    return request.param, measured(ledger), rows
+    return measured(ledger), rows
 
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
 def test_certify(tmp_path, undisturbed, number, count, record_fault):
-    shard, expected, rows = undisturbed
-    moment = random.Random(f"{shard} {number} {count}")
+    expected, rows = undisturbed
+    moment = random.Random(f"{number} {count}")
     kills = finished = 0
     while kills < KILLS:
         ledger = tmp_path / f"run{finished}"
         known: dict[int, object] = {}
         while True:
             # A resumed run may have another number of processes.
-            ranks = certify(ledger, shard, count if moment.random() < 0.8 else 3 - count)
+            ranks = certify(ledger, count if moment.random() < 0.8 else 3 - count)
             if not disturb(ranks, number, moment, longest=2.0):
                 assert ranks.wait() == [0] * len(ranks.pids), ledger.with_suffix(".log").read_text()[-2000:]
                 break
@@ -109,7 +107,7 @@ def test_certify(tmp_path, undisturbed, number, count, record_fault):
         assert verify_run(ledger).findings == []
         assert lines_of(ledger) == IMAGES
     record_fault(
-        f"{number.name} of certify, shard {shard}, {count} process{'es' if count > 1 else ''}",
+        f"{number.name} of certify, {count} process{'es' if count > 1 else ''}",
         kills,
         f"all resumed; {finished} runs finished with the certificates of an undisturbed one, none lost, none double",
     )
