@@ -15,7 +15,7 @@ from deqcert.checkpoints import load_network
 from deqcert.data import CIFAR10, Digits
 from deqcert.data.images import to_unit_interval
 from deqcert.models import DEQ, MDEQ
-from deqcert.smoothing import Execution, Standard
+from deqcert.smoothing import Execution, SmoothedClassifier, SolvedClassifier
 from deqcert.solvers import Anderson
 
 SIGMA = 0.5
@@ -96,9 +96,8 @@ def labels(network: DEQ, image: Tensor, x: Tensor, way: str, device: str, width:
     try:
         with cast:
             execution = Execution(compile=way == "compiled")
-            strategy = Standard(sigma=SIGMA, batch_size=width, solver=SOLVER, execution=execution)
-            engine = strategy.engine(network.to(device), image.to(device))
-            return engine.label(x.to(device), SOLVER).labels.cpu()
+            g = SmoothedClassifier(SolvedClassifier(network.to(device), SOLVER), SIGMA)
+            return g.engine(image.to(device), execution, width).predict(x.to(device)).classes.cpu()
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
         network.to("cpu")
@@ -111,9 +110,9 @@ def measure_memory(setting: Setting, result: Result) -> bool:
     for model in ("tiny",) if setting.smoke else ("small", "large"):
         speed.prepare(speed.settings(model, setting.device))
         cells = []
-        for strategy in (speed.CHAIN, speed.FULL):
+        for strategy, solver in ((speed.CHAIN, speed.CONVERGED), (speed.FULL, speed.ALL_STEPS)):
             speed.note_memory()
-            cells.append(speed.peak_megabytes(speed.replace(strategy, n=width, n0=1, batch_size=width)))
+            cells.append(speed.peak_megabytes(speed.replace(strategy, n=width, n0=1, batch_size=width), solver))
         result.row(MEMORY, model.upper(), *(f"{cell:.0f}" for cell in cells), "1500")
     return True
 
