@@ -50,7 +50,7 @@ def prepare(setting: Setting, model: str) -> None:
     speed.prepare(speed.settings(model, setting.device, checkpoint and str(checkpoint), setting.data))
 
 
-def sized(setting: Setting, strategy: Smoothing, n: int) -> Smoothing:
+def sized(setting: Setting, strategy: Sampling, n: int) -> Sampling:
     return replace(strategy, n=8, n0=4, batch_size=4) if setting.smoke else replace(strategy, n=n)
 
 
