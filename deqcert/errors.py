@@ -1,4 +1,4 @@
-"""Errors a user can cause and mend.
+"""Errors a user can cause and fix.
 
 The command line prints their message without a traceback. Everything else that is raised is a bug and
 keeps its traceback.

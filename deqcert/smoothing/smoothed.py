@@ -46,11 +46,7 @@ class SmoothedClassifier:
     """
 
     def __init__(self, base: nn.Module, sigma: float, noise: Noise = "float32") -> None:
-        finite = is_real(sigma) and 0 < sigma < float("inf")
-        require(finite, "sigma", sigma, "must be a finite number > 0")
-        noise_error(noise, pixels=1)  # refuses other names
-        if noise == "quantised":
-            require(sigma <= LARGEST_SIGMA, "sigma", sigma, f"must be <= {LARGEST_SIGMA} for quantised noise")
+        _demand_noise(sigma, noise)
         self.base = SolvedClassifier(base, base.solver) if isinstance(base, DEQ) else base
         self.sigma = sigma
         self.noise: Noise = noise
@@ -196,7 +192,7 @@ class Smoothing:
     start: Start = "zero"
 
     def __post_init__(self) -> None:
-        SmoothedClassifier(nn.Identity(), self.sigma, self.noise)  # refuses what is out of range
+        _demand_noise(self.sigma, self.noise)
         require(self.start in ("zero", "anchor"), "start", self.start, "must be zero or anchor")
 
     def of(self, network: nn.Module) -> SmoothedClassifier:
@@ -206,3 +202,11 @@ class Smoothing:
             SettingError: The network has no such start.
         """
         return SmoothedClassifier(base_classifier(network, self.solver, self.start), self.sigma, self.noise)
+
+
+def _demand_noise(sigma: float, noise: Noise) -> None:
+    finite = is_real(sigma) and 0 < sigma < float("inf")
+    require(finite, "sigma", sigma, "must be a finite number > 0")
+    noise_error(noise, pixels=1)  # refuses other names
+    if noise == "quantised":
+        require(sigma <= LARGEST_SIGMA, "sigma", sigma, f"must be <= {LARGEST_SIGMA} for quantised noise")

@@ -16,7 +16,7 @@ _KEPT_BYTES = 31 * 2**20
 
 
 class Workers:
-    """CPU threads of one core each. A launch is too small to be shared between cores; several at once are not."""
+    """CPU threads of one core each. A batch is too small to be shared between cores; several at once are not."""
 
     def __init__(self) -> None:
         cores = torch.get_num_threads()
