@@ -7,27 +7,29 @@ import warnings
 
 import pytest
 import torch
-from certification_runs import shipped_network
+from sampling_runs import measurement, shipped_network, smoothed, votes_of
 from torch import nn
 
 from deqcert.errors import SettingError
 from deqcert.models import DEQ, MDEQ
-from deqcert.smoothing import Anchored, Execution, Serialized, Standard
+from deqcert.smoothing import Execution, Serialized, Standard
 from deqcert.smoothing.checks import logit_error
 from deqcert.solvers import Anderson, Broyden, Picard
 
 IMAGE = torch.full((1, 8, 8), 0.5)
-STRATEGIES = [
-    Standard(sigma=0.5, n0=10, n=60, batch_size=16),
-    Standard(sigma=0.5, n0=10, n=60, batch_size=16, solver=Broyden(max_steps=8)),
-    Anchored(sigma=0.5, n0=10, n=60, batch_size=16),
-    Serialized(sigma=0.5, n0=10, n=60, batch_size=16, solver=Picard(max_steps=1)),
-]
-each_strategy = pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.label)
+SAMPLING = Standard(n0=10, n=60, batch_size=16)
+SERIALIZED = Serialized(n0=10, n=60, batch_size=16, proposal=Picard(max_steps=1))
+WAYS = {  # sampling and solver
+    "standard-30A": (SAMPLING, Anderson(max_steps=30, tolerance=1e-3)),
+    "standard-8B": (SAMPLING, Broyden(max_steps=8)),
+    "SRS-1N": (SERIALIZED, Anderson(max_steps=30, tolerance=1e-3)),
+}
+each_way = pytest.mark.parametrize(("sampling", "solver"), WAYS.values(), ids=WAYS)
 
 
-def measurement(votes):
-    return votes._replace(seconds=0.0, residual=0.0)
+def prepared(network, sampling=SAMPLING, image=IMAGE, **settings):
+    """Return the engine, which checks what is to vote."""
+    return sampling.engine(smoothed(network, **settings), image)
 
 
 # The faster form.
@@ -59,10 +61,10 @@ def flipped(level):
 @pytest.mark.parametrize("level", [0.0, 1.0, 1e3, 1e5])
 def test_a_faster_form_that_flips_labels_is_not_used_however_large_the_logits(threshold_deq, level):
     head, twin = flipped(level)
-    with pytest.warns(UserWarning, match=r"Network\.for_inference\(\) changes differences of logits"):
-        given = STRATEGIES[0].vote(with_twin(threshold_deq, head, twin), IMAGE, 0, 0)
-    alone = STRATEGIES[0].vote(with_twin(threshold_deq, head, head), IMAGE, 0, 0)
-    assert measurement(given) == measurement(alone)
+    with pytest.warns(UserWarning, match=r"Network\.for_inference\(\)"):
+        given = votes_of(SAMPLING, smoothed(with_twin(threshold_deq, head, twin)), IMAGE)
+    alone = votes_of(SAMPLING, smoothed(with_twin(threshold_deq, head, head)), IMAGE)
+    assert measurement(given, "residual") == measurement(alone, "residual")
     assert min(alone.estimation[:2]) > 5
 
 
@@ -79,7 +81,7 @@ def test_a_faster_form_is_compared_on_samples_of_the_noise_that_votes(threshold_
     network = with_twin(threshold_deq, head, twin)
     for sigma, warned in ((0.1, False), (2.0, True)):
         with warnings.catch_warnings(record=True, action="always") as caught:
-            Standard(sigma=sigma, n0=5, n=20, solver=Picard(max_steps=60)).engine(network, IMAGE)
+            prepared(network, sigma=sigma, solver=Picard(max_steps=60))
         assert any("not used" in str(each.message) for each in caught) == warned
 
 
@@ -89,13 +91,17 @@ def test_a_faster_form_that_is_not_finite_is_not_used(threshold_deq):
             return threshold_deq(poison=-math.inf)
 
     with pytest.warns(UserWarning, match="not used"):
-        STRATEGIES[0].vote(Network(), IMAGE, 0, 0)
+        prepared(Network())
 
 
-@each_strategy
-def test_the_faster_form_of_a_shipped_network_is_used(strategy):
-    network = shipped_network()
-    assert type(strategy.engine(network, torch.rand(1, 8, 8))._network) is type(network.for_inference())
+@pytest.mark.parametrize("start", ["zero", "anchor"])
+@each_way
+def test_the_faster_form_of_a_shipped_network_is_used(sampling, solver, start):
+    network = shipped_network("zero" if start == "zero" else "mean")
+    if start == "anchor":
+        network.start.sigma.fill_(0.5)
+    engine = prepared(network, sampling, torch.rand(1, 8, 8), solver=solver, start=start)
+    assert type(engine.base.network) is type(network.for_inference())
 
 
 # Functions of one image.
@@ -123,19 +129,19 @@ class OneByOneOnly(nn.Module):
 
 @pytest.mark.parametrize("kind", [BatchNormalized, Random, OneByOneOnly])
 def test_a_classifier_that_depends_on_the_batch_is_refused(kind):
-    with pytest.raises(SettingError, match=rf"^classifier = '{kind.__name__}': must give .* alone and in a batch"):
-        STRATEGIES[0].vote(kind().eval(), IMAGE, 0, 0)
+    with pytest.raises(SettingError, match=rf"^classifier = '{kind.__name__}'"):
+        prepared(kind().eval())
 
 
-@each_strategy
+@each_way
 @pytest.mark.parametrize("part", ["inject", "cell", "head"])
-def test_a_deq_that_depends_on_the_batch_is_refused(strategy, part, threshold_deq):
+def test_a_deq_that_depends_on_the_batch_is_refused(sampling, solver, part, threshold_deq):
     def centered(self, *arguments):
         return getattr(threshold_deq, part)(self, *[each - each.mean(dim=0) for each in arguments])
 
     network = type("Centered", (threshold_deq,), {part: centered})()
-    with pytest.raises(SettingError, match=r"^classifier = 'Centered': must give"):
-        strategy.engine(network, IMAGE)
+    with pytest.raises(SettingError, match=r"^classifier = 'Centered'"):
+        prepared(network, sampling, solver=solver)
 
 
 class Keeping(DEQ):
@@ -176,32 +182,30 @@ class KeepingForStart(Keeping):
         return 0.5 * z + injection
 
 
-@each_strategy
+@each_way
 @pytest.mark.parametrize("kind", [Keeping, KeepingForHead])
-def test_a_deq_that_keeps_state_on_itself_is_refused(strategy, kind):
-    with pytest.raises(SettingError, match=rf"^classifier = '{kind.__name__}': must not change .* through self"):
-        strategy.engine(kind(), IMAGE)
+def test_a_deq_that_keeps_state_on_itself_is_refused(sampling, solver, kind):
+    with pytest.raises(SettingError, match=rf"^classifier = '{kind.__name__}'.* through self"):
+        prepared(kind(), sampling, solver=solver)
 
 
 def test_a_start_that_is_kept_is_found_where_the_solve_does_not_forget_it():
-    with pytest.raises(SettingError, match="through self"):
-        Standard(solver=Picard(max_steps=2)).engine(KeepingForStart(), IMAGE)
+    with pytest.raises(SettingError, match=r"^classifier = 'KeepingForStart'"):
+        prepared(KeepingForStart(), solver=Picard(max_steps=2))
 
 
-@each_strategy
-def test_networks_with_random_weights_pass(strategy):
+@each_way
+def test_networks_with_random_weights_pass(sampling, solver):
     torch.manual_seed(0)
-    strategy.engine(
-        MDEQ(channels=(8, 16), head_channels=(4, 8), image_channels=1, image_size=8, mean=(0.3,), std=(0.4,)).eval(),
-        IMAGE,
-    )
+    shape = {"channels": (8, 16), "head_channels": (4, 8), "image_channels": 1, "image_size": 8}
+    prepared(MDEQ(**shape, mean=(0.3,), std=(0.4,)).eval(), sampling, solver=solver)
 
 
 def test_explicit_classifiers_are_not_shared_between_threads():
     """What their forward keeps in attributes is theirs."""
     several = Standard(n0=5, n=20, execution=Execution(rows=4))
-    assert several.engine(nn.Flatten().eval(), IMAGE)._workers is None
-    assert several.engine(shipped_network(), IMAGE)._workers is not None
+    assert prepared(nn.Flatten().eval(), several)._workers is None
+    assert prepared(shipped_network(), several)._workers is not None
 
 
 # The measure.
@@ -241,5 +245,5 @@ def test_the_probe_takes_the_solver_of_the_certificate(threshold_deq):
             iteration.step = lambda z, fz, residual: step(z, fz, residual).mean(dim=0, keepdim=True).expand_as(fz)
             return iteration
 
-    with pytest.raises(SettingError, match="alone and in a batch"):
-        Standard(solver=Mixing(max_steps=30)).engine(threshold_deq(), IMAGE)
+    with pytest.raises(SettingError, match=r"^classifier = "):
+        prepared(threshold_deq(), solver=Mixing(max_steps=30))

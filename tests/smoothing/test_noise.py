@@ -7,16 +7,18 @@ import pytest
 import torch
 from scipy.stats import chi2, kstest, norm
 
+from deqcert.errors import SettingError
 from deqcert.seeding import Purpose
-from deqcert.smoothing.noise import audit_subset, noisy_batches
+from deqcert.smoothing.noise import Stream, audit_subset, noisy_batches
 from deqcert.statistics.noise_error import thresholds
 
 IMAGE = torch.full((2, 3, 3), 0.25)
 
 
-def noise(index=3, purpose=Purpose.ESTIMATION, image=IMAGE, **changes):
-    settings = {"sigma": 0.5, "count": 10, "batch_size": 4, "seed": 0} | changes
-    return list(noisy_batches(image, index, purpose, **settings))
+def noise(index=3, seed=0, purpose=Purpose.ESTIMATION, **changes):
+    return list(
+        noisy_batches(IMAGE, Stream(seed, index), purpose, **{"sigma": 0.5, "count": 10, "batch_size": 4, **changes})
+    )
 
 
 def test_batches_have_the_size_and_dtype_asked_for():
@@ -34,9 +36,10 @@ def test_the_same_arguments_yield_the_same_noise_whatever_the_global_generator_d
 
 
 @pytest.mark.parametrize(
-    "changes", [{"index": 4}, {"purpose": Purpose.SELECTION}, {"seed": 1}, {"seed": 2**32}, {"batch_size": 5}]
+    "changes",
+    [{"index": 4}, {"purpose": Purpose.SELECTION}, {"seed": 1}, {"seed": 2**32}, {"batch_size": 5}, {"part": 1}],
 )
-def test_noise_belongs_to_index_purpose_seed_and_batch_size(changes):
+def test_noise_belongs_to_index_purpose_seed_part_and_batch_size(changes):
     assert not torch.equal(torch.cat(noise(**changes)), torch.cat(noise()))
 
 
@@ -50,23 +53,32 @@ def test_noise_is_gaussian_around_the_image():
     assert kstest(samples.numpy(), "norm").pvalue > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("stream", "field"),
+    [((seed, 0), "seed") for seed in (-1, 2**64, 1.0, True)] + [((0, index), "index") for index in (-1, 2**32)],
+)
+def test_streams_out_of_range_are_refused_by_name(stream, field):
+    with pytest.raises(SettingError, match=f"^{field} = "):
+        Stream(*stream)
+
+
 def test_audit_subset_is_sorted_without_replacement_and_repeatable():
     positions = np.array([2, 3, 5, 7, 11, 13])
     for index in range(50):
-        subset = audit_subset(positions, 4, index, seed=0)
+        subset = audit_subset(positions, 4, Stream(0, index))
         assert len(set(subset)) == 4
         assert set(subset) <= set(positions)
         assert list(subset) == sorted(subset)
-        assert np.array_equal(subset, audit_subset(positions, 4, index, seed=0))
-    assert np.array_equal(audit_subset(positions, 6, 0, seed=0), positions)
-    assert len(audit_subset(positions, 0, 0, seed=0)) == 0
+        assert np.array_equal(subset, audit_subset(positions, 4, Stream(0, index)))
+    assert np.array_equal(audit_subset(positions, 6, Stream(0, 0)), positions)
+    assert len(audit_subset(positions, 0, Stream(0, 0))) == 0
 
 
 def test_audit_subset_is_uniform():
     size, population, draws = 10, 30, 2000
     counts = np.zeros(population)
     for index in range(draws):
-        counts[audit_subset(np.arange(population), size, index, seed=7)] += 1
+        counts[audit_subset(np.arange(population), size, Stream(7, index))] += 1
     share = size / population
     statistic = ((counts - draws * share) ** 2).sum() / (draws * share * (1 - share)) * (population - 1) / population
     assert chi2(population - 1).sf(statistic) > 1e-4
@@ -75,7 +87,7 @@ def test_audit_subset_is_uniform():
 def test_audit_subset_pairs_are_uniform():
     together = np.zeros((6, 6))
     for seed in range(3000):
-        first, second = audit_subset(np.arange(6), 2, 0, seed=seed)
+        first, second = audit_subset(np.arange(6), 2, Stream(seed, 0))
         together[first, second] += 1
     pairs = together[np.triu_indices(6, 1)]
     assert pairs.sum() == 3000

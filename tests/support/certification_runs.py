@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from lightning.pytorch import LightningModule
+from sampling_runs import shipped_network
 
 from deqcert.certification import Trainer
-from deqcert.checkpoints import network_weights, read_checkpoint
 from deqcert.data import Digits
-from deqcert.models import MDEQ
-
-CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "digits_mdeq_tiny" / "model.ckpt"
-
-
-def shipped_network(start="zero"):
-    """The shipped digits MDEQ: near its decision boundaries a label says something."""
-    settings = {"channels": (8, 16), "head_channels": (4, 8), "final_channels": 64, "expansion": 3}
-    network = MDEQ(**settings, image_channels=1, image_size=8, mean=(0.305,), std=(0.376,), start=start)
-    network.load_state_dict(network_weights(read_checkpoint(CHECKPOINT)["state_dict"]), strict=start == "zero")
-    return network.eval()
+from deqcert.runs import Ledger, stored_identity
 
 
 class ShippedModule(LightningModule):
@@ -47,12 +36,20 @@ def trainer(devices=1, **settings):
     )
 
 
-def certify(module, directory, smoothing, images=4, devices=1, callbacks=(), **settings):
-    """Return the votes without what may differ between equal runs."""
+def ledger_votes(directory):
+    """The votes in a ledger by index, without what may differ between equal runs."""
+    reader = Ledger(directory, stored_identity(directory))
+    reader.refresh()
+    return {index: votes._replace(seconds=0.0) for index, votes in reader.contents.votes.items()}
+
+
+def certify(module, directory, smoothing, sampling, images=4, devices=1, callbacks=(), **settings):
+    """Return the votes of the images that were certified, as the ledger holds them."""
     data = Digits(max_examples=images)
     run = trainer(devices, callbacks=list(callbacks))
-    votes = run.certify(module, data, smoothing, ledger_dir=str(directory), **settings)
-    return [each._replace(seconds=0.0) for each in votes]
+    certificates = run.certify(module, data, smoothing, sampling, ledger_dir=str(directory), **settings)
+    votes = ledger_votes(directory)
+    return [votes[each.index] for each in certificates]
 
 
 def records(directory):

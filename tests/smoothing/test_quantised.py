@@ -11,7 +11,7 @@ from scipy.stats import chi2
 from deqcert.data.images import to_unit_interval
 from deqcert.errors import SettingError
 from deqcert.seeding import Purpose, mixed_seed
-from deqcert.smoothing.noise import noisy_batches
+from deqcert.smoothing.noise import Stream, noisy_batches
 from deqcert.smoothing.quantised import _table, integer_noise, pixel_levels
 from deqcert.statistics import CertificationRule, Votes
 from deqcert.statistics.noise_error import noise_error, thresholds
@@ -21,17 +21,17 @@ IMAGE = to_unit_interval(LEVELS)
 CPU = torch.device("cpu")
 
 
-def copies(image=IMAGE, index=3, purpose=Purpose.ESTIMATION, **changes):
-    settings = {"sigma": 0.5, "count": 10, "batch_size": 4, "seed": 0, "noise": "quantised"} | changes
-    return torch.cat(list(noisy_batches(image, index, purpose, **settings)))
+def samples(image=IMAGE, index=3, purpose=Purpose.ESTIMATION, seed=0, **changes):
+    settings = {"sigma": 0.5, "count": 10, "batch_size": 4, "noise": "quantised"} | changes
+    return torch.cat(list(noisy_batches(image, Stream(seed, index), purpose, **settings)))
 
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def test_copies_are_the_levels_plus_integers_divided_by_255():
-    batch = copies()
+def test_samples_are_the_levels_plus_integers_divided_by_255():
+    batch = samples()
     assert batch.dtype == torch.float32
     assert batch.shape == (10, 1, 16, 16)
     integers = (batch.double() * 255).round()
@@ -45,21 +45,21 @@ def test_copies_are_the_levels_plus_integers_divided_by_255():
 
 def test_the_noise_is_the_same_integers_whatever_the_image():
     black = torch.zeros_like(IMAGE)
-    difference = (copies().double() * 255).round() - (copies(black).double() * 255).round()
+    difference = (samples().double() * 255).round() - (samples(black).double() * 255).round()
     assert torch.equal(difference, LEVELS.double().expand(10, 1, 16, 16))
 
 
-def test_the_same_arguments_yield_the_same_copies_whatever_the_global_generator_did():
-    first = copies()
+def test_the_same_arguments_yield_the_same_samples_whatever_the_global_generator_did():
+    first = samples()
     torch.manual_seed(99)
     state = torch.get_rng_state()
-    assert torch.equal(copies(), first)
+    assert torch.equal(samples(), first)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_streams_of_purposes_indices_seeds_and_chains_are_independent():
-    others = [{}, {"purpose": Purpose.SELECTION}, {"index": 4}, {"seed": 1}, {"chain": 1}]
-    noise = torch.stack([copies(count=400, **each).flatten() - IMAGE.flatten().repeat(400) for each in others])
+def test_streams_of_purposes_indices_seeds_and_parts_are_independent():
+    others = [{}, {"purpose": Purpose.SELECTION}, {"index": 4}, {"seed": 1}, {"part": 1}]
+    noise = torch.stack([samples(count=400, **each).flatten() - IMAGE.flatten().repeat(400) for each in others])
     correlation = torch.corrcoef(noise) - torch.eye(len(others))
     assert correlation.abs().max() < 5 / math.sqrt(noise.shape[1])
 
@@ -117,8 +117,8 @@ def test_a_gpu_draws_the_levels_of_the_search_from_its_own_integers():
     uniform = torch.empty(100_000, dtype=torch.int64, device="cuda").random_(generator=drawn[1])
     assert torch.equal(noise.cpu(), _table(0.5, CPU).levels(uniform.cpu()))
     assert torch.equal(pixel_levels(IMAGE.cuda()).cpu(), LEVELS.float())
-    batch = copies(IMAGE.cuda())
-    assert torch.equal(copies(IMAGE.cuda()), batch)
+    batch = samples(IMAGE.cuda())
+    assert torch.equal(samples(IMAGE.cuda()), batch)
     assert (batch.double() * 255).frac().abs().sub(0.5).abs().min() > 0.499
 
 
@@ -132,34 +132,34 @@ def test_every_level_is_recognised_also_when_a_device_rounds_it_differently():
 def test_images_that_are_not_8_bit_are_refused(pixel):
     image = IMAGE.clone()
     image[0, 5, 5] = pixel
-    with pytest.raises(SettingError, match="noise = 'quantised': needs 8-bit images"):
-        copies(image)
+    with pytest.raises(SettingError, match=r"^noise = 'quantised'"):
+        samples(image)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_integers_are_added_exactly_whatever_the_dtype_of_the_image(dtype):
     black_and_white = (LEVELS % 2).float()  # 0 and 1, which every dtype holds; sums beyond 256 bfloat16 does not
-    assert torch.equal(copies(black_and_white.to(dtype), sigma=1.0), copies(black_and_white, sigma=1.0))
+    assert torch.equal(samples(black_and_white.to(dtype), sigma=1.0), samples(black_and_white, sigma=1.0))
 
 
 def test_levels_that_were_not_divided_by_255_are_refused():
-    with pytest.raises(SettingError, match="needs 8-bit images"):
-        copies(LEVELS)
+    with pytest.raises(SettingError, match=r"^noise = 'quantised'"):
+        samples(LEVELS)
 
 
 @pytest.mark.parametrize(("changes", "message"), [({"noise": "exact"}, "noise = 'exact'"), ({"sigma": 20.0}, "sigma")])
 def test_bad_settings_are_named(changes, message):
     with pytest.raises(SettingError, match=message):
-        copies(**changes)
+        samples(**changes)
 
 
 def test_float32_noise_is_what_it_was():
     image = torch.full((3, 8, 8), 0.3)  # need not be 8-bit
     drawn = torch.Generator().manual_seed(mixed_seed(7, 5, 1, 2))
     expected = [image + 0.25 * torch.randn(size, 3, 8, 8, generator=drawn) for size in (4, 4, 2)]
-    settings = {"index": 5, "seed": 7, "chain": 2, "sigma": 0.25}
-    assert torch.equal(copies(image, noise="float32", **settings), torch.cat(expected))
-    defaults = noisy_batches(image, 5, Purpose.ESTIMATION, sigma=0.25, count=10, batch_size=4, seed=7, chain=2)
+    settings = {"index": 5, "seed": 7, "part": 2, "sigma": 0.25}
+    assert torch.equal(samples(image, noise="float32", **settings), torch.cat(expected))
+    defaults = noisy_batches(image, Stream(7, 5), Purpose.ESTIMATION, sigma=0.25, count=10, batch_size=4, part=2)
     assert torch.equal(torch.cat(list(defaults)), torch.cat(expected))
 
 
@@ -179,12 +179,12 @@ def certificate(level, noise):
 
     def counts(purpose, count):
         return tuple(
-            torch.bincount(fine_bits(copies(image, 0, purpose, count=count, noise=noise)), minlength=2).tolist()
+            torch.bincount(fine_bits(samples(image, 0, purpose, count=count, noise=noise)), minlength=2).tolist()
         )
 
     selection, estimation = counts(Purpose.SELECTION, 100), counts(Purpose.ESTIMATION, 1000)
     error = noise_error(noise, image.numel())
-    votes = Votes(0, 0, 100, 1000, selection, estimation, None, 0, 0, 0, math.nan, 0.0, 0.5, error)
+    votes = Votes(100, 1000, selection, estimation, None, 0, 0, 0, math.nan, 0.0, 0.5, error)
     return CertificationRule().certify(votes)
 
 
