@@ -207,13 +207,13 @@ def test_no_part_of_the_contract_that_a_user_overrides_is_lost(twin_of, monkeypa
     assert twin is not model
     assert type(twin) is type(model)
     x = images(model)
-    expected = model(x), model.solve(x, Picard(max_steps=2), anchored=True)[0]
+    expected = model(x), model.solve(x, Picard(max_steps=2), "anchor")[0]
     called.clear()
     assert (twin.start_kind, twin.start_sigma, twin.own()) == ("mean", 0.25, model.mine)
     assert twin.for_inference().mine is model.mine
     assert (twin.solver, twin.num_classes, twin.image_channels) == (model.solver, 5, 3)
     assert twin.architecture == model.architecture
-    given = twin(x), twin.solve(x, Picard(max_steps=2), anchored=True)[0]
+    given = twin(x), twin.solve(x, Picard(max_steps=2), "anchor")[0]
     torch.testing.assert_close(given, expected)
     assert set(CONTRACT) == set(called)
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from deqcert.errors import SettingError
-from deqcert.models import MDEQ, AnchoredClassifier
+from deqcert.models import MDEQ
 from deqcert.models.starts import LearnedStart, MeanStart
-from deqcert.solvers import Anderson, Picard
+from deqcert.solvers import Anderson
 
 SHAPES = ((8, 8, 8), (16, 4, 4))
 
@@ -33,22 +33,11 @@ def test_the_anchor_is_a_function_of_each_image_by_itself(kind):
 @pytest.mark.parametrize("kind", ["zero", "mean", "learned"])
 def test_the_form_for_inference_starts_from_the_same(kind):
     net, x = network(kind), torch.rand(3, 1, 8, 8)
-    expected, given = (each.solve(x, Anderson(max_steps=2), anchored=True)[0] for each in (net, net.for_inference()))
+    expected, given = (each.solve(x, Anderson(max_steps=2), "anchor")[0] for each in (net, net.for_inference()))
     torch.testing.assert_close(given, expected, rtol=1e-3, atol=1e-4)
     if kind != "zero":
         cold = net.solve(x, Anderson(max_steps=2))[0]
         assert not torch.allclose(cold, expected, rtol=1e-2)
-
-
-def test_the_anchored_classifier_is_few_steps_from_the_anchor():
-    net, x = network("learned"), torch.rand(2, 1, 8, 8)
-    with torch.no_grad():
-        injection = net.inject(x)
-        z = net.anchor(injection)
-        for _ in range(2):
-            z = net.cell(z, injection)
-        expected = net.head(z)
-    torch.testing.assert_close(AnchoredClassifier(net, Picard(max_steps=2))(x), expected)
 
 
 def test_a_learned_start_begins_as_the_mean():
