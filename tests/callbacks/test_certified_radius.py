@@ -18,22 +18,16 @@ from deqcert.callbacks import CertificationProgress, CertifiedRadius
 from deqcert.certification import CertificationCallback, Trainer
 from deqcert.data import Digits
 from deqcert.errors import SettingError
-from deqcert.runs import read_tsv
-from deqcert.smoothing import Serialized, Standard
+from deqcert.runs import read_run, read_tsv
+from deqcert.smoothing import Serialized, Smoothing, Standard
 from deqcert.solvers import Picard
 from deqcert.statistics import AdaptiveAudit, CertificationRule, FixedAudit
 
-STANDARD = Standard(sigma=0.5, n0=20, n=200, batch_size=64)
+STANDARD = Standard(n0=20, n=200, batch_size=64)
 SERIALIZED = Serialized(
-    sigma=0.5,
-    n0=20,
-    n=200,
-    batch_size=64,
-    solver=Picard(max_steps=1),
-    start="clean",
-    reference=Picard(max_steps=15),
-    audit=FixedAudit(100),
+    n0=20, n=200, batch_size=64, proposal=Picard(max_steps=1), start="clean", audit=FixedAudit(100)
 )
+FIFTEEN = Smoothing(solver=Picard(max_steps=15))
 
 
 class Brightness(LightningModule):
@@ -62,7 +56,10 @@ class Threshold(LightningModule):
         return self.network(x)
 
 
-def certify(directory, callback, module=None, smoothing=STANDARD, images=6, logger=False, progress=()):
+def certify(
+    directory, callback, module=None, sampling=STANDARD, images=6, logger=False, progress=(), smoothing=Smoothing()
+):
+    """Return the trainer and the votes in the ledger, sorted by index."""
     trainer = Trainer(
         accelerator="cpu",
         logger=logger,
@@ -72,7 +69,8 @@ def certify(directory, callback, module=None, smoothing=STANDARD, images=6, logg
         enable_model_summary=False,
     )
     data = Digits(max_examples=images)
-    return trainer, trainer.certify(module or Brightness(), data, smoothing, ledger_dir=str(directory))
+    trainer.certify(module or Brightness(), data, smoothing, sampling, ledger_dir=str(directory))
+    return trainer, read_run(directory).votes
 
 
 @pytest.fixture
@@ -106,7 +104,7 @@ def test_files_hold_the_certificates_of_the_rule(tmp_path, capsys):
         assert example["estimation"] == list(vote.estimation)
         assert example["residual"] is None
     assert report["settings"]["certificate"] == {"alpha": 0.01, "alpha_audit": None, "audit": "exact"}
-    assert report["settings"]["sampling"]["sigma"] == 0.5
+    assert report["settings"]["smoothing"]["sigma"] == 0.5
     assert report["settings"]["checkpoint"] is None
     acr = sum(each.radius for each in certificates if each.correct) / len(certificates)
     assert float(callback._metrics.compute()["acr"]) == pytest.approx(acr)
@@ -123,7 +121,7 @@ def test_files_hold_the_certificates_of_the_rule(tmp_path, capsys):
 
 
 def test_the_published_rule_is_marked_unsound(tmp_path, capsys, threshold_module):
-    _, votes = certify(tmp_path, CertifiedRadius(audit="published"), threshold_module, SERIALIZED)
+    _, votes = certify(tmp_path, CertifiedRadius(audit="published"), threshold_module, SERIALIZED, smoothing=FIFTEEN)
     assert any(each.audited for each in votes)
     report = json.loads((tmp_path / "certificates.json").read_text())
     assert [example["sound"] for example in report["examples"]] == [False] * 6
@@ -136,7 +134,7 @@ def test_the_published_rule_is_marked_unsound(tmp_path, capsys, threshold_module
 
 def test_the_exact_rule_counts_mismatches(tmp_path, threshold_module):
     callback = CertifiedRadius(alpha=0.01, alpha_audit=0.001, radii=[0.0])
-    trainer, votes = certify(tmp_path, callback, threshold_module, SERIALIZED)
+    trainer, votes = certify(tmp_path, callback, threshold_module, SERIALIZED, smoothing=FIFTEEN)
     assert any(each.mismatches for each in votes)
     rule = CertificationRule(0.01, 0.001, "exact")
     report = json.loads((tmp_path / "certificates.json").read_text())
@@ -162,7 +160,7 @@ def test_a_single_radius(tmp_path):
 def test_other_certificates_come_from_the_same_ledger_without_new_votes(tmp_path, monkeypatch):
     certify(tmp_path, CertifiedRadius(alpha=0.001))
     strict = json.loads((tmp_path / "certificates.json").read_text())["examples"]
-    monkeypatch.setattr(Standard, "vote", None)  # calling it would fail
+    monkeypatch.setattr(Standard, "group_votes", None)  # calling it would fail
     certify(tmp_path, CertifiedRadius(alpha=0.1))
     loose = json.loads((tmp_path / "certificates.json").read_text())["examples"]
     assert all(a["p_a_lower"] < b["p_a_lower"] for a, b in zip(strict, loose, strict=True))
@@ -210,18 +208,15 @@ def test_a_run_is_named_by_the_solver_of_its_classifier(tmp_path, capsys, thresh
 def test_a_run_whose_solves_end_at_the_step_limit_says_so(tmp_path, threshold_module, kind):
     """Residuals from zero at rate 1/2 are 1 and 1/3 after one and two steps, then 1/7."""
     solver = Picard(max_steps=2, tolerance=0.2)
-    role = {"solver": solver} if kind is Standard else {"reference": solver, "audit": FixedAudit(20)}
-    smoothing = kind(n0=10, n=30, batch_size=20, **role)
+    sampling = kind(n0=10, n=30, batch_size=20, **({} if kind is Standard else {"audit": FixedAudit(20)}))
     said = r"100% of the solves .* ended after 2 steps above their tolerance of 0\.2, with a residual of 3\.3e-01"
     with pytest.warns(UserWarning, match=said):
-        certify_by(tmp_path / "some", threshold_module, smoothing)
-    enough = dataclasses.replace(
-        smoothing, **{key: dataclasses.replace(solver, max_steps=3) for key in role if key != "audit"}
-    )
-    certify_by(tmp_path / "more", threshold_module, enough)  # a warning would be an error
+        certify_by(tmp_path / "some", threshold_module, solver, sampling)
+    enough = dataclasses.replace(solver, max_steps=3)
+    certify_by(tmp_path / "more", threshold_module, enough, sampling)  # a warning would be an error
 
 
-def certify_by(directory, module, smoothing):
+def certify_by(directory, module, solver, sampling):
     trainer = Trainer(
         accelerator="cpu",
         logger=False,
@@ -229,7 +224,7 @@ def certify_by(directory, module, smoothing):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.certify(module, Digits(max_examples=2), smoothing, ledger_dir=str(directory))
+    trainer.certify(module, Digits(max_examples=2), Smoothing(solver=solver), sampling, ledger_dir=str(directory))
 
 
 def test_tensorboard_shows_radii_curve_and_images_while_the_run_goes_on(tmp_path):
@@ -254,7 +249,7 @@ def test_tensorboard_has_the_settings_beside_the_results(tmp_path):
     settings = HParamsPluginData.FromString(content).session_start_info.hparams
     assert settings["run"].string_value == "standard"
     assert (settings["alpha"].number_value, settings["sampling.n"].number_value) == (0.01, 200)
-    assert settings["sampling.solver"].string_value == "Anderson"
+    assert settings["smoothing.solver"].string_value == "Anderson"
     content = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
     metrics = {info.name.tag for info in HParamsPluginData.FromString(content).experiment.metric_infos}
     assert metrics >= {"certify/acr", "certify_accuracy/at_0.25", "certify_cost/nfe_per_sample"}
@@ -292,13 +287,14 @@ def test_the_progress_bar_starts_at_what_is_done_and_shows_acr_and_cost(tmp_path
 
 
 def test_the_progress_bar_shows_the_mean_evaluations_of_the_table(tmp_path, threshold_module, capsys):
-    strategy = dataclasses.replace(SERIALIZED, audit=AdaptiveAudit(radius_loss=0.3))
+    sampling = dataclasses.replace(SERIALIZED, audit=AdaptiveAudit(radius_loss=0.3))
     # Its attributes count as its settings, and it records what it is given.
     begun = copy.deepcopy(threshold_module)
-    certify(tmp_path, CertifiedRadius(radii=[0.0]), begun, strategy, images=3)
+    certify(tmp_path, CertifiedRadius(radii=[0.0]), begun, sampling, images=3, smoothing=FIFTEEN)
     capsys.readouterr()
     progress = [CertificationProgress()]
-    _, votes = certify(tmp_path, CertifiedRadius(radii=[0.0]), threshold_module, strategy, images=6, progress=progress)
+    both = {"progress": progress, "smoothing": FIFTEEN}
+    _, votes = certify(tmp_path, CertifiedRadius(radii=[0.0]), threshold_module, sampling, images=6, **both)
     summary = json.loads((tmp_path / "certificates.json").read_text())["summary"]
     shown = re.findall(r"NFE/sample=([0-9.]+)", capsys.readouterr().err)
     assert shown[-1] == f"{summary['nfe_total']:.1f}"

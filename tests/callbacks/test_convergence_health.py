@@ -16,7 +16,7 @@ from deqcert.callbacks import ConvergenceHealth
 from deqcert.data import Digits
 from deqcert.errors import SettingError
 from deqcert.models import DEQ
-from deqcert.smoothing import ConvergenceSettings, base, convergence_report
+from deqcert.smoothing import ConvergenceSettings, convergence_report, smoothed
 from deqcert.solvers import Anderson, Picard
 
 SMALL = {"images": 3, "max_steps": 4, "mismatch_steps": (1, 2), "copies": 20}
@@ -41,8 +41,8 @@ class Contraction(DEQ):
 
     def cell(self, z, injection):
         self.autocast.add(torch.is_autocast_enabled("cpu"))
-        image = torch.tanh(self.rate * z + injection)
-        return image * torch.nan if self.poisoned else image
+        fz = torch.tanh(self.rate * z + injection)
+        return fz * torch.nan if self.poisoned else fz
 
     def head(self, z):
         return z[:, 20:30] * 5
@@ -97,7 +97,7 @@ def report_of(network, sigma=0.5, images=3):
     data.setup("validate")
     batch = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
     settings = ConvergenceSettings(sigma, Anderson(max_steps=4), mismatch_steps=(1, 2), copies=20)
-    return convergence_report(network.eval(), batch[0], batch[2], batch[1], settings)
+    return convergence_report(network.eval(), batch[0], batch[2], settings)
 
 
 def columns(rows, name):
@@ -255,8 +255,8 @@ def test_averaged_weights_are_measured_whatever_the_order_of_callbacks(tmp_path,
 
 @pytest.mark.parametrize(("precision", "autocast"), [("32-true", {False}), ("bf16-mixed", {True})])
 def test_the_measurement_has_the_precision_of_the_run(tmp_path, monkeypatch, precision, autocast):
-    # Before it labels anything, an engine compares logits, always without autocast.
-    monkeypatch.setattr(base, "checked", lambda network, *others: network)
+    # Before it classifies anything, an engine compares logits, always without autocast.
+    monkeypatch.setattr(smoothed, "checked", lambda base, samples: base)
     module = Module()
     trainer(tmp_path, ConvergenceHealth(**SMALL), precision=precision).validate(module, Digits(), verbose=False)
     assert module.network.autocast == autocast

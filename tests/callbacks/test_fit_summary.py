@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from deqcert.callbacks import FitSummary, time_budget
 from deqcert.cli import main
-from deqcert.report import read_tsv
+from deqcert.runs import read_tsv
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -38,7 +38,7 @@ def test_the_printed_command_certifies_what_a_time_budget_has_stopped(tmp_path, 
     assert said["accuracy under noise (sigma = 0.5)"].endswith(" % in the last validation")
     command = shlex.split(said["certify it"])
     assert command[:2] == ["deqcert", "certify"]
-    assert main([*command[1:], "--smoothing.n=60", "--smoothing.n0=10", "--data.max_examples=2"]) == 0
+    assert main([*command[1:], "--sampling.n=60", "--sampling.n0=10", "--data.max_examples=2"]) == 0
     assert len(read_tsv(command[-1] + "/certificates.tsv")) == 2
 
 

@@ -8,40 +8,31 @@ import re
 import shutil
 
 import pytest
-from certification_runs import CHECKPOINT, ShippedModule, certify
+from certification_runs import ShippedModule, certify
+from sampling_runs import CHECKPOINT
 
 from deqcert.callbacks import CertifiedRadius
 from deqcert.cli import main
 from deqcert.errors import DataError, LedgerError
-from deqcert.runs import Ledger, stored_identity, votes_digest
+from deqcert.runs import Ledger, stored_identity, verify_run, votes_digest
 from deqcert.runs.lines import START, seal, unseal
-from deqcert.runs import verify_run
 from deqcert.runs.results import _seal
 from deqcert.runs.verify import _unknown_classes
-from deqcert.smoothing import Anchored, Serialized, Standard
+from deqcert.smoothing import Serialized, Smoothing, Standard
 from deqcert.solvers import Picard
-from deqcert.statistics import (
-    AdaptiveAudit,
-    CertificationRule,
-    FixedAudit,
-    InputSpecific,
-    TargetRadius,
-)
+from deqcert.statistics import AdaptiveAudit, CertificationRule, FixedAudit, InputSpecific, TargetRadius
 
-STRATEGY = Serialized(
-    n0=10,
-    n=60,
-    batch_size=20,
-    solver=Picard(max_steps=1),
-    reference=Picard(max_steps=6),
-    audit=AdaptiveAudit(radius_loss=0.3, alpha=0.05),
+SERIALIZED = Serialized(
+    n0=10, n=60, batch_size=20, proposal=Picard(max_steps=1), audit=AdaptiveAudit(radius_loss=0.3, alpha=0.05)
 )
+SMOOTHING = Smoothing(solver=Picard(max_steps=6))
+THREE_STEPS = Smoothing(solver=Picard(max_steps=3))
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     directory = tmp_path_factory.mktemp("finished")
-    certify(ShippedModule(), directory, STRATEGY, images=4, callbacks=[CertifiedRadius(alpha=0.05)])
+    certify(ShippedModule(), directory, SMOOTHING, SERIALIZED, images=4, callbacks=[CertifiedRadius(alpha=0.05)])
     return directory
 
 
@@ -130,7 +121,7 @@ def test_a_missing_file_is_found(run, name):
         (lambda r: r["settings"]["certificate"].update(alpha=7), "cannot be used"),
         (lambda r: r["settings"]["certificate"].update(nonsense=7), "cannot be used"),
         (lambda r: r["settings"].update(certificate=None), "cannot be used"),
-        (lambda r: r["settings"]["sampling"].update(sigma=1.0), "sampling.sigma = 1.0 there, 0.5 here"),
+        (lambda r: r["settings"]["smoothing"].update(sigma=1.0), "smoothing.sigma = 1.0 there, 0.5 here"),
         (lambda r: r["settings"]["classifier"].update(digest="0"), "classifier.digest"),
         (lambda r: r["settings"].update(votes_sha256="0"), "votes_sha256"),
         (lambda r: r["settings"].update(files={"../secret": "0"}), "is not the file that the run has written"),
@@ -152,7 +143,7 @@ def test_a_resealed_report_does_not_follow(run, change, finding):
         (lambda r: r.update(noise_error=0.1) if "noise_error" in r else None, "noise_error = 0.1, but the run has 0.0"),
         (lambda r: r.update(n=61) if r.get("n") == 60 else None, "n = 61, but the run has 60"),
         (lambda r: r.update(audited=None, mismatches=0, nfe_audit=0) if "index" in r else None, "audited = None"),
-        (lambda r: r["identity"]["sampling"].update(sigma=1.0) if "identity" in r else None, "sampling.sigma"),
+        (lambda r: r["identity"]["smoothing"].update(sigma=1.0) if "identity" in r else None, "smoothing.sigma"),
         (lambda r: r["identity"].pop("sampling") if "identity" in r else None, "cannot be used"),
         (lambda r: r.update(identity=3) if "identity" in r else None, "identity must be an object"),
     ],
@@ -181,8 +172,8 @@ def test_another_version_of_scipy_may_round_otherwise_but_not_more(run):
 
 
 def test_quantised_noise_costs_its_bound(tmp_path):
-    strategy = dataclasses.replace(STRATEGY, noise="quantised")
-    votes = certify(ShippedModule(), tmp_path, strategy, images=3, callbacks=[CertifiedRadius(alpha=0.05)])
+    smoothing = dataclasses.replace(SMOOTHING, noise="quantised")
+    votes = certify(ShippedModule(), tmp_path, smoothing, SERIALIZED, images=3, callbacks=[CertifiedRadius(alpha=0.05)])
     assert verify_run(tmp_path).findings == []
     examples = json.loads((tmp_path / "certificates.json").read_text())["examples"]
     bounds = [CertificationRule(alpha=0.05).p_a_lower(vote._replace(noise_error=0.0)) for vote in votes]
@@ -196,8 +187,8 @@ def finished_by_stopping(tmp_path_factory):
     """Looks at its votes every 20 noisy samples, up to 190."""
     directory = tmp_path_factory.mktemp("stopped")
     rule = TargetRadius(0.5, alpha=0.05)
-    strategy = Standard(n0=10, n=190, batch_size=20, solver=Picard(max_steps=3), stopping=rule)
-    certify(ShippedModule(), directory, strategy, images=6, callbacks=[CertifiedRadius(alpha=0.05)])
+    sampling = Standard(n0=10, n=190, batch_size=20, stopping=rule)
+    certify(ShippedModule(), directory, THREE_STEPS, sampling, images=6, callbacks=[CertifiedRadius(alpha=0.05)])
     return directory
 
 
@@ -241,8 +232,8 @@ def test_votes_of_a_run_without_a_rule_are_not_stopped(finished_by_stopping, tmp
 
 def test_sizes_that_the_selection_did_not_ask_for_are_found(tmp_path):
     rule = InputSpecific(0.1, alpha=0.05)
-    strategy = Standard(sigma=0.8, n0=40, n=190, batch_size=20, solver=Picard(max_steps=3), stopping=rule)
-    certify(ShippedModule(), tmp_path, strategy, images=6, callbacks=[CertifiedRadius(alpha=0.05)])
+    sampling = Standard(n0=40, n=190, batch_size=20, stopping=rule)
+    certify(ShippedModule(), tmp_path, dataclasses.replace(THREE_STEPS, sigma=0.8), sampling, images=6, callbacks=[CertifiedRadius(alpha=0.05)])
     votes = Ledger(tmp_path, stored_identity(tmp_path)).refresh()
     assert found(tmp_path) == []
     assert len({vote.n for vote in votes}) >= 2
@@ -276,22 +267,22 @@ class OwnStrategy(Standard):
     """A user's strategy."""
 
 
-SHORT = {"n0": 10, "n": 60, "batch_size": 20, "solver": Picard(max_steps=2)}
+SHORT = {"n0": 10, "n": 60, "batch_size": 20}
 
 
 @pytest.mark.parametrize(
-    ("strategy", "name", "setting"),
+    ("sampling", "name", "setting"),
     [
         (Standard(**SHORT, stopping=OwnStopping(0.5, alpha=0.05)), "OwnStopping", "sampling.stopping"),
         (Serialized(**SHORT, audit=OwnAudit(samples=20)), "OwnAudit", "sampling.audit"),
         (OwnStrategy(**SHORT), "OwnStrategy", "sampling"),
     ],
 )
-def test_a_rule_of_the_user_is_not_verified(tmp_path, capsys, strategy, name, setting):
-    certify(ShippedModule(), tmp_path, strategy, images=1, callbacks=[CertifiedRadius(alpha=0.05)])
+def test_a_rule_of_the_user_is_not_verified(tmp_path, capsys, sampling, name, setting):
+    certify(ShippedModule(), tmp_path, THREE_STEPS, sampling, images=1, callbacks=[CertifiedRadius(alpha=0.05)])
     # The votes might have been stopped by their outcome and say that they were not.
     reseal_ledger(tmp_path, lambda record: record.update(anytime=False) if "index" in record else None)
-    certify(ShippedModule(), tmp_path, strategy, images=1, callbacks=[CertifiedRadius(alpha=0.05)])
+    certify(ShippedModule(), tmp_path, THREE_STEPS, sampling, images=1, callbacks=[CertifiedRadius(alpha=0.05)])
     verification = verify_run(tmp_path)
     assert verification.findings == []
     assert verification.unknown == [f"{__name__}.{name} ({setting})"]
@@ -304,9 +295,9 @@ def test_a_rule_of_the_user_is_not_verified(tmp_path, capsys, strategy, name, se
     assert main(["verify", str(tmp_path)]) == 1
 
 
-@pytest.mark.parametrize("strategy", [Anchored(**SHORT), Serialized(**SHORT), Standard(**SHORT)])
-def test_the_strategies_of_deqcert_are_known(strategy):
-    assert _unknown_classes(strategy.identity) == []
+@pytest.mark.parametrize("sampling", [Serialized(**SHORT), Standard(**SHORT)])
+def test_the_strategies_of_deqcert_are_known(sampling):
+    assert _unknown_classes(sampling.identity) == []
 
 
 def test_the_command_line(run, tmp_path, capsys):
