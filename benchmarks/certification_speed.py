@@ -3,9 +3,9 @@
     python benchmarks/certification_speed.py --model small [--checkpoint MODEL.ckpt] [--data DATA] [--device cuda]
 
 Prints Markdown tables: samples per second beside the literal reference, where the time goes, peak memory, growth with
-n, launches of other sizes, and how many labels the settings of the engine change. Reference and engine run in a
+n, batches of other sizes, and how many predictions the settings of the engine change. Reference and engine run in a
 process each, under the same allocator and number of threads, in turn: each ratio is of medians of one run. Chains are
-timed with their selection copies and without an audit, which is timed apart. Without a checkpoint weights are random.
+timed with their selection samples and without an audit, which is timed apart. Without a checkpoint weights are random.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,9 @@ from deqcert.data import CIFAR10
 from deqcert.data.images import to_unit_interval
 from deqcert.models import DEQ, MDEQ
 from deqcert.seeding import Purpose
-from deqcert.smoothing import Execution, Serialized, Smoothing, Standard
-from deqcert.solvers import Anderson, Picard
-from deqcert.statistics import AdaptiveAudit, FixedAudit
+from deqcert.smoothing import Engine, Execution, Sampling, Serialized, SmoothedClassifier, Smoothing, Standard, Stream
+from deqcert.solvers import Anderson, Picard, Solver
+from deqcert.statistics import AdaptiveAudit, FixedAudit, Votes
 
 SIGMA = 0.5
 WIDTH = 400
@@ -44,18 +44,37 @@ MODELS: dict[str, dict[str, Any]] = {
     "large": {"channels": (32, 64, 128, 256), "head_channels": (14, 28, 56, 112), "final_channels": 1680},
     "tiny": {"channels": (8, 16), "head_channels": (2, 4), "final_channels": 16, "downsample_times": 2},  # for tests
 }
-CHAIN = Serialized(sigma=SIGMA, n0=N0, batch_size=WIDTH, audit=FixedAudit(1))  # an audit of one copy costs nothing
-FULL = Standard(sigma=SIGMA, n0=1, batch_size=WIDTH, solver=Anderson(max_steps=30))
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """How votes are taken, and the solver of the base classifier that they are about."""
+
+    sampling: Sampling
+    solver: Solver = Anderson(max_steps=30, tolerance=1e-3)
+
+    def sized(self, **settings: Any) -> Procedure:
+        """Return the procedure with other settings of its sampling."""
+        return replace(self, sampling=replace(self.sampling, **settings))
+
+    @property
+    def samples(self) -> int:
+        """Noisy samples of an image."""
+        return self.sampling.n0 + self.sampling.n
+
+
+CHAIN = Procedure(Serialized(n0=N0, batch_size=WIDTH, audit=FixedAudit(1)))  # an audit of one sample costs nothing
+FULL = Procedure(Standard(n0=1, batch_size=WIDTH), Anderson(max_steps=30))
 
 # name, ours, and the literal call: ("standard", steps, tolerance) or ("serialized", steps); no literal "N" is published
 # with other costs than "A".
-RUNS: list[tuple[str, Smoothing, tuple[Any, ...] | None]] = [
+RUNS: list[tuple[str, Procedure, tuple[Any, ...] | None]] = [
     ("standard-30A, all 30 steps", FULL, ("standard", 30, 0.0)),
-    ("standard-30A, tolerance 1e-3", replace(FULL, solver=Anderson(30, tolerance=1e-3)), ("standard", 30, 1e-3)),
-    ("SRS-1N", replace(CHAIN, solver=Picard(1)), None),
-    ("SRS-1A", replace(CHAIN, solver=Anderson(1)), ("serialized", 1)),
-    ("SRS-3A", replace(CHAIN, solver=Anderson(3)), ("serialized", 3)),
-    ("SRS-3A, bfloat16", replace(CHAIN, solver=Anderson(3), precision="bfloat16"), ("serialized", 3)),
+    ("standard-30A, tolerance 1e-3", Procedure(FULL.sampling), ("standard", 30, 1e-3)),
+    ("SRS-1N", CHAIN.sized(proposal=Picard(1)), None),
+    ("SRS-1A", CHAIN.sized(proposal=Anderson(1)), ("serialized", 1)),
+    ("SRS-3A", CHAIN.sized(proposal=Anderson(3)), ("serialized", 3)),
+    ("SRS-3A, bfloat16", CHAIN.sized(proposal=Anderson(3), precision="bfloat16"), ("serialized", 3)),
 ]
 
 
@@ -84,7 +103,7 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-# What the two processes run. Each keeps its network, and the engine its launches, from call to call.
+# What the two processes run. Each keeps its network, and the engine its buffers, from call to call.
 
 _state: dict[str, Any] = {}
 
@@ -101,30 +120,36 @@ def literal_seconds(call: tuple[Any, ...], n: int) -> float:
     return timed(lambda: literal.serialized(_state["image"], N0, n, *settings))[0] / (n + N0)
 
 
-def engine_seconds(strategy: Smoothing) -> float:
-    """Return the seconds per copy."""
-    key = repr(strategy)
-    if key not in _state:
-        _state[key] = strategy.engine(_state["network"], _state["image"])
-        vote(strategy, _state[key])
-    return timed(lambda: vote(strategy, _state[key]))[0] / (strategy.n0 + strategy.n)
+def smoothed(procedure: Procedure, network: DEQ | None = None) -> SmoothedClassifier:
+    return Smoothing(SIGMA, solver=procedure.solver).of(network or _state["network"])
 
 
-def vote(strategy: Smoothing, engine: Any, images: int = 1) -> Any:
+def engine_of(procedure: Procedure, network: DEQ | None = None) -> Engine:
+    return procedure.sampling.engine(smoothed(procedure, network), _state["image"])
+
+
+def vote(procedure: Procedure, engine: Engine, images: int = 1) -> list[Votes]:
     stack = _state["image"].expand(images, -1, -1, -1)
-    return strategy.vote_group(engine, stack, range(images), [0] * images)
+    return procedure.sampling.group_votes(smoothed(procedure), engine, stack, [Stream(0, i) for i in range(images)])
 
 
-def peak_megabytes(strategy: Smoothing) -> float:
+def engine_seconds(procedure: Procedure) -> float:
+    """Return the seconds per noisy sample."""
+    key = repr(procedure)
+    if key not in _state:
+        _state[key] = engine_of(procedure)
+        vote(procedure, _state[key])
+    return timed(lambda: vote(procedure, _state[key]))[0] / procedure.samples
+
+
+def peak_megabytes(procedure: Procedure) -> float:
     """Return by how much one vote raises the peak: of the allocator on CUDA, of the process elsewhere."""
-    engine = strategy.engine(_state["network"], _state["image"])
-    vote(
-        replace(strategy, n=strategy.batch_size, n0=1), engine
-    )  # libraries keep what they need from their first use on
+    engine = engine_of(procedure)
+    vote(procedure.sized(n=procedure.sampling.batch_size, n0=1), engine)  # what libraries keep from their first use on
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        vote(strategy, engine)
+        vote(procedure, engine)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - _state["before"]
 
@@ -181,18 +206,20 @@ def flops_per_evaluation() -> float:
     return float(counter.get_total_flops())
 
 
-def shares(strategy: Smoothing) -> str:
+def shares(procedure: Procedure) -> str:
     """Return a table row: where the time of a vote goes, on one thread, and the cell's share of the matmul rate."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     network = Timed(_state["network"].for_inference().eval())
     network.eval()
-    engine = strategy.engine(network, _state["image"])
-    vote(strategy, engine)
+    engine = engine_of(procedure, network)
+    vote(procedure, engine)
     network.seconds, network.evaluations = dict.fromkeys(network.seconds, 0.0), 0
-    total, (votes,) = timed(lambda: vote(strategy, engine))
-    purposes = Purpose.SELECTION, Purpose.ESTIMATION
-    noise = timed(lambda: [list(strategy._noisy_batches(_state["image"], 0, purpose)) for purpose in purposes])[0]
+    total, (votes,) = timed(lambda: vote(procedure, engine))
+    sampling, g = procedure.sampling, smoothed(procedure)
+    counts = {Purpose.SELECTION: sampling.n0, Purpose.ESTIMATION: sampling.n}.items()
+    drawn = (g.noisy(_state["image"], Stream(0, 0), each, count, sampling.batch_size) for each, count in counts)
+    noise = timed(lambda: [list(batches) for batches in drawn])[0]
     rate = flops_per_evaluation() * network.evaluations / network.seconds["cell"]
     peak = matmul_rate(torch.float32)
     torch.set_num_threads(threads)
@@ -203,22 +230,22 @@ def shares(strategy: Smoothing) -> str:
     return f"{cells} | {100 * idle:.1f} | {rate / 1e9:.0f} | {100 * rate / peak:.0f}"
 
 
-def labels(strategy: Smoothing, images: int) -> list[tuple[int, ...]]:
-    return [each.estimation for each in vote(strategy, strategy.engine(_state["network"], _state["image"]), images)]
+def counted(procedure: Procedure, images: int) -> list[tuple[int, ...]]:
+    return [each.estimation for each in vote(procedure, engine_of(procedure), images)]
 
 
-def whole_image(strategy: Smoothing) -> tuple[float, Any]:
-    engine = strategy.engine(_state["network"], _state["image"])
-    taken, (votes,) = timed(lambda: vote(strategy, engine))
+def whole_image(procedure: Procedure) -> tuple[float, Votes]:
+    engine = engine_of(procedure)
+    taken, (votes,) = timed(lambda: vote(procedure, engine))
     return taken, votes
 
 
-def profile(strategy: Smoothing) -> str:
+def profile(procedure: Procedure) -> str:
     torch.set_num_threads(1)  # the profiler does not see other threads
-    engine = strategy.engine(_state["network"], _state["image"])
-    vote(strategy, engine)
+    engine = engine_of(procedure)
+    vote(procedure, engine)
     with torch.profiler.profile() as trace:
-        vote(strategy, engine)
+        vote(procedure, engine)
     by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     return trace.key_averages().table(sort_by=by, row_limit=12, max_name_column_width=40)
 
@@ -234,9 +261,9 @@ def main() -> None:
     parser.add_argument("--checkpoint", help="checkpoint of that model; random weights without")
     parser.add_argument("--data", help="root of CIFAR-10, as data.root; a random image without")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--n", type=int, default=2000, help="estimation copies per timed chain")
+    parser.add_argument("--n", type=int, default=2000, help="estimation samples per timed chain")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--only", choices=("speed", "shares", "memory", "growth", "rows", "labels", "audit", "profile"))
+    parser.add_argument("--only", choices=tuple(TABLES))
     options = parser.parse_args()
     for name, table in TABLES.items():
         if options.only in (None, name):
@@ -247,14 +274,14 @@ def speed_table(options: argparse.Namespace) -> None:
     print(f"\n| MDEQ-{options.model.upper()}, {options.device} | literal, s/1000 | ours, s/1000 | ratio | samples/s |")
     print("| --- | ---: | ---: | ---: | ---: |")
     with process(options) as reference, process(options) as ours:
-        for name, strategy, call in RUNS:
-            n = options.n if isinstance(strategy, Serialized) else WIDTH
-            strategy = replace(strategy, n=n)
+        for name, procedure, call in RUNS:
+            n = options.n if isinstance(procedure.sampling, Serialized) else WIDTH
+            procedure = procedure.sized(n=n)
             reference_times, times = [], []
             for _ in range(options.repeats):
                 if call is not None:
                     reference_times.append(reference.submit(literal_seconds, call, n).result())
-                times.append(ours.submit(engine_seconds, strategy).result())
+                times.append(ours.submit(engine_seconds, procedure).result())
             taken = statistics.median(times)
             literal = statistics.median(reference_times) if reference_times else float("nan")
             row = f"{1000 * literal:.2f} | {1000 * taken:.3f} | {literal / taken:.2f} | {1 / taken:.0f}"
@@ -265,54 +292,54 @@ def shares_table(options: argparse.Namespace) -> None:
     heads = "cell | head | encoder | noise | solver and Python | evaluated in vain | GFLOP/s | of matmul"
     print(f"\n| one thread, % of the time | {heads} |\n| --- |{' ---: |' * 8}")
     with process(options) as ours:
-        for name, strategy, _ in RUNS[:-1]:
-            n = options.n if isinstance(strategy, Serialized) else WIDTH
-            print(f"| {name} | {ours.submit(shares, replace(strategy, n=n)).result()} |", flush=True)
+        for name, procedure, _ in RUNS[:-1]:
+            n = options.n if isinstance(procedure.sampling, Serialized) else WIDTH
+            print(f"| {name} | {ours.submit(shares, procedure.sized(n=n)).result()} |", flush=True)
 
 
 def memory_table(options: argparse.Namespace) -> None:
     print("\n| peak memory of a vote, MiB | |\n| --- | ---: |")
-    for name, strategy in (
-        ("SRS-3A, n = 400", replace(CHAIN, n=400)),
-        ("SRS-3A, n = 2000", replace(CHAIN, n=2000)),
-        ("standard-30A, n = 400", replace(FULL, n=400)),
+    for name, procedure in (
+        ("SRS-3A, n = 400", CHAIN.sized(n=400)),
+        ("SRS-3A, n = 2000", CHAIN.sized(n=2000)),
+        ("standard-30A, n = 400", FULL.sized(n=400)),
     ):
         with process(options) as fresh:
             fresh.submit(note_memory).result()
-            print(f"| {name} | {fresh.submit(peak_megabytes, strategy).result():.0f} |", flush=True)
+            print(f"| {name} | {fresh.submit(peak_megabytes, procedure).result():.0f} |", flush=True)
 
 
 def growth_table(options: argparse.Namespace) -> None:
-    print("\n| SRS-1A, n | s | µs per copy |\n| --- | ---: | ---: |")
+    print("\n| SRS-1A, n | s | µs per sample |\n| --- | ---: | ---: |")
     with process(options) as ours:
         for n in (1000, 3000, 10_000):
-            strategy = replace(CHAIN, n=n, solver=Anderson(1))
-            taken = statistics.median(ours.submit(engine_seconds, strategy).result() for _ in range(3))
+            procedure = CHAIN.sized(n=n, proposal=Anderson(1))
+            taken = statistics.median(ours.submit(engine_seconds, procedure).result() for _ in range(3))
             print(f"| {n} | {taken * (n + N0):.2f} | {1e6 * taken:.0f} |", flush=True)
 
 
 def rows_table(options: argparse.Namespace) -> None:
-    print("\n| copies per launch, SRS-3A | s/1000 |\n| --- | ---: |")
+    print("\n| samples per batch, SRS-3A | s/1000 |\n| --- | ---: |")
     with process(options) as ours:
         for rows in (None, 8, 16, 25, 50, 80, 100, 200, 400):
-            strategy = replace(CHAIN, n=800, execution=Execution(rows=rows))
-            taken = statistics.median(ours.submit(engine_seconds, strategy).result() for _ in range(3))
+            procedure = CHAIN.sized(n=800, execution=Execution(rows=rows))
+            taken = statistics.median(ours.submit(engine_seconds, procedure).result() for _ in range(3))
             print(f"| {rows or 'default'} | {1000 * taken:.3f} |", flush=True)
 
 
-def labels_table(options: argparse.Namespace) -> None:
-    """Counts instead of labels: their least possible number of differing labels."""
-    print(f"\n| SRS-3A, n = {options.n}, four images | labels that differ at least |\n| --- | ---: |")
-    base = replace(CHAIN, n=options.n)
+def predictions_table(options: argparse.Namespace) -> None:
+    """From counts: the least number of differing predictions that they allow."""
+    print(f"\n| SRS-3A, n = {options.n}, four images | predictions that differ at least |\n| --- | ---: |")
+    base = CHAIN.sized(n=options.n)
     changes = {
-        "launches of 100": replace(base, execution=Execution(rows=100)),
-        "4 images side by side": replace(base, execution=Execution(images=4)),
-        "bfloat16": replace(base, precision="bfloat16"),
+        "batches of 100": base.sized(execution=Execution(rows=100)),
+        "4 images side by side": base.sized(execution=Execution(images=4)),
+        "bfloat16": base.sized(precision="bfloat16"),
     }
     with process(options) as ours:
-        expected = ours.submit(labels, base, 4).result()
-        for name, strategy in changes.items():
-            given = ours.submit(labels, strategy, 4).result()
+        expected = ours.submit(counted, base, 4).result()
+        for name, procedure in changes.items():
+            given = ours.submit(counted, procedure, 4).result()
             different = sum(int(np.abs(np.subtract(a, b)).sum()) // 2 for a, b in zip(given, expected, strict=True))
             print(f"| {name} | {different} of {4 * options.n} |", flush=True)
 
@@ -322,13 +349,13 @@ def audit_table(options: argparse.Namespace) -> None:
     print("| --- | ---: | ---: | ---: | ---: |")
     audits = {
         "no audit": CHAIN,
-        "adaptive, 5 %": replace(CHAIN, audit=AdaptiveAudit()),
-        "400, all 30 steps": replace(CHAIN, audit=FixedAudit(400), reference=Anderson(30)),
-        "400, tolerance 1e-3": replace(CHAIN, audit=FixedAudit(400)),
+        "adaptive, 5 %": CHAIN.sized(audit=AdaptiveAudit()),
+        "400, all 30 steps": replace(CHAIN.sized(audit=FixedAudit(400)), solver=Anderson(30)),
+        "400, tolerance 1e-3": CHAIN.sized(audit=FixedAudit(400)),
     }
     with process(options) as ours:
-        for name, strategy in audits.items():
-            taken, votes = ours.submit(whole_image, replace(strategy, n=options.n)).result()
+        for name, procedure in audits.items():
+            taken, votes = ours.submit(whole_image, procedure.sized(n=options.n)).result()
             samples = votes.n0 + votes.n
             nfe = f"{votes.nfe_fast / samples:.2f} + {votes.nfe_audit / samples:.2f}"
             print(f"| {name} | {taken:.2f} | {nfe} | {votes.audited} | {votes.mismatches} |", flush=True)
@@ -336,7 +363,7 @@ def audit_table(options: argparse.Namespace) -> None:
 
 def profile_table(options: argparse.Namespace) -> None:
     with process(options) as ours:
-        print(ours.submit(profile, replace(CHAIN, n=options.n)).result())
+        print(ours.submit(profile, CHAIN.sized(n=options.n)).result())
 
 
 TABLES = {
@@ -345,7 +372,7 @@ TABLES = {
     "memory": memory_table,
     "growth": growth_table,
     "rows": rows_table,
-    "labels": labels_table,
+    "predictions": predictions_table,
     "audit": audit_table,
     "profile": profile_table,
 }
