@@ -35,16 +35,17 @@ class Certified(NamedTuple):
     config: str
     checkpoints: tuple[str, ...]  # the first that there is
     strategy: str
+    steps: int | None = None  # Anderson steps of the base classifier; None for those of the strategy's configuration
 
 
 SMALLS = "cifar10_mdeq_small_gpu", "cifar10_mdeq_small_cpu_consistency"
 RUNS = (
     Certified("SMALL-standard", SMALL, SMALLS, "standard"),
     Certified("SMALL-SRS-3A", SMALL, SMALLS, "srs_3a"),
-    Certified("SMALL-anchored-3A", SMALL, SMALLS, "anchored_3a"),
+    Certified("SMALL-standard-3A", SMALL, SMALLS, "standard", 3),
     Certified("LARGE-standard", LARGE, ("cifar10_mdeq_large_gpu",), "standard"),
     Certified("LARGE-SRS-3A", LARGE, ("cifar10_mdeq_large_gpu",), "srs_3a"),
-    Certified("LARGE-anchored-3A", LARGE, ("cifar10_mdeq_large_gpu",), "anchored_3a"),
+    Certified("LARGE-standard-3A", LARGE, ("cifar10_mdeq_large_gpu",), "standard", 3),
     Certified("ResNet-110-standard", RESNET, ("cifar10_resnet110_gpu",), "standard"),
 )
 
@@ -114,6 +115,8 @@ def _arguments(setting: Setting, run: Certified, checkpoint: Path, images: int) 
         configs = [overlay if run.config == RESNET else CONFIGS / "digits" / "mdeq_tiny.yaml"]
         extra = ["--sampling.n=20", "--sampling.n0=10"]
     configs.append(CONFIGS / "certify" / f"{run.strategy}.yaml")
+    if run.steps is not None:
+        extra += [f"--smoothing.solver.max_steps={run.steps}", "--smoothing.solver.tolerance=0"]
     return [
         "certify",
         *(argument for path in configs for argument in ("--config", str(path))),

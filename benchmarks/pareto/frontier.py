@@ -1,10 +1,11 @@
-"""The frontier of certified accuracy over cost, from the labels of measure.py.
+"""The frontier of certified accuracy over cost, from the predictions of measure.py.
 
-    python benchmarks/pareto/frontier.py --data DATA --store LABELS --n 10000 --to docs/images/frontier [--time]
+    python benchmarks/pareto/frontier.py --data DATA --store STORE --n 10000 --to docs/images/frontier [--time]
 
 Prints Markdown tables: certified accuracies, ACR, its difference to standard-30A with a bootstrap interval over images,
 evaluations of the cell and seconds per image; then what the choices of n cost and save. Draws ACR over evaluations.
-Seconds are copies at the CPU time of one core per copy, which --time measures for each kind of label and stores.
+Seconds are noisy samples at the CPU time of one core per sample, which --time measures for each kind of prediction and
+stores.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from measure import BATCH, CHAINS, N0, SEED, SERIES, SIGMA, STEPS, TOLERANCE, engine
+from measure import BATCH, CHAINS, N0, SEED, SERIES, STEPS, TOLERANCE, smoothed
 from networks import NETWORKS
 from replay import SIZES, Configuration, Seconds, Store, configurations, vote
 
@@ -26,7 +27,7 @@ from deqcert.data.images import to_unit_interval
 from deqcert.report.compare import Comparison, compare
 from deqcert.report.figures.style import COLOURS, MARKERS, new_axes, save_figure
 from deqcert.runs import Summary, summarize
-from deqcert.smoothing import Anchored, Serialized, Smoothing, Standard
+from deqcert.smoothing import Sampling, Serialized, SmoothedClassifier, Standard, Stream
 from deqcert.solvers import Anderson, Picard
 from deqcert.statistics import Certificate, CertificationRule, FixedAudit
 
@@ -44,58 +45,59 @@ class Point(NamedTuple):
     configuration: Configuration
     summary: Summary
     comparison: Comparison
-    copies: float
+    samples: float
     evaluations: float
 
 
-def strategies() -> dict[str, tuple[Smoothing, str]]:
-    """Return a strategy for each kind of label, by series and column, and its network."""
-    base = {"sigma": SIGMA, "n0": N0, "n": 2 * BATCH, "batch_size": BATCH, "seed": SEED}
-    given: dict[str, tuple[Smoothing, str]] = {
-        f"standard-{depth}A label": (Standard(**base, solver=Anderson(depth, tolerance=TOLERANCE)), "zero")
+def procedures() -> dict[str, tuple[Sampling, SmoothedClassifier]]:
+    """Return how each kind of prediction comes about, by series and column."""
+    sizes = {"n0": N0, "n": 2 * BATCH, "batch_size": BATCH}
+    independent = Standard(**sizes)
+    given: dict[str, tuple[Sampling, SmoothedClassifier]] = {
+        f"standard-{depth}A class": (independent, smoothed("zero", Anderson(depth, tolerance=TOLERANCE)))
         for depth in (30, 10, 5)
     }
     for series, steps in CHAINS.items():
-        given[f"{series} label"] = Serialized(**base, solver=Anderson(steps), audit=FixedAudit(1)), "zero"
-    for network, (_, start) in NETWORKS.items():
+        chain = Serialized(**sizes, proposal=Anderson(steps), audit=FixedAudit(1))
+        given[f"{series} class"] = chain, smoothed("zero")
+    for network in NETWORKS:
         for k in STEPS:
-            given[f"anchored-{network} label{k}"] = Anchored(**base, solver=Picard(k), start=start), network
+            given[f"anchored-{network} class{k}"] = independent, smoothed(network, Picard(k))
     return given
 
 
 def measure_seconds(data: CIFAR10, store: Path, repeats: int = 2) -> None:
-    """Store the CPU seconds per copy of kinds of label without: means of two images, medians of repeats in turn."""
+    """Store the missing CPU seconds per sample by kind of prediction: means of two images, medians of repeats."""
     torch.set_num_threads(1)
     images = data.load_split("test")
     indices = [int(path.stem) for path in sorted((store / REFERENCE).glob("?????.npz"))][::50]
     known = json.loads((store / TIMES).read_text()) if (store / TIMES).exists() else {}
+    missing = {name: each for name, each in procedures().items() if name not in known}
+    engines = {name: sampling.engine(g, torch.zeros(3, 32, 32)) for name, (sampling, g) in missing.items()}
     laps: dict[str, list[float]] = {}
     for _ in range(repeats):
-        for name, (strategy, network) in strategies().items():
-            if name in known:
-                continue
+        for name, (sampling, g) in missing.items():
             clock = Clock("cpu")
             for index in indices:
-                image = to_unit_interval(images[index][0])
-                strategy.label_chain(engine(network), image[None], [index], 0)
-            laps.setdefault(name, []).append(clock.lap() / len(indices) / (strategy.n0 + strategy.n))
+                sampling.group_votes(g, engines[name], to_unit_interval(images[index][0])[None], [Stream(SEED, index)])
+            laps.setdefault(name, []).append(clock.lap() / len(indices) / (sampling.n0 + sampling.n))
     known |= {name: statistics.median(each) for name, each in laps.items()}
     (store / TIMES).write_text(json.dumps(known, indent=1))
 
 
 def points(store: Store, labels: list[int], n: int) -> list[Point]:
-    """Return every configuration with n copies of nearly all images of the reference, on the images of all of them."""
-    labelled = {series: set(store.images(series, n)) for series in (*SERIES, *CHAINS)}
-    most = len(labelled[REFERENCE])
-    common = set.intersection(*(images for images in labelled.values() if len(images) >= 0.9 * most))
+    """Return every configuration with n samples of nearly all images of the reference, on the images of all of them."""
+    measured = {series: set(store.images(series, n)) for series in (*SERIES, *CHAINS)}
+    enough = 0.9 * len(measured[REFERENCE])
+    common = set.intersection(*(images for images in measured.values() if len(images) >= enough))
     images = sorted(common)
     seconds = json.loads((store.directory / TIMES).read_text())
     found: dict[str, Point] = {}
     certificates: dict[str, list[Certificate]] = {}
     for each in configurations():
-        if not common <= labelled[each.series]:
+        if not common <= measured[each.series]:
             continue
-        costs = Seconds(seconds[f"{each.series} {each.column}"], seconds[f"{REFERENCE} label"])
+        costs = Seconds(seconds[f"{each.series} {each.column}"], seconds[f"{REFERENCE} class"])
         votes = [vote(each, store, index, labels[index], n, costs) for index in images]
         rule = CertificationRule(alpha=0.001, audit=each.rule)
         certificates[each.name] = [rule.certify(one) for one in votes]
@@ -129,16 +131,16 @@ def table(found: list[Point]) -> str:
 
 
 def table_of_sizes(found: list[Point]) -> str:
-    """Return, for each classifier and choice of n, copies and ACR in % of those of a fixed n."""
+    """Return, for each classifier and choice of n, samples and ACR in % of those of a fixed n."""
     by_name = {point.configuration.name: point for point in found}
-    lines = [f"| copies % / ACR % | {' | '.join(SIZES)} |", f"| --- |{' ---: |' * len(SIZES)}"]
+    lines = [f"| samples % / ACR % | {' | '.join(SIZES)} |", f"| --- |{' ---: |' * len(SIZES)}"]
     for point in found:
         if point.configuration.kind != "fixed":
             continue
         name, whole = point.configuration.name, point.summary.average_certified_radius
         chosen = [by_name[f"{name}, {rule}"] for rule in SIZES]
         cells = [
-            f"{100 * each.copies / point.copies:.0f} / {100 * each.summary.average_certified_radius / whole:.1f}"
+            f"{100 * each.samples / point.samples:.0f} / {100 * each.summary.average_certified_radius / whole:.1f}"
             for each in chosen
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
@@ -154,27 +156,27 @@ def draw_frontier(found: list[Point], path: Path) -> None:
             families.setdefault(_family(point.configuration), []).append(place)
     _, axes = new_axes("cell evaluations per image", "ACR")
     for name, line in families.items():
-        colour, marker = next(look for kind, look in _LOOKS.items() if name.startswith(kind))
+        color, marker = next(look for kind, look in _LOOKS.items() if name.startswith(kind))
         plain = not any(word in name for word in ("unsound",))
         style = {"linestyle": "solid" if plain else "dashed", "fillstyle": "full" if plain else "none"}
-        axes.plot(*zip(*sorted(line), strict=True), color=colour, marker=marker, label=name, **style, **_THIN)
+        axes.plot(*zip(*sorted(line), strict=True), color=color, marker=marker, label=name, **style, **_THIN)
     finish(axes, path, bottom=0.6)
 
 
 def draw_sizes(found: list[Point], path: Path) -> None:
-    """Draw ACR over evaluations per image: a colour for each classifier, a marker for each choice of n."""
+    """Draw ACR over evaluations per image: a color for each classifier, a marker for each choice of n."""
     _, axes = new_axes("cell evaluations per image", "ACR")
-    colours = dict(zip(("standard-30A", "anchored-2N-learned", "anchored-3N-learned"), COLOURS, strict=False))
+    colors = dict(zip(("standard-30A", "anchored-2N-learned", "anchored-3N-learned"), COLOURS, strict=False))
     rules = dict(zip(("fixed n", *SIZES), MARKERS, strict=False))
-    for name, colour in colours.items():
-        axes.plot([], [], color=colour, label=name)
+    for name, color in colors.items():
+        axes.plot([], [], color=color, label=name)
     for rule, marker in rules.items():
         axes.plot([], [], marker, color="black", fillstyle="none", label=rule, **_THIN)
     for point in found:
         name, _, rule = point.configuration.name.partition(", ")
-        if name in colours and point.configuration.kind != "audit":
+        if name in colors and point.configuration.kind != "audit":
             place = [point.evaluations], [point.summary.average_certified_radius]
-            axes.plot(*place, rules[rule or "fixed n"], color=colours[name], **_THIN)
+            axes.plot(*place, rules[rule or "fixed n"], color=colors[name], **_THIN)
     finish(axes, path, bottom=0.85)
 
 
@@ -220,10 +222,10 @@ def _family(configuration: Configuration) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="root of CIFAR-10, as data.root")
-    parser.add_argument("--store", type=Path, required=True, help="directory of the labels")
-    parser.add_argument("--n", type=int, default=10_000, help="estimation copies (%(default)s)")
+    parser.add_argument("--store", type=Path, required=True, help="directory of the predictions")
+    parser.add_argument("--n", type=int, default=10_000, help="estimation samples (%(default)s)")
     parser.add_argument("--to", type=Path, help="directory of the figures; none without")
-    parser.add_argument("--time", action="store_true", help="measure the seconds per copy first")
+    parser.add_argument("--time", action="store_true", help="measure the seconds per sample first")
     options = parser.parse_args()
     data = CIFAR10(root=options.data)
     if options.time:

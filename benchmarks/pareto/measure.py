@@ -1,10 +1,11 @@
-"""Labels of noisy copies for the frontier of certified accuracy over cost (frontier.py).
+"""Predictions for noisy samples, for the frontier of certified accuracy over cost (frontier.py).
 
-    python benchmarks/pareto/measure.py --data DATA --store LABELS [--n 2000] [--series NAME ...] [--part 0/2]
+    python benchmarks/pareto/measure.py --data DATA --store STORE [--n 2000] [--series NAME ...] [--part 0/2]
 
-All configurations see the same noise, and those that share evaluations are labelled together: k plain steps from a
-start pass through all smaller k. Every label is what the strategy of that name would give, in the order of its copies,
-selection first. One file per series and image; a further call goes on where the files end, with a larger n as well.
+All configurations see the same noise, and those that share evaluations are measured together: k plain steps from a
+start pass through all smaller k. Every prediction is what the strategy of that name would give, in the order of its
+samples, selection first. One file per series and image; a further call goes on where the files end, with a larger n as
+well.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from torch import Tensor
 from deqcert.data import CIFAR10
 from deqcert.data.images import to_unit_interval
 from deqcert.seeding import Purpose
-from deqcert.smoothing import Engine, Serialized, Standard
-from deqcert.smoothing.engine import Labels
+from deqcert.smoothing import Engine, Serialized, SmoothedClassifier, Smoothing, Standard, Stream
+from deqcert.smoothing.base_classifier import CONVERGED
+from deqcert.smoothing.engine import Predictions
 from deqcert.smoothing.noise import noisy_batches
-from deqcert.solvers import Anderson, Picard
-from deqcert.statistics import FixedAudit
+from deqcert.smoothing.serialized import _Chain
+from deqcert.solvers import Anderson, Picard, Solver
 
 SIGMA, N0, BATCH, SEED = 0.5, 100, 400, 0
 TOLERANCE = 1e-3
@@ -34,46 +36,47 @@ STEPS = (1, 2, 3, 5)
 """Plain steps k from each start."""
 
 Columns = dict[str, np.ndarray]
-"""Name to one value per copy: ``label…`` int8, ``steps`` uint8 where they differ from copy to copy."""
+"""Name to one value per noisy sample: ``class…`` int8, ``steps`` uint8 where they differ from sample to sample."""
+
+
+@cache
+def smoothed(network: str, solver: Solver = CONVERGED) -> SmoothedClassifier:
+    """Return g of a network; all but "zero" start where they are anchored."""
+    return Smoothing(SIGMA, solver=solver, start="zero" if network == "zero" else "anchor").of(load(network))
 
 
 @cache
 def engine(network: str) -> Engine:
     """Return the engine of a network, ready for CIFAR-10 images."""
-    strategy = Standard(sigma=SIGMA, n0=N0, batch_size=BATCH)
-    return strategy.engine(load(network), torch.zeros(3, 32, 32))
+    return Standard(n0=N0, batch_size=BATCH).engine(smoothed(network), torch.zeros(3, 32, 32))
 
 
-def column(labels: Labels) -> np.ndarray:
-    return labels.labels.numpy().astype(np.int8)
+def columns(given: Predictions) -> Columns:
+    return {"class": given.classes.numpy().astype(np.int8), "steps": given.steps.numpy().astype(np.uint8)}
 
 
 def standard(network: str, depth: int) -> Callable[[Tensor], Columns]:
-    """Label by the Anderson DEQ from a cold start, each copy to its own tolerance."""
-
-    def label(x: Tensor) -> Columns:
-        labels = engine(network).label(x, Anderson(max_steps=depth, tolerance=TOLERANCE))
-        return {"label": column(labels), "steps": labels.steps.numpy().astype(np.uint8)}
-
-    return label
+    """Classify by the Anderson DEQ from a cold start, each sample to its own tolerance."""
+    return lambda x: columns(engine(network).predict(x, Anderson(max_steps=depth, tolerance=TOLERANCE)))
 
 
 def anchored(network: str) -> Callable[[Tensor], Columns]:
-    """Label by every k of STEPS, each going on from the state of the one before."""
+    """Classify by every k of STEPS, each going on from the state of the one before."""
 
-    def label(x: Tensor) -> Columns:
+    def classify(x: Tensor) -> Columns:
         given: Columns = {}
-        states = engine(network).lanes(len(x), 1)[:, 0]
+        state = engine(network).state
+        assert state is not None, "a DEQ"
+        states = state.new_zeros(len(x), *state.shape[1:])
         reached = 0
         for k in STEPS:
             solver = Picard(max_steps=k - reached)
-            start = states if reached else None
-            labels = engine(network).label(x, solver, start=start, keep=states, anchored=True)
-            given[f"label{k}"] = column(labels)
+            predictions = engine(network).predict(x, solver, start=states if reached else None, keep=states)
+            given[f"class{k}"] = columns(predictions)["class"]
             reached = k
         return given
 
-    return label
+    return classify
 
 
 SERIES: dict[str, Callable[[Tensor], Columns]] = {
@@ -83,33 +86,30 @@ SERIES: dict[str, Callable[[Tensor], Columns]] = {
 CHAINS = {f"SRS-{k}A": k for k in (1, 3)}
 
 
-def independent(label: Callable[[Tensor], Columns], image: Tensor, index: int, n: int, known: Columns) -> Columns:
-    """Label the copies that are not known yet."""
+def independent(classify: Callable[[Tensor], Columns], image: Tensor, index: int, n: int, known: Columns) -> Columns:
+    """Classify the samples that are not known yet."""
     done = len(next(iter(known.values()))) if known else 0
     parts: list[Columns] = []
     position = 0
-    for noisy in copies(image, index, n):
+    for noisy in samples(image, index, n):
         if position >= done:
-            parts.append(label(noisy))
+            parts.append(classify(noisy))
         position += len(noisy)
     new = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return {name: np.concatenate([known[name], more]) if known else more for name, more in new.items()}
 
 
-def copies(image: Tensor, index: int, n: int) -> Iterator[Tensor]:
+def samples(image: Tensor, index: int, n: int) -> Iterator[Tensor]:
     for purpose, count in (Purpose.SELECTION, N0), (Purpose.ESTIMATION, n):
-        yield from noisy_batches(image, index, purpose, sigma=SIGMA, count=count, batch_size=BATCH, seed=SEED)
+        yield from noisy_batches(image, Stream(SEED, index), purpose, sigma=SIGMA, count=count, batch_size=BATCH)
 
 
 def chain(steps: int, image: Tensor, index: int, n: int) -> Columns:
-    """Label by a chain, which begins anew each time."""
-    strategy = Serialized(
-        sigma=SIGMA, n0=N0, n=n, batch_size=BATCH, seed=SEED, solver=Anderson(max_steps=steps), audit=FixedAudit(1)
-    )
-    (given,) = strategy.label_chain(engine("zero"), image[None], [index], 0)
-    selection = np.repeat(np.arange(len(given.selection), dtype=np.int8), given.selection)
-    selection = np.pad(selection, (0, N0 - len(selection)), constant_values=-1)  # only their counts matter
-    return {"label": np.concatenate([selection, given.labels.astype(np.int8)]), "nfe": np.array([given.nfe])}
+    """Classify by a chain, which begins anew each time."""
+    settings = Serialized(n0=N0, n=n, batch_size=BATCH, proposal=Anderson(max_steps=steps))
+    with torch.no_grad():
+        warm = _Chain(settings, engine("zero"), image[None])
+        return columns(Predictions.joined([warm.advance(noisy) for noisy in samples(image, index, n)]))
 
 
 def read(path: Path) -> Columns:
@@ -129,10 +129,10 @@ def write(path: Path, given: Columns) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="root of CIFAR-10, as data.root")
-    parser.add_argument("--store", type=Path, required=True, help="directory of the labels")
+    parser.add_argument("--store", type=Path, required=True, help="directory of the predictions")
     parser.add_argument("--skip", type=int, default=100, help="every so many test images (%(default)s)")
     parser.add_argument("--images", type=int, help="the first so many of them, of which even ones come first")
-    parser.add_argument("--n", type=int, default=2000, help="estimation copies, whole batches (%(default)s)")
+    parser.add_argument("--n", type=int, default=2000, help="estimation samples, whole batches (%(default)s)")
     parser.add_argument("--series", nargs="+", choices=(*SERIES, *CHAINS), default=[*SERIES, *CHAINS])
     parser.add_argument("--part", default="0/1", help="i/m: every m-th image, from the i-th on")
     options = parser.parse_args()
@@ -148,7 +148,7 @@ def main() -> None:
         for name in options.series:
             path = options.store / name / f"{index:05d}.npz"
             known = read(path)
-            if any(len(given) >= N0 + options.n for name, given in known.items() if name.startswith("label")):
+            if any(len(given) >= N0 + options.n for name, given in known.items() if name.startswith("class")):
                 continue
             if name in CHAINS:
                 write(path, chain(CHAINS[name], image, index, options.n))

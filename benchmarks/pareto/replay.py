@@ -1,39 +1,25 @@
-"""Votes of every configuration from the labels that measure.py has stored: the real strategies on remembered labels."""
+"""Votes of every configuration from the predictions that measure.py has stored, taken by the real strategies."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from deqcert.smoothing.base import AuditTask
-from deqcert.smoothing.tally import Tally
 from measure import BATCH, N0, SEED, SIGMA, STEPS
 from networks import NETWORKS
+from torch import Tensor, nn
 
-from deqcert.seeding import Purpose
-from deqcert.smoothing import Serialized
-from deqcert.smoothing.engine import Engine, Labels
-from deqcert.solvers import Anderson
-from deqcert.statistics import (
-    AdaptiveAudit,
-    AuditRule,
-    AuditSize,
-    ChainAudit,
-    ChainLabels,
-    FixedAudit,
-    InputSpecific,
-    Stopping,
-    Votes,
-    join_chains,
-)
+from deqcert.smoothing import Engine, Sampling, Serialized, SmoothedClassifier, Standard, Stream
+from deqcert.smoothing.engine import Predictions
+from deqcert.solvers import Solver
+from deqcert.statistics import AdaptiveAudit, AuditRule, AuditSize, FixedAudit, InputSpecific, Stopping, Votes
 
 CLASSES = 10
 PILOT = 500
-"""Selection copies of input-specific sampling: the others' 100, and the first batch of the estimation."""
+"""Selection samples of input-specific sampling: the others' 100, and the first batch of the estimation."""
 
 SIZES: dict[str, Stopping] = {
     "input-specific 5 %": InputSpecific(0.05),
@@ -42,21 +28,14 @@ SIZES: dict[str, Stopping] = {
 }
 
 
-class Copies(NamedTuple):
-    """The labels of one image's copies, selection first, and the evaluations behind each."""
-
-    labels: np.ndarray
-    steps: np.ndarray
-
-
 class Configuration(NamedTuple):
     """What is certified, and how.
 
     Attributes:
         name: Name in the tables.
-        series: Stored series of labels.
-        column: Which of its labels.
-        kind: "fixed" or "input-specific" size of the sample, or "audit".
+        series: Stored series of predictions.
+        column: Which of its predictions.
+        kind: "fixed" or "input-specific" number of samples, or "audit".
         stopping: For the first two.
         audit: For the last.
         rule: Rule of the audit.
@@ -73,8 +52,8 @@ class Configuration(NamedTuple):
 
 def configurations() -> Iterator[Configuration]:
     """Yield all of them."""
-    depths = [(f"standard-{depth}A", f"standard-{depth}A", "label") for depth in (30, 10, 5)]
-    anchors = [(f"anchored-{k}N-{network}", f"anchored-{network}", f"label{k}") for network in NETWORKS for k in STEPS]
+    depths = [(f"standard-{depth}A", f"standard-{depth}A", "class") for depth in (30, 10, 5)]
+    anchors = [(f"anchored-{k}N-{network}", f"anchored-{network}", f"class{k}") for network in NETWORKS for k in STEPS]
     for name, series, column in depths + anchors:
         yield Configuration(name, series, column, "fixed")
         for text, stopping in SIZES.items():
@@ -82,14 +61,14 @@ def configurations() -> Iterator[Configuration]:
     for k in (1, 3):
         for loss in (0.2, 0.1, 0.05, 0.02):
             yield Configuration(
-                f"SRS-{k}A, exact, {100 * loss:g} %", f"SRS-{k}A", "label", "audit", audit=AdaptiveAudit(loss)
+                f"SRS-{k}A, exact, {100 * loss:g} %", f"SRS-{k}A", "class", "audit", audit=AdaptiveAudit(loss)
             )
-        published = Configuration(f"SRS-{k}A, published", f"SRS-{k}A", "label", "audit", audit=FixedAudit(400))
+        published = Configuration(f"SRS-{k}A, published", f"SRS-{k}A", "class", "audit", audit=FixedAudit(400))
         yield published._replace(rule="published")
 
 
 class Store:
-    """The labels that measure.py has written."""
+    """The predictions that measure.py has written."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -103,91 +82,64 @@ class Store:
         return self._files[path]
 
     def images(self, series: str, n: int) -> list[int]:
-        """Return the images of which a series has n estimation copies."""
+        """Return the images of which a series has n estimation samples."""
         indices = [int(path.stem) for path in sorted((self.directory / series).glob("?????.npz"))]
-        return [i for i in indices if len(self._labels(series, i)) >= N0 + n]
+        return [i for i in indices if len(next(iter(self.columns(series, i).values()))) >= N0 + n]
 
-    def _labels(self, series: str, index: int) -> np.ndarray:
+    def predictions(self, series: str, column: str, index: int, n: int) -> Predictions:
+        """Return the predictions for the noisy samples of an image, selection first."""
         columns = self.columns(series, index)
-        return next(column for name, column in columns.items() if name.startswith("label"))
-
-    def copies(self, series: str, column: str, index: int, n: int) -> Copies:
-        columns = self.columns(series, index)
-        labels = columns[column][: N0 + n]
-        steps = columns["steps"] if "steps" in columns else np.full(len(labels), int(column.removeprefix("label")))
-        return Copies(labels, steps[: N0 + n])
+        classes = torch.from_numpy(columns[column][: N0 + n].astype(np.int64))
+        steps = columns["steps"] if "steps" in columns else np.full(len(classes), int(column.removeprefix("class")))
+        return Predictions(classes, torch.from_numpy(steps[: N0 + n].astype(np.int64)), torch.zeros(len(classes)))
 
 
 class Seconds(NamedTuple):
-    """Seconds per copy: of a label, and of a label of the audit."""
+    """Seconds per noisy sample: of a prediction, and of one of the audit."""
 
-    label: float
+    prediction: float
     audit: float
 
 
+class Remembered:
+    """Stands for an engine: gives stored predictions in their order, and those of f to samples that come again."""
+
+    num_classes = CLASSES
+    state = torch.zeros(1, 1)
+
+    def __init__(self, given: Predictions, audited: Predictions) -> None:
+        self._given, self._audited = given, audited
+        self._places: dict[bytes, int] = {}
+
+    def predict(
+        self, x: Tensor, solver: Solver | None = None, start: Tensor | None = None, keep: Tensor | None = None
+    ) -> Predictions:
+        keys = [row.numpy().tobytes() for row in x]
+        if keys[0] in self._places:
+            places = torch.tensor([self._places[key] for key in keys])
+            return Predictions(*(tensor[places] for tensor in self._audited))
+        first = len(self._places)
+        self._places |= {key: first + i for i, key in enumerate(keys)}
+        assert len(self._places) == first + len(x), "no two samples have the same noise"
+        return Predictions(*(tensor[first : first + len(x)] for tensor in self._given))
+
+
+_IMAGE = torch.zeros(1, 2, 2)
+"""Its noise only tells samples apart: what they would be classified as is known."""
+
+
 def vote(configuration: Configuration, store: Store, index: int, label: int, n: int, seconds: Seconds) -> Votes:
-    """Return the votes that a run of ``configuration`` with n copies would take."""
+    """Return the votes that a run of ``configuration`` with n samples would take."""
+    given = store.predictions(configuration.series, configuration.column, index, n)
+    audited = store.predictions("standard-30A", "class", index, n)
+    sampling: Sampling
     if configuration.audit is not None:
-        return _serialized(configuration.series, configuration.audit, store, index, label, n, seconds)
-    copies = store.copies(configuration.series, configuration.column, index, n)
-    n0 = PILOT if configuration.kind == "input-specific" else N0
-    return _independent(copies, n0, configuration.stopping, index, label, seconds)
-
-
-def _independent(copies: Copies, n0: int, stopping: Stopping | None, index: int, label: int, seconds: Seconds) -> Votes:
-    n = len(copies.labels) - n0
-    tally = Tally(stopping, n)
-    labels, steps = torch.from_numpy(copies.labels.astype(np.int64)), torch.from_numpy(copies.steps.astype(np.int64))
-    given = Labels(labels, steps, torch.zeros(len(labels)))
-    tally.add(Labels(*(part[:n0] for part in given)), Purpose.SELECTION)
-    for first in range(n0, n0 + n, BATCH):
-        tally.add(Labels(*(part[first : first + BATCH] for part in given)), Purpose.ESTIMATION)
-        if tally.settled:
-            break
-    drawn = len(tally.joined().labels)
-    part = _chain(index, copies.labels[:n0], copies.labels[n0:drawn], int(copies.steps[:drawn].sum()))
-    part = part._replace(seconds=seconds.label * drawn)
-    return join_chains(label, n0, [part], None, sigma=SIGMA, noise_error=0.0)
-
-
-def _chain(index: int, selection: np.ndarray, labels: np.ndarray, nfe: int) -> ChainLabels:
-    counts = tuple(np.bincount(selection[selection >= 0], minlength=CLASSES).tolist())
-    return ChainLabels(index, 0, counts, labels.astype(np.int16), nfe, 0.0, 0.0)
-
-
-@dataclass(frozen=True)
-class _Remembered(Serialized):
-    """Serialized smoothing whose audit finds what is remembered of the base classifier's labels."""
-
-    true: Copies | None = None
-    seconds_of_a_copy: float = 0.0
-
-    def audit_chains(self, engine: Engine | None, tasks: Sequence[AuditTask]) -> list[ChainAudit]:
-        found = []
-        for task in tasks:
-            members = task.members + N0
-            missed = int((self.true.labels[members] != task.selected).sum())
-            nfe, audited = int(self.true.steps[members].sum()), len(members)
-            found.append(ChainAudit(task.index, 0, audited, missed, nfe, self.seconds_of_a_copy * audited))
-        return found
-
-
-def _serialized(series: str, audit: AuditSize, store: Store, index: int, label: int, n: int, seconds: Seconds) -> Votes:
-    stored = store.columns(series, index)
-    labels, fast = stored["label"][: N0 + n], int(series[4])
-    nfe = int(stored["nfe"][0]) - fast * (len(stored["label"]) - N0 - n)  # a shorter chain is the beginning of this one
-    part = _chain(index, labels[:N0], labels[N0:], nfe)._replace(seconds=seconds.label * (N0 + n))
-    strategy = _Remembered(
-        sigma=SIGMA,
-        n0=N0,
-        n=n,
-        batch_size=BATCH,
-        seed=SEED,
-        solver=Anderson(max_steps=fast),
-        audit=audit,
-        true=store.copies("standard-30A", "label", index, n),
-        seconds_of_a_copy=seconds.audit,
-    )
-    tasks = strategy.audit_tasks(torch.empty(0), [part])
-    audits = strategy.audit_chains(None, tasks)
-    return join_chains(label, N0, [part], audits, sigma=SIGMA, noise_error=0.0)
+        sampling = Serialized(n0=N0, n=n, batch_size=BATCH, audit=configuration.audit)
+    else:
+        n0 = PILOT if configuration.kind == "input-specific" else N0
+        sampling = Standard(n0=n0, n=N0 + n - n0, batch_size=BATCH, stopping=configuration.stopping)
+    g = SmoothedClassifier(nn.Identity(), SIGMA)
+    engine = cast(Engine, Remembered(given, audited))
+    (votes,) = sampling.group_votes(g, engine, _IMAGE[None], [Stream(SEED, index)])
+    taken = seconds.prediction * (votes.n0 + votes.n) + seconds.audit * (votes.audited or 0)
+    return votes._replace(index=index, label=label, seconds=taken)
