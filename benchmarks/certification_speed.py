@@ -17,7 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,12 +31,8 @@ from deqcert.data import CIFAR10
 from deqcert.data.images import to_unit_interval
 from deqcert.models import DEQ, MDEQ, Start
 from deqcert.seeding import Purpose
-<<<<<<< HEAD
 from deqcert.smoothing import Execution, Sampling, Serialized, Smoothing, Standard, Stream
 from deqcert.smoothing.base_classifier import CONVERGED
-=======
-from deqcert.smoothing import Engine, Execution, Sampling, Serialized, SmoothedClassifier, Smoothing, Standard, Stream
->>>>>>> h17
 from deqcert.solvers import Anderson, Picard, Solver
 from deqcert.statistics import AdaptiveAudit, FixedAudit, Votes
 
@@ -49,7 +45,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "large": {"channels": (32, 64, 128, 256), "head_channels": (14, 28, 56, 112), "final_channels": 1680},
     "tiny": {"channels": (8, 16), "head_channels": (2, 4), "final_channels": 16, "downsample_times": 2},  # for tests
 }
-<<<<<<< HEAD
 CHAIN = Serialized(n0=N0, batch_size=WIDTH, audit=FixedAudit(1))  # an audit of one sample costs nothing
 FULL = Standard(n0=1, batch_size=WIDTH)
 ALL_STEPS = Anderson(max_steps=30)
@@ -63,39 +58,6 @@ RUNS: list[tuple[str, Sampling, Solver, tuple[Any, ...] | None]] = [
     ("SRS-1A", replace(CHAIN, proposal=Anderson(1)), CONVERGED, ("serialized", 1)),
     ("SRS-3A", replace(CHAIN, proposal=Anderson(3)), CONVERGED, ("serialized", 3)),
     ("SRS-3A, bfloat16", replace(CHAIN, proposal=Anderson(3), precision="bfloat16"), CONVERGED, ("serialized", 3)),
-=======
-
-
-@dataclass(frozen=True)
-class Procedure:
-    """How votes are taken, and the solver of the base classifier that they are about."""
-
-    sampling: Sampling
-    solver: Solver = Anderson(max_steps=30, tolerance=1e-3)
-
-    def sized(self, **settings: Any) -> Procedure:
-        """Return the procedure with other settings of its sampling."""
-        return replace(self, sampling=replace(self.sampling, **settings))
-
-    @property
-    def samples(self) -> int:
-        """Noisy samples of an image."""
-        return self.sampling.n0 + self.sampling.n
-
-
-CHAIN = Procedure(Serialized(n0=N0, batch_size=WIDTH, audit=FixedAudit(1)))  # an audit of one sample costs nothing
-FULL = Procedure(Standard(n0=1, batch_size=WIDTH), Anderson(max_steps=30))
-
-# name, ours, and the literal call: ("standard", steps, tolerance) or ("serialized", steps); no literal "N" is published
-# with other costs than "A".
-RUNS: list[tuple[str, Procedure, tuple[Any, ...] | None]] = [
-    ("standard-30A, all 30 steps", FULL, ("standard", 30, 0.0)),
-    ("standard-30A, tolerance 1e-3", Procedure(FULL.sampling), ("standard", 30, 1e-3)),
-    ("SRS-1N", CHAIN.sized(proposal=Picard(1)), None),
-    ("SRS-1A", CHAIN.sized(proposal=Anderson(1)), ("serialized", 1)),
-    ("SRS-3A", CHAIN.sized(proposal=Anderson(3)), ("serialized", 3)),
-    ("SRS-3A, bfloat16", CHAIN.sized(proposal=Anderson(3), precision="bfloat16"), ("serialized", 3)),
->>>>>>> h17
 ]
 
 
@@ -141,7 +103,6 @@ def literal_seconds(call: tuple[Any, ...], n: int) -> float:
     return timed(lambda: literal.serialized(_state["image"], N0, n, *settings))[0] / (n + N0)
 
 
-<<<<<<< HEAD
 class Voting:
     """A strategy with the smoothed classifier and the engine that it takes votes of."""
 
@@ -172,38 +133,6 @@ def peak_megabytes(strategy: Sampling, solver: Solver) -> float:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         vote()
-=======
-def smoothed(procedure: Procedure, network: DEQ | None = None) -> SmoothedClassifier:
-    return Smoothing(SIGMA, solver=procedure.solver).of(network or _state["network"])
-
-
-def engine_of(procedure: Procedure, network: DEQ | None = None) -> Engine:
-    return procedure.sampling.engine(smoothed(procedure, network), _state["image"])
-
-
-def vote(procedure: Procedure, engine: Engine, images: int = 1) -> list[Votes]:
-    stack = _state["image"].expand(images, -1, -1, -1)
-    return procedure.sampling.group_votes(smoothed(procedure), engine, stack, [Stream(0, i) for i in range(images)])
-
-
-def engine_seconds(procedure: Procedure) -> float:
-    """Return the seconds per noisy sample."""
-    key = repr(procedure)
-    if key not in _state:
-        _state[key] = engine_of(procedure)
-        vote(procedure, _state[key])
-    return timed(lambda: vote(procedure, _state[key]))[0] / procedure.samples
-
-
-def peak_megabytes(procedure: Procedure) -> float:
-    """Return by how much one vote raises the peak: of the allocator on CUDA, of the process elsewhere."""
-    engine = engine_of(procedure)
-    vote(procedure.sized(n=procedure.sampling.batch_size, n0=1), engine)  # what libraries keep from their first use on
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        vote(procedure, engine)
->>>>>>> h17
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - _state["before"]
 
@@ -260,17 +189,12 @@ def flops_per_evaluation() -> float:
     return float(counter.get_total_flops())
 
 
-<<<<<<< HEAD
 def shares(strategy: Sampling, solver: Solver) -> str:
-=======
-def shares(procedure: Procedure) -> str:
->>>>>>> h17
     """Return a table row: where the time of a vote goes, on one thread, and the cell's share of the matmul rate."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     network = Timed(_state["network"].for_inference().eval())
     network.eval()
-<<<<<<< HEAD
     plain, _state["network"] = _state["network"], network
     vote = Voting(strategy, solver)
     _state["network"] = plain
@@ -280,16 +204,6 @@ def shares(procedure: Procedure) -> str:
     parts = (Purpose.SELECTION, strategy.n0), (Purpose.ESTIMATION, strategy.n)
     batches = (vote.g.noisy(_state["image"], Stream(0, 0), *part, strategy.batch_size) for part in parts)
     noise = timed(lambda: [list(each) for each in batches])[0]
-=======
-    engine = engine_of(procedure, network)
-    vote(procedure, engine)
-    network.seconds, network.evaluations = dict.fromkeys(network.seconds, 0.0), 0
-    total, (votes,) = timed(lambda: vote(procedure, engine))
-    sampling, g = procedure.sampling, smoothed(procedure)
-    counts = {Purpose.SELECTION: sampling.n0, Purpose.ESTIMATION: sampling.n}.items()
-    drawn = (g.noisy(_state["image"], Stream(0, 0), each, count, sampling.batch_size) for each, count in counts)
-    noise = timed(lambda: [list(batches) for batches in drawn])[0]
->>>>>>> h17
     rate = flops_per_evaluation() * network.evaluations / network.seconds["cell"]
     peak = matmul_rate(torch.float32)
     torch.set_num_threads(threads)
@@ -300,7 +214,6 @@ def shares(procedure: Procedure) -> str:
     return f"{cells} | {100 * idle:.1f} | {rate / 1e9:.0f} | {100 * rate / peak:.0f}"
 
 
-<<<<<<< HEAD
 def counts(strategy: Sampling, images: int) -> list[tuple[int, ...]]:
     return [each.estimation for each in Voting(strategy)(images)]
 
@@ -316,24 +229,6 @@ def profile(strategy: Sampling) -> str:
     vote()
     with torch.profiler.profile() as trace:
         vote()
-=======
-def counted(procedure: Procedure, images: int) -> list[tuple[int, ...]]:
-    return [each.estimation for each in vote(procedure, engine_of(procedure), images)]
-
-
-def whole_image(procedure: Procedure) -> tuple[float, Votes]:
-    engine = engine_of(procedure)
-    taken, (votes,) = timed(lambda: vote(procedure, engine))
-    return taken, votes
-
-
-def profile(procedure: Procedure) -> str:
-    torch.set_num_threads(1)  # the profiler does not see other threads
-    engine = engine_of(procedure)
-    vote(procedure, engine)
-    with torch.profiler.profile() as trace:
-        vote(procedure, engine)
->>>>>>> h17
     by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     return trace.key_averages().table(sort_by=by, row_limit=12, max_name_column_width=40)
 
@@ -351,13 +246,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--n", type=int, default=2000, help="estimation samples per timed chain")
     parser.add_argument("--repeats", type=int, default=5)
-<<<<<<< HEAD
     parser.add_argument(
         "--only", choices=("speed", "shares", "memory", "growth", "rows", "predictions", "audit", "profile")
     )
-=======
-    parser.add_argument("--only", choices=tuple(TABLES))
->>>>>>> h17
     options = parser.parse_args()
     for name, table in TABLES.items():
         if options.only in (None, name):
@@ -368,24 +259,14 @@ def speed_table(options: argparse.Namespace) -> None:
     print(f"\n| MDEQ-{options.model.upper()}, {options.device} | literal, s/1000 | ours, s/1000 | ratio | samples/s |")
     print("| --- | ---: | ---: | ---: | ---: |")
     with process(options) as reference, process(options) as ours:
-<<<<<<< HEAD
         for name, strategy, solver, call in RUNS:
             n = options.n if isinstance(strategy, Serialized) else WIDTH
             strategy = replace(strategy, n=n)
-=======
-        for name, procedure, call in RUNS:
-            n = options.n if isinstance(procedure.sampling, Serialized) else WIDTH
-            procedure = procedure.sized(n=n)
->>>>>>> h17
             reference_times, times = [], []
             for _ in range(options.repeats):
                 if call is not None:
                     reference_times.append(reference.submit(literal_seconds, call, n).result())
-<<<<<<< HEAD
                 times.append(ours.submit(engine_seconds, strategy, solver).result())
-=======
-                times.append(ours.submit(engine_seconds, procedure).result())
->>>>>>> h17
             taken = statistics.median(times)
             literal = statistics.median(reference_times) if reference_times else float("nan")
             row = f"{1000 * literal:.2f} | {1000 * taken:.3f} | {literal / taken:.2f} | {1 / taken:.0f}"
@@ -396,20 +277,13 @@ def shares_table(options: argparse.Namespace) -> None:
     heads = "cell | head | encoder | noise | solver and Python | evaluated in vain | GFLOP/s | of matmul"
     print(f"\n| one thread, % of the time | {heads} |\n| --- |{' ---: |' * 8}")
     with process(options) as ours:
-<<<<<<< HEAD
         for name, strategy, solver, _ in RUNS[:-1]:
             n = options.n if isinstance(strategy, Serialized) else WIDTH
             print(f"| {name} | {ours.submit(shares, replace(strategy, n=n), solver).result()} |", flush=True)
-=======
-        for name, procedure, _ in RUNS[:-1]:
-            n = options.n if isinstance(procedure.sampling, Serialized) else WIDTH
-            print(f"| {name} | {ours.submit(shares, procedure.sized(n=n)).result()} |", flush=True)
->>>>>>> h17
 
 
 def memory_table(options: argparse.Namespace) -> None:
     print("\n| peak memory of a vote, MiB | |\n| --- | ---: |")
-<<<<<<< HEAD
     for name, strategy, solver in (
         ("SRS-3A, n = 400", replace(CHAIN, n=400), CONVERGED),
         ("SRS-3A, n = 2000", replace(CHAIN, n=2000), CONVERGED),
@@ -426,42 +300,19 @@ def growth_table(options: argparse.Namespace) -> None:
         for n in (1000, 3000, 10_000):
             strategy = replace(CHAIN, n=n, proposal=Anderson(1))
             taken = statistics.median(ours.submit(engine_seconds, strategy).result() for _ in range(3))
-=======
-    for name, procedure in (
-        ("SRS-3A, n = 400", CHAIN.sized(n=400)),
-        ("SRS-3A, n = 2000", CHAIN.sized(n=2000)),
-        ("standard-30A, n = 400", FULL.sized(n=400)),
-    ):
-        with process(options) as fresh:
-            fresh.submit(note_memory).result()
-            print(f"| {name} | {fresh.submit(peak_megabytes, procedure).result():.0f} |", flush=True)
-
-
-def growth_table(options: argparse.Namespace) -> None:
-    print("\n| SRS-1A, n | s | µs per sample |\n| --- | ---: | ---: |")
-    with process(options) as ours:
-        for n in (1000, 3000, 10_000):
-            procedure = CHAIN.sized(n=n, proposal=Anderson(1))
-            taken = statistics.median(ours.submit(engine_seconds, procedure).result() for _ in range(3))
->>>>>>> h17
             print(f"| {n} | {taken * (n + N0):.2f} | {1e6 * taken:.0f} |", flush=True)
 
 
 def rows_table(options: argparse.Namespace) -> None:
-<<<<<<< HEAD
     print("\n| noisy samples per batch, SRS-3A | s/1000 |\n| --- | ---: |")
-=======
-    print("\n| samples per batch, SRS-3A | s/1000 |\n| --- | ---: |")
->>>>>>> h17
     with process(options) as ours:
         for rows in (None, 8, 16, 25, 50, 80, 100, 200, 400):
-            procedure = CHAIN.sized(n=800, execution=Execution(rows=rows))
-            taken = statistics.median(ours.submit(engine_seconds, procedure).result() for _ in range(3))
+            strategy = replace(CHAIN, n=800, execution=Execution(rows=rows))
+            taken = statistics.median(ours.submit(engine_seconds, strategy).result() for _ in range(3))
             print(f"| {rows or 'default'} | {1000 * taken:.3f} |", flush=True)
 
 
 def predictions_table(options: argparse.Namespace) -> None:
-<<<<<<< HEAD
     """From counts: the least possible number of predictions that differ."""
     print(f"\n| SRS-3A, n = {options.n}, four images | predictions that differ at least |\n| --- | ---: |")
     base = replace(CHAIN, n=options.n)
@@ -474,20 +325,6 @@ def predictions_table(options: argparse.Namespace) -> None:
         expected = ours.submit(counts, base, 4).result()
         for name, strategy in changes.items():
             given = ours.submit(counts, strategy, 4).result()
-=======
-    """From counts: the least number of differing predictions that they allow."""
-    print(f"\n| SRS-3A, n = {options.n}, four images | predictions that differ at least |\n| --- | ---: |")
-    base = CHAIN.sized(n=options.n)
-    changes = {
-        "batches of 100": base.sized(execution=Execution(rows=100)),
-        "4 images side by side": base.sized(execution=Execution(images=4)),
-        "bfloat16": base.sized(precision="bfloat16"),
-    }
-    with process(options) as ours:
-        expected = ours.submit(counted, base, 4).result()
-        for name, procedure in changes.items():
-            given = ours.submit(counted, procedure, 4).result()
->>>>>>> h17
             different = sum(int(np.abs(np.subtract(a, b)).sum()) // 2 for a, b in zip(given, expected, strict=True))
             print(f"| {name} | {different} of {4 * options.n} |", flush=True)
 
@@ -496,7 +333,6 @@ def audit_table(options: argparse.Namespace) -> None:
     print(f"\n| SRS-3A, n = {options.n}, one image | s | NFE fast + audit | audited | mismatches |")
     print("| --- | ---: | ---: | ---: | ---: |")
     audits = {
-<<<<<<< HEAD
         "no audit": (CHAIN, CONVERGED),
         "adaptive, 5 %": (replace(CHAIN, audit=AdaptiveAudit()), CONVERGED),
         "400, all 30 steps": (replace(CHAIN, audit=FixedAudit(400)), ALL_STEPS),
@@ -505,16 +341,6 @@ def audit_table(options: argparse.Namespace) -> None:
     with process(options) as ours:
         for name, (strategy, solver) in audits.items():
             taken, votes = ours.submit(whole_image, replace(strategy, n=options.n), solver).result()
-=======
-        "no audit": CHAIN,
-        "adaptive, 5 %": CHAIN.sized(audit=AdaptiveAudit()),
-        "400, all 30 steps": replace(CHAIN.sized(audit=FixedAudit(400)), solver=Anderson(30)),
-        "400, tolerance 1e-3": CHAIN.sized(audit=FixedAudit(400)),
-    }
-    with process(options) as ours:
-        for name, procedure in audits.items():
-            taken, votes = ours.submit(whole_image, procedure.sized(n=options.n)).result()
->>>>>>> h17
             samples = votes.n0 + votes.n
             nfe = f"{votes.nfe_fast / samples:.2f} + {votes.nfe_audit / samples:.2f}"
             print(f"| {name} | {taken:.2f} | {nfe} | {votes.audited} | {votes.mismatches} |", flush=True)
@@ -522,7 +348,7 @@ def audit_table(options: argparse.Namespace) -> None:
 
 def profile_table(options: argparse.Namespace) -> None:
     with process(options) as ours:
-        print(ours.submit(profile, CHAIN.sized(n=options.n)).result())
+        print(ours.submit(profile, replace(CHAIN, n=options.n)).result())
 
 
 TABLES = {

@@ -15,11 +15,7 @@ from deqcert.checkpoints import load_network
 from deqcert.data import CIFAR10, Digits
 from deqcert.data.images import to_unit_interval
 from deqcert.models import DEQ, MDEQ
-<<<<<<< HEAD
 from deqcert.smoothing import Execution, SmoothedClassifier, SolvedClassifier
-=======
-from deqcert.smoothing import Execution, Smoothing, Standard
->>>>>>> h17
 from deqcert.solvers import Anderson
 
 SIGMA = 0.5
@@ -34,7 +30,7 @@ DIGITS = {
     "std": (0.376,),
     "expansion": 3,
 }
-PREDICTIONS, MEMORY, TESTS = "predictions on the GPU that differ from the CPU's", "peak memory", "tests marked gpu"
+LABELS, MEMORY, TESTS = "labels on the GPU that differ from the CPU's", "peak memory", "tests marked gpu"
 
 
 def run_tests(setting: Setting, result: Result) -> bool:
@@ -71,29 +67,27 @@ def networks(setting: Setting) -> dict[str, tuple[DEQ, Tensor]]:
     return found
 
 
-def compare_predictions(setting: Setting, result: Result) -> bool:
-    """Classify the same noisy samples, drawn on the CPU, by the CPU and in each way that a GPU has."""
+def compare_labels(setting: Setting, result: Result) -> bool:
+    """Label the same noisy samples, drawn on the CPU, by the CPU and in each way that a GPU has."""
     count = 4 if setting.smoke else 100
     ways = ["float32", "TF32", "bfloat16", "compiled"]
-    result.table(PREDICTIONS, ["network", "samples", *ways])
+    result.table(LABELS, ["network", "samples", *ways])
     for name, (network, images) in networks(setting).items():
         noise = torch.randn(count * len(images), *images.shape[1:], generator=torch.Generator().manual_seed(0))
         x = images.repeat(count, 1, 1, 1) + SIGMA * noise
-        expected = predictions(network, images[0], x, "float32", "cpu", count)
+        expected = labels(network, images[0], x, "float32", "cpu", count)
         differing = []
         for way in ways:
             if setting.smoke and way == "compiled":
                 differing.append("not tried")
                 continue
-            differing.append(
-                str(int((predictions(network, images[0], x, way, setting.device, count) != expected).sum()))
-            )
-        result.row(PREDICTIONS, name, len(x), *differing)
+            differing.append(str(int((labels(network, images[0], x, way, setting.device, count) != expected).sum())))
+        result.row(LABELS, name, len(x), *differing)
     return True
 
 
-def predictions(network: DEQ, image: Tensor, x: Tensor, way: str, device: str, width: int) -> Tensor:
-    """Return the classes of noisy samples ``x`` on the CPU, computed on ``device`` in one of the ways."""
+def labels(network: DEQ, image: Tensor, x: Tensor, way: str, device: str, width: int) -> Tensor:
+    """Return the labels of noisy samples ``x`` on the CPU, computed on ``device`` in one of the ways."""
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = way == "TF32"
     cast: AbstractContextManager[object] = (
@@ -101,15 +95,9 @@ def predictions(network: DEQ, image: Tensor, x: Tensor, way: str, device: str, w
     )
     try:
         with cast:
-<<<<<<< HEAD
             execution = Execution(compile=way == "compiled")
             g = SmoothedClassifier(SolvedClassifier(network.to(device), SOLVER), SIGMA)
             return g.engine(image.to(device), execution, width).predict(x.to(device)).classes.cpu()
-=======
-            g = Smoothing(SIGMA, solver=SOLVER).of(network.to(device))
-            sampling = Standard(batch_size=width, execution=Execution(compile=way == "compiled"))
-            return sampling.engine(g, image.to(device)).predict(x.to(device)).classes.cpu()
->>>>>>> h17
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
         network.to("cpu")
@@ -122,22 +110,16 @@ def measure_memory(setting: Setting, result: Result) -> bool:
     for model in ("tiny",) if setting.smoke else ("small", "large"):
         speed.prepare(speed.settings(model, setting.device))
         cells = []
-<<<<<<< HEAD
         for strategy, solver in ((speed.CHAIN, speed.CONVERGED), (speed.FULL, speed.ALL_STEPS)):
             speed.note_memory()
             cells.append(speed.peak_megabytes(speed.replace(strategy, n=width, n0=1, batch_size=width), solver))
-=======
-        for procedure in (speed.CHAIN, speed.FULL):
-            speed.note_memory()
-            cells.append(speed.peak_megabytes(procedure.sized(n=width, n0=1, batch_size=width)))
->>>>>>> h17
         result.row(MEMORY, model.upper(), *(f"{cell:.0f}" for cell in cells), "1500")
     return True
 
 
 CHECK = Stage(
     "check",
-    (Part("tests", 30, run_tests), Part("predictions", 90, compare_predictions), Part("memory", 10, measure_memory)),
-    "Predictions for the same noisy samples, drawn on the CPU, by the 30-step Anderson DEQ solved to 1e-3, σ = 0.5; "
-    "and the growth of memory while one image is voted on at chain width 400.",
+    (Part("tests", 30, run_tests), Part("labels", 90, compare_labels), Part("memory", 10, measure_memory)),
+    "Labels of the same noisy samples, drawn on the CPU, by the 30-step Anderson DEQ solved to 1e-3, σ = 0.5; and the "
+    "growth of memory while one image is voted on at chain width 400.",
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,18 +13,12 @@ import certification_speed as speed
 import torch
 from stage import REPOSITORY, Part, Result, Setting, Stage, hand_in
 
-<<<<<<< HEAD
 from deqcert.smoothing import Execution, Sampling, Serialized, Standard
 from deqcert.solvers import Anderson, Solver
-=======
-from deqcert.smoothing import Execution, Serialized, Standard
-from deqcert.solvers import Anderson
->>>>>>> h17
 
 A100 = {"standard-30A, all 30 steps": 12.89, "SRS-1A": 1.79, "SRS-3A": 2.55}
 """Published seconds per image of LARGE (Gao et al., NeurIPS 2024), n = 10 000, with their audit."""
 
-<<<<<<< HEAD
 CHAIN = Serialized(batch_size=speed.WIDTH)
 WHOLE: dict[str, tuple[Sampling, Solver]] = {  # each with the solver of f
     "standard-30A, all 30 steps": (speed.FULL, speed.ALL_STEPS),
@@ -32,15 +27,6 @@ WHOLE: dict[str, tuple[Sampling, Solver]] = {  # each with the solver of f
     "SRS-3A": (CHAIN, speed.CONVERGED),
     "SRS-3A, bfloat16": (replace(CHAIN, precision="bfloat16"), speed.CONVERGED),
     "standard-3A": (Standard(batch_size=speed.WIDTH), Anderson(3)),  # an anchored start costs about as much
-=======
-WHOLE: dict[str, speed.Procedure] = {
-    "standard-30A, all 30 steps": speed.FULL,
-    "standard-30A, tolerance 1e-3": speed.Procedure(speed.FULL.sampling),
-    "SRS-1A": speed.Procedure(Serialized(proposal=Anderson(1))),
-    "SRS-3A": speed.Procedure(Serialized(proposal=Anderson(3))),
-    "SRS-3A, bfloat16": speed.Procedure(Serialized(proposal=Anderson(3), precision="bfloat16")),
-    "standard-3A": speed.Procedure(Standard(), Anderson(3)),
->>>>>>> h17
 }
 CHECKPOINTS = {"small": "cifar10_mdeq_small_cpu_consistency"}
 
@@ -64,19 +50,14 @@ def prepare(setting: Setting, model: str) -> None:
     speed.prepare(speed.settings(model, setting.device, checkpoint and str(checkpoint), setting.data))
 
 
-<<<<<<< HEAD
 def sized(setting: Setting, strategy: Sampling, n: int) -> Sampling:
     return replace(strategy, n=8, n0=4, batch_size=4) if setting.smoke else replace(strategy, n=n)
-=======
-def sized(setting: Setting, procedure: speed.Procedure, n: int) -> speed.Procedure:
-    return procedure.sized(n=8, n0=4, batch_size=4) if setting.smoke else procedure.sized(n=n)
->>>>>>> h17
 
 
 def sweep(model: str, setting: Setting, result: Result) -> bool:
-    """Find the batch size and the number of images side by side."""
+    """Find the launch size and the number of images side by side."""
     prepare(setting, model)
-    title = f"MDEQ-{model.upper()}, SRS-3A, n = 2000: rows per batch, images side by side"
+    title = f"MDEQ-{model.upper()}, SRS-3A, n = 2000: rows per launch, images side by side"
     result.table(title, ["rows", "images", "s per 1000 samples", "samples/s"])
     best = float("inf")
     sizes = (
@@ -85,21 +66,14 @@ def sweep(model: str, setting: Setting, result: Result) -> bool:
         else [(rows, max(1, rows // 400)) for rows in (100, 200, 400, 800, 1600, 3200)]
     )
     for rows, images in sizes:
-<<<<<<< HEAD
         strategy = sized(setting, speed.CHAIN, 2000)
         strategy = replace(strategy, proposal=Anderson(3), execution=Execution(rows=rows, images=images))
         try:
             taken = measured(partial(speed.Voting(strategy), images), 0 if setting.smoke else 3)
-=======
-        procedure = sized(setting, speed.CHAIN, 2000).sized(execution=Execution(rows=rows, images=images))
-        try:
-            engine = speed.engine_of(procedure)
-            taken = measured(partial(speed.vote, procedure, engine, images), 0 if setting.smoke else 3)
->>>>>>> h17
         except torch.OutOfMemoryError:
             result.row(title, rows, images, "out of memory", "")
             break
-        each = taken / (images * procedure.samples)
+        each = taken / (images * (strategy.n0 + strategy.n))
         result.row(title, rows, images, 1000 * each, 1 / each)
         if each < best:
             best, result.state[model] = each, {"rows": rows, "images": images}
@@ -117,50 +91,31 @@ def wide_batches(model: str, setting: Setting, result: Result) -> bool:
     result.table(title, ["rows", "images", "s per 1000 samples", "samples/s", "peak memory, MiB"])
     for rows in (4, 8) if setting.smoke else (3200, 6400, 12_800):
         images = max(1, rows // 400)
-        procedure = sized(setting, speed.CHAIN, 2000).sized(execution=Execution(rows=rows, images=images))
+        strategy = replace(sized(setting, speed.CHAIN, 2000), execution=Execution(rows=rows, images=images))
         try:
-<<<<<<< HEAD
             vote = speed.Voting(strategy)
             if setting.device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             taken = measured(partial(vote, images), 0 if setting.smoke else 2)
-=======
-            engine = speed.engine_of(procedure)
-            if setting.device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            taken = measured(partial(speed.vote, procedure, engine, images), 0 if setting.smoke else 2)
->>>>>>> h17
             peak = torch.cuda.max_memory_allocated() / 2**20 if setting.device == "cuda" else float("nan")
         except torch.OutOfMemoryError:
             result.row(title, rows, images, "out of memory", "", "")
             break
-        each = taken / (images * procedure.samples)
+        each = taken / (images * (strategy.n0 + strategy.n))
         result.row(title, rows, images, 1000 * each, 1 / each, f"{peak:.0f}")
     return True
 
 
 def whole_images(model: str, setting: Setting, result: Result) -> bool:
-<<<<<<< HEAD
     """Take the votes of whole images, audit included, in the batches that the sweep has found."""
-=======
-    """Take the votes of whole images, audit included, in batches as the sweep has found them."""
->>>>>>> h17
     prepare(setting, model)
     chosen = result.state[model]
     title = f"MDEQ-{model.upper()}, n = 10 000, audit included ({chosen['rows']} rows, {chosen['images']} images)"
     result.table(title, ["run", "s per image", "NFE per sample", "A100, published"])
-<<<<<<< HEAD
     for name, (strategy, solver) in list(WHOLE.items())[-2:] if setting.smoke else WHOLE.items():
         strategy = replace(sized(setting, strategy, 10_000), execution=Execution(**chosen))
         speed.Voting(sized(setting, strategy, 400), solver)(chosen["images"])
         taken, votes = speed.timed(partial(speed.Voting(strategy, solver), chosen["images"]))
-=======
-    for name, procedure in list(WHOLE.items())[-2:] if setting.smoke else WHOLE.items():
-        procedure = sized(setting, procedure, 10_000).sized(execution=Execution(**chosen))
-        engine = speed.engine_of(procedure)
-        speed.vote(sized(setting, procedure, 400), engine, chosen["images"])
-        taken, votes = speed.timed(lambda p=procedure, e=engine: speed.vote(p, e, chosen["images"]))  # type: ignore[misc]
->>>>>>> h17
         evaluations = statistics.mean((each.nfe_fast + each.nfe_audit) / (each.n0 + each.n) for each in votes)
         published = A100.get(name, "") if model == "large" else ""
         result.row(title, name, taken / chosen["images"], evaluations, published)
@@ -173,7 +128,6 @@ def ratios(compiled: bool, model: str, setting: Setting, result: Result) -> bool
     title = f"MDEQ-{model.upper()} against the published algorithm{', compiled with CUDA graphs' if compiled else ''}"
     result.table(title, ["run", "literal, s per 1000", "ours, s per 1000", "ratio"])
     chosen = result.state[model]
-<<<<<<< HEAD
     runs = [run for run in speed.RUNS if run[3] is not None]
     for name, strategy, solver, call in runs[-1:] if setting.smoke else runs:
         n = 2000 if isinstance(strategy, Serialized) else speed.WIDTH
@@ -182,26 +136,12 @@ def ratios(compiled: bool, model: str, setting: Setting, result: Result) -> bool
         execution = Execution(rows=rows, images=chosen["images"], compile=compiled and not setting.smoke)
         strategy = replace(strategy, execution=execution)
         vote = speed.Voting(strategy, solver)
-=======
-    runs = [run for run in speed.RUNS if run[2] is not None]
-    for name, procedure, call in runs[-1:] if setting.smoke else runs:
-        n = 2000 if isinstance(procedure.sampling, Serialized) else speed.WIDTH
-        procedure = sized(setting, procedure, n)
-        rows = min(chosen["rows"], chosen["images"] * procedure.sampling.batch_size)
-        execution = Execution(rows=rows, images=chosen["images"], compile=compiled and not setting.smoke)
-        procedure = procedure.sized(execution=execution)
-        engine = speed.engine_of(procedure)
->>>>>>> h17
         seconds = 0 if setting.smoke else 2
         assert call is not None
-        literal = measured(lambda c=call, k=procedure.sampling.n: speed.literal_seconds(c, k), seconds)  # type: ignore[misc]
-        literal /= procedure.sampling.n + (speed.N0 if call[0] == "serialized" else 0)
+        literal = measured(lambda c=call, k=strategy.n: speed.literal_seconds(c, k), seconds)  # type: ignore[misc]
+        literal /= strategy.n + (speed.N0 if call[0] == "serialized" else 0)
         images = chosen["images"]
-<<<<<<< HEAD
         ours = measured(partial(vote, images), seconds) / images / (strategy.n0 + strategy.n)
-=======
-        ours = measured(partial(speed.vote, procedure, engine, images), seconds) / images / procedure.samples
->>>>>>> h17
         result.row(title, name, 1000 * literal, 1000 * ours, literal / ours)
     return True
 
@@ -213,17 +153,11 @@ def shares(model: str, setting: Setting, result: Result) -> bool:
     heads = ["cell", "head", "encoder", "noise", "solver and Python", "evaluated in vain", "GFLOP/s", "of matmul"]
     result.table(title, ["run", *heads])
     execution = Execution(**result.state[model])
-<<<<<<< HEAD
     for name, strategy, solver, _ in speed.RUNS[4:5] if setting.smoke else speed.RUNS[1:-1]:
         strategy = replace(sized(setting, strategy, 2000), execution=execution)
         result.row(title, name, *speed.shares(strategy, solver).split(" | "))
-=======
-    for name, procedure, _ in speed.RUNS[4:5] if setting.smoke else speed.RUNS[1:-1]:
-        procedure = sized(setting, procedure, 2000).sized(execution=execution)
-        result.row(title, name, *speed.shares(procedure).split(" | "))
->>>>>>> h17
     page = setting.work / f"kernels_{model}.txt"
-    page.write_text(speed.profile(sized(setting, speed.CHAIN, 2000).sized(execution=execution)))
+    page.write_text(speed.profile(replace(sized(setting, speed.CHAIN, 2000), execution=execution)))
     hand_in(setting, page, page.name)
     return True
 
