@@ -61,7 +61,7 @@ def run_anchor(args: Sequence[str]) -> int:
         f"points {start.error:.3f}"
     )
     write_checkpoint(target, network.cpu().state_dict(), sigma, architecture_of(network))
-    print(f"written to {target}; use it with {setting} --smoothing.start={parsed.start}")
+    print(f"written to {target}; use it with {setting} --smoothing.start=anchor")
     return 0
 
 

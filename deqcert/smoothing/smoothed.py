@@ -53,12 +53,12 @@ class SmoothedClassifier:
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path, sigma: float | None = None, solver: Solver = CONVERGED, start: Start = "zero"
+        cls, ckpt_path: str | Path, sigma: float | None = None, solver: Solver = CONVERGED, start: Start = "zero"
     ) -> SmoothedClassifier:
         """Build g from a checkpoint that states its network, on the CPU.
 
         Args:
-            path: Checkpoint written by ``deqcert fit``, ``anchor`` or ``convert``.
+            ckpt_path: Checkpoint written by ``deqcert fit``, ``anchor`` or ``convert``.
             sigma: Standard deviation of the noise; None takes that of training.
             solver: Solver of a DEQ.
             start: Its start.
@@ -67,7 +67,7 @@ class SmoothedClassifier:
             CheckpointError: The checkpoint cannot be used.
             SettingError: A setting is out of range, or there is no sigma.
         """
-        found = load_network(path, field="path")
+        found = load_network(ckpt_path)
         trained = found.sigma if sigma is None else sigma
         require(trained is not None, "sigma", sigma, "must be given: the checkpoint states none")
         return cls(base_classifier(found.network, solver, start), trained)  # type: ignore[arg-type]  # not None

@@ -18,19 +18,21 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jsonargparse import ActionConfigFile, lazy_instance
 
+import deqcert.cli.trainer_verbs  # noqa: F401  # importing takes longer than a test may
 from deqcert.callbacks import CertifiedRadius
+from deqcert.certification import Trainer
 from deqcert.cli import main
 from deqcert.cli.arguments import demand_sound_configs
 from deqcert.cli.parsing import SettingsParser
 from deqcert.data import Digits, ImageDataModule
-from deqcert.smoothing import Serialized, Smoothing
+from deqcert.smoothing import Serialized
 from deqcert.solvers import Solver
 from deqcert.statistics import FixedAudit
 
 # Jsonargparse and lightning warn of each other; our own warnings are errors in every other test.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-SERIALIZED = "smoothing:\n  class_path: deqcert.smoothing.Serialized\n  init_args:\n    "
+SERIALIZED = "sampling:\n  class_path: deqcert.smoothing.Serialized\n  init_args:\n    "
 CERTIFY = sorted((ROOT / "configs" / "certify").glob("*.yaml"))
 
 
@@ -39,16 +41,18 @@ CERTIFY = sorted((ROOT / "configs" / "certify").glob("*.yaml"))
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
+    """Fail what computes longer, however busy the machine is."""
+
     def hung(*_: object) -> None:
         pytest.fail(f"takes more than {seconds} s")
 
-    previous = signal.signal(signal.SIGALRM, hung)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    previous = signal.signal(signal.SIGPROF, hung)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, previous)
 
 
 def refused(arguments: list[str]) -> str:
@@ -80,10 +84,10 @@ def whole(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """Returns the error of a configuration of smoothing, certificate and data, and what it builds."""
+    """Returns the error of a configuration of certify without a model, and what it builds."""
     parser = SettingsParser(prog="deqcert")
     parser.add_argument("--config", action=ActionConfigFile)
-    parser.add_subclass_arguments(Smoothing, "smoothing", default=lazy_instance(Serialized))
+    parser.add_method_arguments(Trainer, "certify", skip={"model", "datamodule"})
     parser.add_lightning_class_args(CertifiedRadius, "certificate")
     parser.add_subclass_arguments(ImageDataModule, "data", default=lazy_instance(Digits))
     path = tmp_path_factory.mktemp("configs") / "hostile.yaml"
@@ -116,15 +120,16 @@ HOSTILE = {
     "a number as key": ("3: 4\n", "Key must be a string"),
     "a list as key": ("[1, 2]: 4\n", "unhashable key"),
     # Code.
-    "a call": ("smoothing: !!python/object/apply:pathlib.Path.touch ['victim']\n", "could not determine a constructor"),
-    "a function": ("smoothing: {class_path: os.system, init_args: {command: touch victim}}\n", "not .* subclass"),
+    "a call": ("sampling: !!python/object/apply:pathlib.Path.touch ['victim']\n", "could not determine a constructor"),
+    "a function": ("sampling: {class_path: os.system, init_args: {command: touch victim}}\n", "not .* subclass"),
     "another class": ("data: {class_path: subprocess.Popen, init_args: {args: [touch, victim]}}\n", "not .* subclass"),
-    "an abstract class": ("smoothing: {class_path: deqcert.smoothing.Smoothing}\n", "is abstract"),
-    "no class": ("smoothing: Nonsense\n", "Expected a dot import path"),
+    "an abstract class": ("sampling: {class_path: deqcert.smoothing.Sampling}\n", "is abstract"),
+    "no class": ("sampling: Nonsense\n", "Expected a dot import path"),
     # Unknown keys.
     "unknown section": ("nonsense: 1\n", "nonsense"),
+    "unknown setting of g": ("smoothing: {nonsense: 1}\n", "nonsense"),
     "unknown setting": (SERIALIZED + "nonsense: 1\n", "nonsense"),
-    "unknown setting of a solver": (SERIALIZED + "solver: {class_path: Anderson, init_args: {steps: 3}}\n", "steps"),
+    "unknown setting of a solver": (SERIALIZED + "proposal: {class_path: Anderson, init_args: {steps: 3}}\n", "steps"),
     # Types.
     "text for a number": (SERIALIZED + "n: many\n", 'key "n"'),
     "a fraction for a count": (SERIALIZED + "n: 10.5\n", 'key "n"'),
@@ -137,20 +142,22 @@ HOSTILE = {
     "negative n": (SERIALIZED + "n: -1\n", "n = -1"),
     "null n": (SERIALIZED + "n: null\n", 'key "n"'),
     "huge batch": (SERIALIZED + f"batch_size: {10**12}\n", "batch_size = 1000000000000"),
-    "overflowing sigma": (SERIALIZED + "sigma: 1e400\n", "sigma = inf"),
-    "vanishing sigma": (SERIALIZED + "sigma: 1e-400\n", "sigma = 0.0"),
-    "NaN for sigma": (SERIALIZED + "sigma: .nan\n", "sigma = nan"),
-    "infinite sigma": (SERIALIZED + "sigma: .inf\n", "sigma = inf"),
+    "overflowing sigma": ("smoothing: {sigma: 1e400}\n", "sigma = inf"),
+    "vanishing sigma": ("smoothing: {sigma: 1e-400}\n", "sigma = 0.0"),
+    "NaN for sigma": ("smoothing: {sigma: .nan}\n", "sigma = nan"),
+    "infinite sigma": ("smoothing: {sigma: .inf}\n", "sigma = inf"),
     "huge seed of the data": (f"data: {{init_args: {{seed: {10**30}}}}}\n", "seed = "),
     "NaN for alpha": ("certificate: {alpha: .nan}\n", "alpha = nan"),
     "infinite radius": ("certificate: {radii: [.inf]}\n", "radii = .inf."),
-    "null for a class": ("smoothing: null\n", 'key "smoothing"'),
+    "null for a class": ("sampling: null\n", 'key "sampling"'),
+    "null for g": ("smoothing: null\n", 'key "smoothing"'),
+    "a number for g": ("smoothing: 3\n", 'key "smoothing"'),
     "null for a group": ("certificate: null\n", 'key "certificate"'),
     "a number for a group": ("certificate: 3\n", 'key "certificate"'),
     "null for a text": (SERIALIZED + "start: null\n", 'key "start"'),
-    "null for a solver": (SERIALIZED + "solver: null\n", 'key "solver"'),
-    "null for a number": (SERIALIZED + "solver: {class_path: Anderson, init_args: {max_steps: null}}\n", "max_steps"),
-    "null sigma": (SERIALIZED + "sigma: null\n", 'key "sigma"'),
+    "null for a solver": ("smoothing: {solver: null}\n", 'key "smoothing.solver"'),
+    "null for a number": (SERIALIZED + "proposal: {class_path: Anderson, init_args: {max_steps: null}}\n", "max_steps"),
+    "null sigma": ("smoothing: {sigma: null}\n", 'key "smoothing.sigma"'),
     "null alpha": ("certificate: {alpha: null}\n", 'key "certificate.alpha"'),
     # What would mislead the parser, or what it cannot read.
     "deep list": ("smoothing: " + "[" * 900 + "]" * 900, "config = .*recursion"),
@@ -166,7 +173,7 @@ def test_what_is_not_hostile(whole, alone):
     assert "no image of 500 is selected" in whole(SERIALIZED + "n: 50\n")
     error, settings = alone(SERIALIZED + "n: 50\n")
     assert error == ""
-    assert settings.smoothing == Serialized(n=50)
+    assert settings.sampling == Serialized(n=50)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -212,19 +219,21 @@ def solvers() -> st.SearchStrategy[Any]:
 
 SMOOTHING = {
     "sigma": RATES | COUNTS,
+    "noise": st.sampled_from(["float32", "quantised"]),
+    "solver": solvers(),
+    "start": st.sampled_from(["zero", "anchor"]),
+}
+SAMPLING = {
     "n0": COUNTS,
     "n": COUNTS,
     "batch_size": COUNTS,
-    "seed": COUNTS,
-    "chains": COUNTS,
-    "noise": st.sampled_from(["float32", "quantised"]),
     "execution": st.fixed_dictionaries({}, optional={"rows": st.none() | COUNTS, "compile": st.booleans()}),
-    "solver": solvers(),
 }
+STANDARD_ONLY = {"stopping": st.sampled_from([None, "InputSpecific", "deqcert.statistics.InputSpecific"])}
 SERIALIZED_ONLY = {
     "start": st.sampled_from(["previous", "first", "clean"]),
     "warmup_steps": COUNTS,
-    "reference": solvers(),
+    "proposal": solvers(),
     "precision": st.sampled_from([None, "bfloat16", "float16"]),
     "audit": st.sampled_from(["AdaptiveAudit", "FixedAudit"])
     | st.builds(lambda k: {"class_path": "FixedAudit", "init_args": {"samples": k}}, COUNTS)
@@ -239,9 +248,9 @@ CERTIFICATE = {
 DATA = dict.fromkeys(("batch_size", "eval_batch_size", "num_workers", "seed", "validation_size", "skip"), COUNTS)
 DATA |= {"start": COUNTS, "split": st.sampled_from(["train", "test"]), "max_examples": st.none() | COUNTS}
 CLASSES: dict[str, dict[str, dict[str, st.SearchStrategy[Any]]]] = {
-    "smoothing": {
-        "deqcert.smoothing.Serialized": SMOOTHING | SERIALIZED_ONLY,
-        "deqcert.smoothing.Standard": SMOOTHING,
+    "sampling": {
+        "deqcert.smoothing.Serialized": SAMPLING | SERIALIZED_ONLY,
+        "deqcert.smoothing.Standard": SAMPLING | STANDARD_ONLY,
     },
     "data": {"deqcert.data.Digits": DATA, "deqcert.data.CIFAR10": {**DATA, "augment": st.booleans()}},
 }
@@ -257,8 +266,11 @@ def structured(draw):
         init = draw(st.fixed_dictionaries({}, optional=classes[name]))
         config[section] = {"class_path": name, "init_args": init}
         places += [config[section], init]
-    config["certificate"] = draw(st.fixed_dictionaries({}, optional=CERTIFICATE))
-    places += [config["certificate"], config]
+    for section, fields in (("smoothing", SMOOTHING), ("certificate", CERTIFICATE)):
+        config[section] = draw(st.fixed_dictionaries({}, optional=fields))
+        places.append(config[section])
+    config["seed"] = draw(COUNTS)
+    places.append(config)
     for _ in range(draw(st.sampled_from([0, 0, 1, 1, 2]))):
         place = draw(st.sampled_from(places))
         kind = draw(st.sampled_from(["replace", "replace", "add", "rename"]))
@@ -325,23 +337,22 @@ def agrees(said: Any, held: Any) -> bool:
     return not isinstance(held, bool) and held == said
 
 
-def demand_valid(smoothing: Any, rule: Any, data: Any) -> None:
+def demand_valid(smoothing: Any, sampling: Any, rule: Any, data: Any) -> None:
     assert 0 < smoothing.sigma < (14.1 if smoothing.noise == "quantised" else math.inf)
-    counts = [smoothing.n0, smoothing.n, smoothing.batch_size, smoothing.chains, data.batch_size, data.eval_batch_size]
+    assert smoothing.start in ("zero", "anchor")
+    counts = [sampling.n0, sampling.n, sampling.batch_size, data.batch_size, data.eval_batch_size]
     assert all(type(count) is int and count >= 1 for count in counts)
-    assert max(counts[:4]) <= 10**9
-    assert smoothing.chains <= smoothing.n
-    assert all(
-        type(number) is int and number >= 0 for number in (smoothing.seed, data.seed, data.start, data.num_workers)
-    )
-    for count in (smoothing.execution.rows, data.skip, data.max_examples):
+    assert max(counts[:3]) <= 10**9
+    assert all(type(number) is int and number >= 0 for number in (data.seed, data.start, data.num_workers))
+    for count in (sampling.execution.rows, data.skip, data.max_examples):
         assert count is None or (type(count) is int and count >= 1)
-    for solver in (smoothing.solver, getattr(smoothing, "reference", smoothing.solver)):
+    for solver in (smoothing.solver, getattr(sampling, "proposal", smoothing.solver)):
         assert isinstance(solver, Solver)
         assert solver.max_steps >= 1
         assert solver.tolerance >= 0
-    if isinstance(getattr(smoothing, "audit", None), FixedAudit):
-        assert 1 <= smoothing.audit.samples <= smoothing.n
+    if isinstance(getattr(sampling, "audit", None), FixedAudit):
+        assert 1 <= sampling.audit.samples <= sampling.n
+    assert sampling.stopping is None or sampling.n >= sampling.n0
     assert 0 < rule.alpha < 1
     assert rule.alpha_audit is None or 0 < rule.alpha_audit < rule.alpha
     assert data.split in ("train", "test")
@@ -369,7 +380,7 @@ def fuzz(alone: Any, examples: int) -> None:
         if "radii" in certificate:
             assert agrees(certificate.pop("radii"), built.certificate.radii)
         assert agrees(certificate, built.certificate.rule)
-        demand_valid(built.smoothing, built.certificate.rule, built.data)
+        demand_valid(built.smoothing, built.sampling, built.certificate.rule, built.data)
 
     check()
     assert min(outcomes["refused"], outcomes["built"]) > examples // 20

@@ -13,7 +13,6 @@ import pytest
 import torch
 import yaml
 from command_lines import CHECKPOINT, DIGITS, QUIET, ROOT, certify_command
-from deqcert.statistics.input_specific import InputSpecific
 from jsonargparse import ActionConfigFile
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
@@ -26,22 +25,21 @@ from deqcert.cli.trainer_verbs import instantiate
 from deqcert.data import CIFAR10, Digits, ImageDataModule, ImageFolder
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint, OneStep, Phantom, Unrolled
 from deqcert.models import MDEQ, CifarResNet, ResNet50
-from deqcert.smoothing import Anchored, Serialized, Smoothing, Standard
+from deqcert.smoothing import Sampling, Serialized, Smoothing, Standard
 from deqcert.solvers import Anderson, Broyden, Picard, Solver
-from deqcert.statistics import AdaptiveAudit, AuditSize, FixedAudit, SequentialAudit, Stopping
-from deqcert.statistics.stopping import TargetRadius
-from deqcert.training import CATRS, Consistency, FewStep, Gaussian, Objective, SmoothAdv
+from deqcert.statistics import AdaptiveAudit, AuditSize, FixedAudit, InputSpecific, Stopping, TargetRadius
+from deqcert.training import CATRS, Consistency, Gaussian, Objective, SmoothAdv
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # jsonargparse and lightning warn of each other
 
 CERTIFY = ROOT / "configs" / "certify"
 
 GROUPS: dict[type, list[type]] = {
-    Smoothing: [Serialized, Standard, Anchored],
+    Sampling: [Serialized, Standard],
     Solver: [Anderson, Broyden, Picard],
-    AuditSize: [AdaptiveAudit, FixedAudit, SequentialAudit],
+    AuditSize: [AdaptiveAudit, FixedAudit],
     Stopping: [InputSpecific, TargetRadius],
-    Objective: [Gaussian, SmoothAdv, CATRS, Consistency, FewStep],
+    Objective: [Gaussian, SmoothAdv, CATRS, Consistency],
     GradientEstimator: [ImplicitAdjoint, OneStep, Phantom, Unrolled],
     ImageDataModule: [Digits, CIFAR10, ImageFolder],
     nn.Module: [MDEQ, CifarResNet, ResNet50],
@@ -125,7 +123,7 @@ def test_a_class_that_replaces_another_has_its_own_defaults(parsers, tmp_path, b
         for name, value in found.init_args.items(branches=True, nested=False):
             if isinstance(expected[name], bool | int | float | str):
                 assert value == expected[name], name
-        if base in (Smoothing, Solver, AuditSize, Stopping, Objective, GradientEstimator):
+        if base in (Sampling, Solver, AuditSize, Stopping, Objective, GradientEstimator):
             parser = parsers[base]._parser
             built = parser.instantiate_classes(parser.parse_object({"group": found.as_dict()})).group
             assert built == second(**needed)
@@ -192,28 +190,29 @@ def test_the_command_line_wins_over_every_configuration(order, tmp_path):
         "--trainer.max_epochs=2",
         f"--ckpt_path={CHECKPOINT}",
         f"--ledger_dir={tmp_path}",
-        "--shard=samples",
+        "--seed=11",
         "--patience=5",
     ]
     built = instantiate(["certify", *itertools.chain(*[options, configs][::order])])
     chosen = built.config_init["certify"]
-    assert chosen["smoothing"] == Standard(sigma=0.25, n=1000, solver=Anderson(max_steps=12, tolerance=1e-3))
+    assert chosen["smoothing"] == Smoothing(sigma=0.25, solver=Anderson(max_steps=12, tolerance=1e-3))
+    assert chosen["sampling"] == Standard(n=1000)
     assert chosen["certificate"].rule.alpha == 0.01
     assert (built.datamodule.skip, built.datamodule.batch_size) == (5, 32)
     assert (built.model.sigma, built.model.jacobian.weight) == (0.125, 0.25)
     assert built.model.optimizer_callable([nn.Parameter(torch.zeros(1))]).defaults["lr"] == 0.5
     assert built.model.network.solver == Broyden(max_steps=3, tolerance=1e-3)
     assert built.trainer.max_epochs == 2
-    assert [chosen[name] for name in ("ckpt_path", "ledger_dir", "shard", "patience")] == [
+    assert [chosen[name] for name in ("ckpt_path", "ledger_dir", "seed", "patience")] == [
         str(CHECKPOINT),
         str(tmp_path),
-        "samples",
+        11,
         5.0,
     ]
 
 
 def test_another_strategy_on_the_command_line_is_the_documented_one(tmp_path, capsys):
-    more = ["--smoothing=deqcert.smoothing.Standard", "--sampling.n0=10", "--sampling.n=50"]
+    more = ["--sampling=deqcert.smoothing.Standard", "--sampling.n0=10", "--sampling.n=50"]
     assert main(certify_command(tmp_path, *more, images=1, config="srs_3a")) == 0
     assert "standard-30A " in capsys.readouterr().out
 
@@ -235,6 +234,6 @@ def test_order_of_precedence(given, read):
 
 
 def test_settings_within_a_class_that_is_named_later_are_kept():
-    arguments = ["--sampling.stopping=InputSpecific", "--smoothing=Standard", f"--config={DIGITS}", SRS]
-    smoothing = instantiate(["certify", *arguments, *QUIET]).config_init["certify"]["smoothing"]
-    assert smoothing == Standard(stopping=InputSpecific())
+    arguments = ["--sampling.stopping=InputSpecific", "--sampling=Standard", f"--config={DIGITS}", SRS]
+    sampling = instantiate(["certify", *arguments, *QUIET]).config_init["certify"]["sampling"]
+    assert sampling == Standard(stopping=InputSpecific())
