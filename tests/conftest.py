@@ -96,7 +96,7 @@ def make_certificate() -> Callable[..., Certificate]:
     """A correct, sound certificate, unless told otherwise."""
 
     def make(index=0, radius=0.5, *, label=3, prediction=3, sound=True):
-        return Certificate(index, label, prediction, radius, p_a_lower=0.75, sound=sound)
+        return Certificate(prediction, radius, 0.75, sound, index, label)
 
     return make
 
@@ -135,8 +135,9 @@ def make_run(tmp_path, make_votes) -> Callable[..., Path]:
         if votes is None:
             votes = [make_votes(10 * i, estimation=(5 * i, 0, 0, 100 - 5 * i), mismatches=0) for i in range(5)]
         votes = [vote._replace(sigma=sigma) for vote in votes]
-        sampling = {"class": "Standard", "sigma": sigma, "noise": "float32"}
-        ledger = Ledger(tmp_path / name, {"sampling": sampling, "image": [1, 8, 8]})
+        smoothing = {"class": "Smoothing", "sigma": sigma, "noise": "float32"}
+        identity = {"smoothing": smoothing, "sampling": {"class": "Standard"}, "image": [1, 8, 8]}
+        ledger = Ledger(tmp_path / name, identity)
         with ledger.claim(), ledger.open(0):
             for vote in votes:
                 ledger.append(vote)

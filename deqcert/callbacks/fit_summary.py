@@ -27,7 +27,9 @@ class FitSummary(Callback):
         found = "not validated" if accuracy is None else f"{100 * float(accuracy):.1f} % in the last validation"
         sigma = getattr(pl_module, "sigma", None)
         command = ["deqcert", "certify", "--config", str(folder / "fit.yaml"), "--ckpt_path", path]
-        command += ["--smoothing.sigma", str(sigma), "--ledger_dir", str(folder / "certify")]
+        if sigma:  # without noise in training, noise in certification is the user's choice
+            command += ["--smoothing.sigma", str(sigma)]
+        command += ["--ledger_dir", str(folder / "certify")]
         pl_module.print(f"checkpoint: {path}")
         pl_module.print(f"accuracy under noise (sigma = {sigma}): {found}")
         pl_module.print(f"certify it: {shlex.join(command)}")

@@ -55,3 +55,13 @@ def test_what_is_not_known_is_not_said(path, metrics):
     else:
         known = "45.7 % in the last validation" if metrics else "not validated"
         assert lines[:2] == ["checkpoint: last.ckpt", f"accuracy under noise (sigma = 0.25): {known}"]
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.25])
+def test_a_sigma_that_cannot_be_certified_is_not_in_the_command(sigma):
+    saver = ModelCheckpoint()
+    saver.last_model_path = "last.ckpt"
+    trainer = SimpleNamespace(log_dir="runs", checkpoint_callback=saver, callback_metrics={})
+    lines: list[str] = []
+    FitSummary().on_fit_end(trainer, SimpleNamespace(print=lines.append, sigma=sigma))
+    assert ("--smoothing.sigma 0.25" in lines[2], "--smoothing.sigma" in lines[2]) == (sigma > 0, sigma > 0)

@@ -308,7 +308,7 @@ def test_architecture_of_the_checkpoint(save, value):
 
 def test_an_architecture_cannot_command_the_terminal(save):
     path = save(architecture={"network": "MDEQ", "settings": {"start": "\x1b[2J", "\x1b[3J": 1}})
-    with pytest.raises(CheckpointError, match=r"start = 'zero', must be '\\x1b\[2J'; .*\\x1b\[3J = None, must be 1$"):
+    with pytest.raises(CheckpointError, match=r"\.start = 'zero', must be '\\x1b\[2J'; \\x1b\[3J = 1 is not "):
         load(path)
     with pytest.raises(CheckpointError, match=r"model\.network is MDEQ, must be \\x1b\[2J$"):
         load(save(architecture={"network": "\x1b[2J", "settings": {}}))

@@ -229,10 +229,9 @@ def test_fit_resumes_exactly(slurm, wait_for, tmp_path, nodes, per_node, record_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chains", [[], ["--smoothing.chains=4", "--shard=samples"]], ids=["images", "samples"])
-def test_torchrun(wait_for, tmp_path, chains, record_fault):
+def test_torchrun(wait_for, tmp_path, record_fault):
     """Two processes of torchrun, SIGTERM, the same command; torchrun itself ends with code 1."""
-    arguments = ["--sampling.n=400", "--data.max_examples=20", *chains]
+    arguments = ["--sampling.n=400", "--data.max_examples=20"]
     directory = tmp_path / "ledger"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "deqcert"]
     command += ["certify", f"--config={DIGITS}", f"--config={SMOOTHING}", f"--ckpt_path={CHECKPOINT}", CPU]
@@ -243,7 +242,6 @@ def test_torchrun(wait_for, tmp_path, chains, record_fault):
         job.terminate()
         assert job.wait(60) == 1
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)
-    certify_alone(tmp_path / "alone", *(each for each in arguments if each != "--shard=samples"))
+    certify_alone(tmp_path / "alone", *arguments)
     assert_same_run(directory, tmp_path / "alone")
-    shared = "samples" if chains else "images"
-    record_fault(f"torchrun, certify, 2 processes share {shared}: SIGTERM", 1, "exit 1, resumed to equal certificates")
+    record_fault("torchrun, certify, 2 processes share images: SIGTERM", 1, "exit 1, resumed to equal certificates")

@@ -197,8 +197,8 @@ def overriding(kind: type[DEQ], called: list[str]) -> type[DEQ]:
 @pytest.mark.parametrize("twin_of", [lambda model: model.for_inference(), compile_deq], ids=["folded", "compiled"])
 def test_no_part_of_the_contract_that_a_user_overrides_is_lost(twin_of, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    assert {"inject", "initial_state", "anchor", "start_kind", "start_sigma", "cell", "head", "solve", "forward",
-            "for_inference"} == set(CONTRACT)  # fmt: skip
+    assert {"inject", "initial_state", "anchor", "start_kind", "start_sigma", "start_state", "cell", "head", "solve",
+            "forward", "for_inference"} == set(CONTRACT)  # fmt: skip
     called: list[str] = []
     model = overriding(MDEQ, called)(**TINY, start="mean").eval()
     model.mine = object()

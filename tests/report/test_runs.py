@@ -85,7 +85,7 @@ def test_what_is_written_as_a_table_is_the_same_run(make_run, tmp_path):
 
 def test_an_unfinished_run_has_the_images_so_far(tmp_path, make_votes):
     directory = tmp_path / "running"
-    identity = {"sampling": {"sigma": 0.25, "noise": "float32"}, "image": [1, 8, 8]}
+    identity = {"smoothing": {"sigma": 0.25, "noise": "float32"}, "image": [1, 8, 8]}
     ledger = Ledger(directory, identity)
     with ledger.claim(), ledger.open(0):
         for index in (7, 3):
@@ -100,7 +100,7 @@ def test_an_unfinished_run_has_the_images_so_far(tmp_path, make_votes):
 
 
 def test_an_unfinished_run_without_its_configuration_is_refused(tmp_path, make_votes):
-    ledger = Ledger(tmp_path, {"sampling": {}})
+    ledger = Ledger(tmp_path, {"smoothing": {}})
     with ledger.claim(), ledger.open(0):
         ledger.append(make_votes(0))
     with pytest.raises(DataError, match=r"certify\.yaml: cannot be read"):
@@ -145,12 +145,12 @@ def test_a_forged_report_is_refused(make_run, old, new, complaint):
     [
         ({}, {"sigma": 1.0}, "image 0: sigma = 1.0, but the run has 0.5"),
         ({}, {"noise_error": 0.1}, "image 0: noise_error = 0.1, but the run has 0.0"),
-        ({"sampling": {"sigma": 0.5, "noise": "pink"}}, {}, "settings cannot be used .*noise"),
+        ({"smoothing": {"sigma": 0.5, "noise": "pink"}}, {}, "settings cannot be used .*noise"),
         ({"image": None}, {}, "settings cannot be used"),
     ],
 )
 def test_votes_that_are_not_of_the_run_are_refused(tmp_path, make_votes, identity, fields, complaint):
-    identity = {"sampling": {"sigma": 0.5, "noise": "float32"}, "image": [1, 8, 8]} | identity
+    identity = {"smoothing": {"sigma": 0.5, "noise": "float32"}, "image": [1, 8, 8]} | identity
     ledger = Ledger(tmp_path, identity)
     with ledger.claim(), ledger.open(0):
         ledger.append(make_votes(0, **fields))

@@ -45,7 +45,7 @@ def test_the_file_has_settings_summary_and_every_field_of_every_image(tmp_path, 
 def test_an_image_is_a_line(tmp_path, make_votes):
     write_results(tmp_path, [make_votes(i) for i in range(3)], RULE, {}, radii=[0.0])
     lines = (tmp_path / "certificates.json").read_text().splitlines()
-    assert sum(line.startswith('{"index"') for line in lines) == 3
+    assert sum(line.startswith('{"prediction"') for line in lines) == 3
 
 
 @pytest.mark.parametrize("residual", [math.nan, math.inf])

@@ -60,7 +60,7 @@ def test_certificate_of_audited_votes(make_votes):
     rule = CertificationRule()
     certificate = rule.certify(make_votes(sigma=0.25))
     p_a_lower = rule.p_a_lower(make_votes())
-    assert certificate == Certificate(7, 1, 1, 0.25 * norm.ppf(p_a_lower), p_a_lower, True)
+    assert certificate == Certificate(1, 0.25 * norm.ppf(p_a_lower), p_a_lower, True, index=7, label=1)
     assert certificate.correct
     assert all(type(value) in (int, float, bool) for value in certificate)
 
