@@ -52,8 +52,10 @@ IMAGES, INDICES = digits()
 
 def measured(strategy, g, images=1):
     """Take the votes of all images, some side by side; seconds and residuals depend on more than what is counted."""
+    engine = strategy.engine(g, IMAGES[0])
+    streams = [Stream(0, index) for index in INDICES]
     groups = [slice(first, first + images) for first in range(0, 5, images)]
-    votes = [each for group in groups for each in group_votes_of(strategy, g, IMAGES[group], INDICES[group])]
+    votes = [each for some in groups for each in strategy.group_votes(g, engine, IMAGES[some], streams[some])]
     return [measurement(each, "residual") for each in votes]
 
 
