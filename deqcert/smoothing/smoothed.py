@@ -89,6 +89,7 @@ class SmoothedClassifier:
             DataError: The image is not one of floats in [0, 1].
         """
         require_count("n", n, minimum=1)
+        CertificationRule(alpha)  # refuses a bad alpha before any work
         engine = self.engine(x)
         return predict(self.counts(engine, x, stream or Stream.fresh(), Purpose.ESTIMATION, n), alpha)
 
