@@ -162,7 +162,7 @@ def test_what_would_prove_nothing_is_refused(run, capsys, override, complaint):
     assert complaint in capsys.readouterr().err
 
 
-def test_the_launches_may_be_others(run):
+def test_the_batches_may_be_others(run):
     assert main(["attack", str(run), "--images=1", *QUICK, "--sampling.execution.rows=16"]) == 0
 
 
