@@ -24,9 +24,7 @@ from deqcert.solvers import Picard
 from deqcert.statistics import AdaptiveAudit, CertificationRule, FixedAudit
 
 STANDARD = Standard(n0=20, n=200, batch_size=64)
-SERIALIZED = Serialized(
-    n0=20, n=200, batch_size=64, proposal=Picard(max_steps=1), start="clean", audit=FixedAudit(100)
-)
+SERIALIZED = Serialized(n0=20, n=200, batch_size=64, proposal=Picard(max_steps=1), start="clean", audit=FixedAudit(100))
 FIFTEEN = Smoothing(solver=Picard(max_steps=15))
 
 
