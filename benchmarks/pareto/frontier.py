@@ -137,7 +137,7 @@ def table_of_sizes(found: list[Point]) -> str:
     for point in found:
         if point.configuration.kind != "fixed":
             continue
-        name, whole = point.configuration.name, point.summary.average_certified_radius
+        name, whole = point.configuration.name, point.summary.average_certified_radius or float("nan")
         chosen = [by_name[f"{name}, {rule}"] for rule in SIZES]
         cells = [
             f"{100 * each.samples / point.samples:.0f} / {100 * each.summary.average_certified_radius / whole:.1f}"

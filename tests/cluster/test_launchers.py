@@ -244,4 +244,4 @@ def test_torchrun(wait_for, tmp_path, record_fault):
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)
     certify_alone(tmp_path / "alone", *arguments)
     assert_same_run(directory, tmp_path / "alone")
-    record_fault("torchrun, certify, 2 processes share images: SIGTERM", 1, "exit 1, resumed to equal certificates")
+    record_fault("torchrun, certify, 2 processes: SIGTERM", 1, "exit 1, resumed to equal certificates")

@@ -75,7 +75,7 @@ def test_an_edited_file_is_refused_or_a_prefix_many_times(ledger, data, record_p
     check_edited(ledger, data)
 
 
-FIELDS = Votes(0, 1, 10, 100, (1, 9, 0), (5, 80, 0), 20, 1, 330, 600, 0.1, 1.5, 0.5, 0.0).to_json()
+FIELDS = Votes(10, 100, (1, 9, 0), (5, 80, 0), 20, 1, 330, 600, 0.1, 1.5, 0.5, 0.0, index=0, label=1).to_json()
 
 
 def check_sealed(tmp_path, changes, whole):

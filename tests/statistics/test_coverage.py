@@ -214,7 +214,7 @@ def test_worst_deceiver_by_enumeration(audit, alpha, size):
     bound = {}
     for n_a in range(n + 1):
         for mismatches in range(size(n_a) + 1):
-            votes = Votes(0, 0, 1, n, (1, 0), (n_a, n - n_a), size(n_a), mismatches, 0, 0, math.nan, 0.0, 0.5, 0.0)
+            votes = Votes(1, n, (1, 0), (n_a, n - n_a), size(n_a), mismatches, 0, 0, math.nan, 0.0, 0.5, 0.0)
             bound[n_a, mismatches] = rule.p_a_lower(votes)
 
     def failure(agreeing: int, wrong: int, p_a: float) -> float:
