@@ -16,9 +16,10 @@ from torch import Tensor
 from deqcert.data.decoding import opened_image
 from deqcert.data.images import to_unit_interval
 from deqcert.errors import DataError, require, require_count
-from deqcert.smoothing import SmoothedClassifier, SolvedClassifier, Standard, Stream
+from deqcert.seeding import Purpose
+from deqcert.smoothing import Engine, SmoothedClassifier, SolvedClassifier, Standard, Stream
 from deqcert.solvers import Anderson
-from deqcert.statistics import ABSTAIN, CertificationRule
+from deqcert.statistics import ABSTAIN, Certificate, CertificationRule, predict
 
 _ABSTAINED, _UNREADABLE = 1, 2
 
@@ -41,35 +42,37 @@ def run_predict(args: Sequence[str]) -> int:
     solver = Anderson(max_steps=parsed.max_steps, tolerance=parsed.tolerance)
     g = SmoothedClassifier.from_checkpoint(parsed.ckpt_path, parsed.sigma, solver, parsed.start)
     g.base.to(parsed.device)
+    sampling = Standard(n0=parsed.n0, n=parsed.n)
+    engines: dict[torch.Size, Engine] = {}  # of images of one shape: to prepare one takes longer than to use it
     code = 0
     for position, path in enumerate(parsed.images):
         stream = Stream.fresh() if parsed.seed is None else Stream(parsed.seed, position)
         try:
-            found = _classified(g, _read(Path(path), g).to(parsed.device), parsed, rule, stream)
+            image = _read(Path(path), g).to(parsed.device)
+            engine = engines.get(image.shape) or engines.setdefault(image.shape, sampling.engine(g, image))
+            if parsed.certify:
+                found = _certified(rule.certify(sampling.group_votes(g, engine, image[None], [stream])[0]))
+            else:
+                counts = g.counts(engine, image, stream, Purpose.ESTIMATION, parsed.n)
+                found = {"prediction": _known(predict(counts, rule.alpha))}
         except DataError as error:
             print(f"deqcert: error: {error}", file=sys.stderr)
             code = _UNREADABLE
             continue
-        print(json.dumps({"file": path, **found}) if parsed.json else _line(path, found), flush=True)
+        record = {"file": path, **found, "alpha": rule.alpha, "sigma": g.sigma}
+        print(json.dumps(record) if parsed.json else _line(path, found), flush=True)
         code = max(code, _ABSTAINED if found["prediction"] is None else 0)
     return code
 
 
-def _classified(
-    g: SmoothedClassifier, image: Tensor, parsed: argparse.Namespace, rule: CertificationRule, stream: Stream
-) -> dict[str, Any]:
-    """Return what is said of one image: a prediction of None is an abstention."""
-    if not parsed.certify:
-        prediction = g.predict(image, n=parsed.n, alpha=rule.alpha, stream=stream)
-        return {"prediction": None if prediction == ABSTAIN else prediction, "alpha": rule.alpha, "sigma": g.sigma}
-    certificate = g.certify(image, sampling=Standard(n0=parsed.n0, n=parsed.n), rule=rule, stream=stream)
-    return {
-        "prediction": None if certificate.prediction == ABSTAIN else certificate.prediction,
-        "radius": certificate.radius,
-        "p_a_lower": certificate.p_a_lower,
-        "alpha": rule.alpha,
-        "sigma": g.sigma,
-    }
+def _certified(certificate: Certificate) -> dict[str, Any]:
+    radius, p_a_lower = certificate.radius, certificate.p_a_lower
+    return {"prediction": _known(certificate.prediction), "radius": radius, "p_a_lower": p_a_lower}
+
+
+def _known(prediction: int) -> int | None:
+    """Return None for an abstention."""
+    return None if prediction == ABSTAIN else prediction
 
 
 def _line(path: str, found: dict[str, Any]) -> str:
