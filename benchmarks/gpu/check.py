@@ -30,7 +30,7 @@ DIGITS = {
     "std": (0.376,),
     "expansion": 3,
 }
-LABELS, MEMORY, TESTS = "labels on the GPU that differ from the CPU's", "peak memory", "tests marked gpu"
+PREDICTIONS, MEMORY, TESTS = "predictions on the GPU that differ from the CPU's", "peak memory", "tests marked gpu"
 
 
 def run_tests(setting: Setting, result: Result) -> bool:
@@ -67,11 +67,11 @@ def networks(setting: Setting) -> dict[str, tuple[DEQ, Tensor]]:
     return found
 
 
-def compare_labels(setting: Setting, result: Result) -> bool:
+def compare_predictions(setting: Setting, result: Result) -> bool:
     """Label the same noisy samples, drawn on the CPU, by the CPU and in each way that a GPU has."""
     count = 4 if setting.smoke else 100
     ways = ["float32", "TF32", "bfloat16", "compiled"]
-    result.table(LABELS, ["network", "samples", *ways])
+    result.table(PREDICTIONS, ["network", "samples", *ways])
     for name, (network, images) in networks(setting).items():
         noise = torch.randn(count * len(images), *images.shape[1:], generator=torch.Generator().manual_seed(0))
         x = images.repeat(count, 1, 1, 1) + SIGMA * noise
@@ -82,7 +82,7 @@ def compare_labels(setting: Setting, result: Result) -> bool:
                 differing.append("not tried")
                 continue
             differing.append(str(int((labels(network, images[0], x, way, setting.device, count) != expected).sum())))
-        result.row(LABELS, name, len(x), *differing)
+        result.row(PREDICTIONS, name, len(x), *differing)
     return True
 
 
@@ -119,7 +119,7 @@ def measure_memory(setting: Setting, result: Result) -> bool:
 
 CHECK = Stage(
     "check",
-    (Part("tests", 30, run_tests), Part("labels", 90, compare_labels), Part("memory", 10, measure_memory)),
+    (Part("tests", 30, run_tests), Part("predictions", 90, compare_predictions), Part("memory", 10, measure_memory)),
     "Labels of the same noisy samples, drawn on the CPU, by the 30-step Anderson DEQ solved to 1e-3, σ = 0.5; and the "
     "growth of memory while one image is voted on at chain width 400.",
 )

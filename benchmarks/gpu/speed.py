@@ -57,7 +57,7 @@ def sized(setting: Setting, strategy: Sampling, n: int) -> Sampling:
 def sweep(model: str, setting: Setting, result: Result) -> bool:
     """Find the launch size and the number of images side by side."""
     prepare(setting, model)
-    title = f"MDEQ-{model.upper()}, SRS-3A, n = 2000: rows per launch, images side by side"
+    title = f"MDEQ-{model.upper()}, SRS-3A, n = 2000: rows per batch, images side by side"
     result.table(title, ["rows", "images", "s per 1000 samples", "samples/s"])
     best = float("inf")
     sizes = (
