@@ -87,7 +87,7 @@ def test_what_cannot_be_run_is_refused_before_any_work(campaign, tmp_path, monke
     for arguments, said in (
         (["--stage", "check"], "--out = None"),
         (["--stage", "check", "--out", "x"], "--data = None: must be root of CIFAR-10"),
-        (["--stage", "check", *data, "--seconds", "5"], "--seconds = 5.0: must be at least 20: what stage check needs"),
+        (["--stage", "check", *data, "--seconds", "5"], "--seconds = 5.0: must be at least 90: what stage check needs"),
         (["--stage", "check", *data], "--stage = 'check': needs a GPU"),
         (["--stage", "dance", *data], "--stage = 'dance': must be next or one of check, speed"),
     ):
