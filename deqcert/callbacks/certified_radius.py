@@ -24,8 +24,8 @@ from deqcert.statistics import AuditRule, Certificate, CertificationRule, Votes
 class CertifiedRadius(CertificationCallback):
     """Certifies the radius of every image and reports the run.
 
-    Logs the running ACR, certified accuracies, abstention rate and cost, to TensorBoard also the curve, the radii and a
-    page of images; at the end writes ``certificates.tsv`` (the field's format), ``certificates.json`` and ``curve.png``
+    Logs the running ACR, certified accuracies, abstention rate and cost, to TensorBoard also the curve and the
+    radii; at the end writes ``certificates.tsv`` (the field's format), ``certificates.json`` and ``curve.png``
     beside the ledger and prints a table.
 
     Args:

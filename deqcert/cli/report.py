@@ -9,15 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
-from deqcert.report import (
-    Report,
-    ReportedRun,
-    ResidualCurves,
-    common_images,
-    read_residuals,
-    read_runs,
-    report_radii,
-)
+from deqcert.report import Report, ReportedRun, common_images, read_runs, report_radii
 from deqcert.statistics import AuditRule
 
 
@@ -41,7 +33,6 @@ def run_report(args: Sequence[str]) -> int:
             rho=parsed.rho,
             per_class=parsed.per_class,
             paired=parsed.compare,
-            residuals=_residuals(parsed.convergence),
         )
         written = [] if parsed.out is None else report.write(parsed.out)
     print(report.text())
@@ -95,13 +86,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rho", type=float, default=0.001, help="failure probability of the lower bounds (%(default)s)"
     )
-    parser.add_argument(
-        "--convergence",
-        nargs="+",
-        default=[],
-        metavar="TSV",
-        help="convergence.tsv of validate, for a figure of residuals",
-    )
     parser.add_argument("--out", metavar="DIR", help="write Markdown, LaTeX, CSV, TSV and figures there")
     return parser
 
@@ -116,13 +100,6 @@ def _runs(parsed: argparse.Namespace) -> list[ReportedRun]:
             path, name or _shortest_name(path.resolve(), unnamed), alpha=parsed.alpha, audits=parsed.audit
         )
     return runs
-
-
-def _residuals(paths: Sequence[str]) -> dict[str, ResidualCurves]:
-    """Read residuals, each named by the folder it lies in."""
-    folders = [Path(path).resolve().parent for path in paths]
-    names = [_shortest_name(folder, folders) for folder in folders]
-    return {name: read_residuals(path) for name, path in zip(names, paths, strict=True)}
 
 
 def _named(text: str) -> tuple[str, Path]:
