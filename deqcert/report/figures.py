@@ -105,9 +105,16 @@ def plot_retention(reference: ReportedRun, others: Sequence[ReportedRun]) -> Fig
         drawn, certified = pairs[(pairs > 0).any(axis=1)], pairs[pairs[:, 0] > 0]
         # Of the sum: a mean of quotients would be that of the smallest radii.
         kept = f": {100 * certified[:, 1].sum() / certified[:, 0].sum():.0f} % kept" if len(certified) else ""
-        look = {"color": color, "markersize": 2.8, "markeredgewidth": 0.6, "alpha": 0.8}
-        fill = "full" if run.sound else "none"
-        axes.plot(*drawn.T, marker, fillstyle=fill, label=f"{_marked(run.name, run.sound)}{kept}", **look)
+        axes.plot(
+            *drawn.T,
+            marker,
+            color=color,
+            markersize=2.8,
+            markeredgewidth=0.6,
+            alpha=0.8,
+            fillstyle="full" if run.sound else "none",
+            label=f"{_marked(run.name, run.sound)}{kept}",
+        )
     axes.set(xlim=(-0.03 * largest, 1.05 * largest), ylim=(-0.03 * largest, 1.05 * largest))
     add_legend(figure, axes, "upper left")
     return figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,7 +126,11 @@ def common_images(runs: Sequence[ReportedRun]) -> list[ReportedRun]:
     common = set.intersection(*({example.index for example in run.examples} for run in runs))
     if not common:
         raise DataError(f"no image is common to {', '.join(run.name for run in runs)}")
-    first, *others = restricted = [_restricted(run, common) for run in runs]
+    restricted = []
+    for run in runs:
+        votes = None if run.votes is None else tuple(vote for vote in run.votes if vote.index in common)
+        restricted.append(run._replace(examples=tuple(e for e in run.examples if e.index in common), votes=votes))
+    first, *others = restricted
     for other in others:
         for one, another in zip(first.examples, other.examples, strict=True):
             if one.label != another.label:
@@ -134,11 +138,6 @@ def common_images(runs: Sequence[ReportedRun]) -> list[ReportedRun]:
                     f"image {one.index} has label {one.label} in {first.name}, but {another.label} in {other.name}"
                 )
     return restricted
-
-
-def _restricted(run: ReportedRun, indices: Collection[int]) -> ReportedRun:
-    votes = None if run.votes is None else tuple(vote for vote in run.votes if vote.index in indices)
-    return run._replace(examples=tuple(each for each in run.examples if each.index in indices), votes=votes)
 
 
 def report_radii(runs: Sequence[ReportedRun]) -> tuple[float, ...]:

@@ -195,7 +195,7 @@ def test_the_probability_is_that_of_the_true_class(make_votes):
     assert probability_of_label(make_votes(label=1, audited=None, mismatches=0)) == 0.03
 
 
-def test_cheap_predictions_count_as_far_as_the_audit_confirmed_them(make_votes):
+def test_srs_predictions_count_as_far_as_the_audit_confirmed_them(make_votes):
     assert probability_of_label(make_votes(audited=20, mismatches=5)) == pytest.approx(0.95 * 0.75)
     assert probability_of_label(make_votes(label=1, audited=20, mismatches=5)) == 0.03
     assert probability_of_label(make_votes(audited=0, mismatches=0)) == 0.95
