@@ -1,15 +1,13 @@
 """The statistics of certification: counts in, bounds and certificates out.
 
-numpy and scipy only; nothing here knows a model, a device or a training framework. Read :mod:`bounds` (the
-exact confidence bounds), :mod:`anytime` (those that hold wherever sampling stops), :mod:`stopping` (when it does),
-:mod:`votes` (the measurement of one image), :mod:`audit` (what dependent
-predictions are worth), :mod:`certificate` (votes and alpha to class and radius), :mod:`claims` (what
-certificates claim, and what refutes one) and :mod:`predict`, in this order.
+numpy and scipy only; nothing here knows a model, a device or a training framework. Read :mod:`bounds` (the exact
+confidence bounds), :mod:`votes` (the measurement of one image), :mod:`stopping` (when it ends), :mod:`joint` and
+:mod:`audit` (what dependent predictions are worth), :mod:`certificate` (votes and alpha to class and radius),
+:mod:`claims` (what certificates claim, and what refutes one) and :mod:`predict`, in this order.
 """
 
 from __future__ import annotations
 
-from deqcert.statistics.anytime import anytime_lower
 from deqcert.statistics.audit import (
     AdaptiveAudit,
     AuditSize,
@@ -25,12 +23,13 @@ from deqcert.statistics.bounds import (
     hypergeometric_upper,
     radius_of_count,
 )
-from deqcert.statistics.certificate import ABSTAIN, AuditRule, Certificate, CertificationRule
+from deqcert.statistics.certificate import ABSTAIN, AuditRule, Certificate, CertificationRule, Sides
 from deqcert.statistics.claims import claimed_probability, false_certificates_upper
+from deqcert.statistics.joint import joint_p_a_lower, joint_p_b_upper
 from deqcert.statistics.noise_error import Noise, noise_error
 from deqcert.statistics.predict import predict
 from deqcert.statistics.published import published_p_a_lower
-from deqcert.statistics.stopping import InputSpecific, Stopping, TargetRadius
+from deqcert.statistics.stopping import GroupSequential
 from deqcert.statistics.votes import Votes, most_frequent
 
 __all__ = [
@@ -41,12 +40,10 @@ __all__ = [
     "Certificate",
     "CertificationRule",
     "FixedAudit",
-    "InputSpecific",
+    "GroupSequential",
     "Noise",
-    "Stopping",
-    "TargetRadius",
+    "Sides",
     "Votes",
-    "anytime_lower",
     "binomial_effective_count",
     "certified_radius",
     "claimed_probability",
@@ -55,6 +52,8 @@ __all__ = [
     "exact_effective_count",
     "false_certificates_upper",
     "hypergeometric_upper",
+    "joint_p_a_lower",
+    "joint_p_b_upper",
     "most_frequent",
     "noise_error",
     "predict",

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,6 +20,8 @@ from scipy.stats import hypergeom
 from deqcert.errors import is_real, require, require_count
 from deqcert.statistics.arguments import FloatArray, IntArray, checked_counts, demand_level
 from deqcert.statistics.bounds import DEFAULT_ALPHA, clopper_pearson_lower, hypergeometric_upper, radius_of_count
+from deqcert.statistics.joint import joint_audit_size, joint_p_a_lower, joint_weight, kept_p_a
+from deqcert.statistics.votes import Votes
 
 
 def split_alpha(alpha: float, alpha_audit: float | None) -> tuple[float, float]:
@@ -83,8 +86,8 @@ class AuditSize(ABC):
         return self
 
     @abstractmethod
-    def size(self, n_a: int, n: int) -> int:
-        """Return the audit's size, at most ``n_a``, given that ``n_a`` of ``n`` samples have S = A."""
+    def size(self, votes: Votes) -> int:
+        """Return the audit's size, at most ``votes.population``, from the votes as they are before the audit."""
 
 
 @dataclass(frozen=True)
@@ -96,23 +99,24 @@ class FixedAudit(AuditSize):
     def __post_init__(self) -> None:
         require_count("samples", self.samples, minimum=1)
 
-    def size(self, n_a: int, n: int) -> int:
-        """Return ``min(samples, n_a)``."""
-        require(0 <= n_a <= n, "n_a", n_a, f"must be in [0, n = {n}]")
-        return min(self.samples, n_a)
+    def size(self, votes: Votes) -> int:
+        """Return ``samples``, or the whole population if it is smaller."""
+        return min(self.samples, votes.population)
 
 
 @dataclass(frozen=True)
 class AdaptiveAudit(AuditSize):
     """Audit as few samples as lose at most a given share of the radius, provided that none is a mismatch.
 
-    A few hundred suffice for moderate p_A. Nearly all are needed where p_A is almost 1, and where the radius is so
-    small that sharing alpha takes much of it. The size depends on ``n_a`` only, so certificates hold for any alpha.
+    A few hundred suffice for moderate p_A, nearly all are needed where p_A is almost 1. The size depends on counts of
+    cheap predictions only, so certificates hold for any alpha and by any rule.
 
     Args:
         radius_loss: Share of the standard radius (no audit) that may be lost, in (0, 1).
         alpha: Error probability of the certificate aimed at, in (0, 1); None for that of the run's certificates.
-        alpha_audit: The audit's share of it, in (0, alpha); None for one half. Needs ``alpha``.
+        alpha_audit: The audit's share of it, in (0, alpha); None for one half. Needs ``alpha`` and the rule "exact".
+        rule: Rule of the certificate aimed at: "joint", or "exact" (the union bound), which takes several times as
+            many.
 
     Raises:
         SettingError: A setting is out of range.
@@ -121,26 +125,45 @@ class AdaptiveAudit(AuditSize):
     radius_loss: float = 0.05
     alpha: float | None = None
     alpha_audit: float | None = None
+    rule: Literal["joint", "exact"] = "joint"
 
     def __post_init__(self) -> None:
         fits = is_real(self.radius_loss) and 0 < self.radius_loss < 1
         require(fits, "radius_loss", self.radius_loss, "must be in (0, 1)")
-        if self.alpha is None:
-            require(self.alpha_audit is None, "alpha_audit", self.alpha_audit, "must be None if alpha is: its share")
-        else:
+        require(self.rule in ("joint", "exact"), "rule", self.rule, "must be joint or exact")
+        if self.alpha is None or self.rule == "joint":
+            shares = "must be None without an alpha of which it is a share, and with the joint rule, which shares none"
+            require(self.alpha_audit is None, "alpha_audit", self.alpha_audit, shares)
+        if self.alpha is not None:
             split_alpha(self.alpha, self.alpha_audit)
 
     def aimed_at(self, alpha: float, alpha_audit: float | None = None) -> AdaptiveAudit:
         """See :meth:`AuditSize.aimed_at`."""
-        return replace(self, alpha=alpha, alpha_audit=alpha_audit) if self.alpha is None else self
+        if self.alpha is not None:
+            return self
+        return replace(self, alpha=alpha, alpha_audit=alpha_audit if self.rule == "exact" else None)
 
-    def size(self, n_a: int, n: int) -> int:
-        """Return the smallest sufficient size, ``n_a`` if none is; 0 where even the standard bound abstains."""
+    def size(self, votes: Votes) -> int:
+        """Return the smallest sufficient size; 0 where even the standard bound abstains.
+
+        Where none is, since the audit takes alpha from the count, what may be lost is a share of what a complete audit
+        would certify by the joint rule, and the whole population is audited for the exact one.
+        """
         alpha = self.alpha or DEFAULT_ALPHA
+        if radius_of_count(votes.n_a, votes.n, alpha) == 0:
+            return 0
+        if self.rule == "exact":
+            return self._exact_size(votes.n_a, votes.n, alpha)
+        weight = joint_weight(votes.selection[votes.selected], votes.n0, votes.n, alpha)
+        wanted = kept_p_a(float(clopper_pearson_lower(votes.n_a, votes.n, alpha)), self.radius_loss)
+        complete = joint_p_a_lower(votes.escalated_a, votes.population, votes.population, 0, votes.n, alpha, weight)
+        if complete < wanted:
+            wanted = kept_p_a(complete, self.radius_loss)
+        return joint_audit_size(votes.escalated_a, votes.population, votes.n, alpha, weight, wanted)
+
+    def _exact_size(self, n_a: int, n: int, alpha: float) -> int:
         alpha_audit, alpha_count = split_alpha(alpha, self.alpha_audit)
         target = (1 - self.radius_loss) * radius_of_count(n_a, n, alpha)
-        if target == 0:
-            return 0
         needed = bisect_left(range(n_a + 1), target, key=lambda count: radius_of_count(count, n, alpha_count))
         # The effective count reaches ``needed`` once the audit refutes one mismatch more than that leaves.
         refuted = n_a - needed + 1

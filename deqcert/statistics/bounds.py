@@ -91,20 +91,22 @@ def hypergeometric_upper(m: ArrayLike, population: ArrayLike, sample: ArrayLike,
     return low
 
 
-def certified_radius(p_a_lower: ArrayLike, sigma: ArrayLike) -> FloatArray:
+def certified_radius(p_a_lower: ArrayLike, sigma: ArrayLike, p_b_upper: ArrayLike | None = None) -> FloatArray:
     """Radius within which the smoothed classifier provably keeps its class.
 
-    sigma * Phi^-1(p_a_lower) (Cohen, Rosenfeld and Kolter, ICML 2019, theorem 1 with p_B = 1 - p_A).
+    sigma / 2 (Phi^-1(p_a_lower) - Phi^-1(p_b_upper)) (Cohen, Rosenfeld and Kolter, ICML 2019, theorem 1), which is
+    sigma Phi^-1(p_a_lower) for p_B = 1 - p_A.
 
     Args:
         p_a_lower: Lower bound on the probability of the class, in [0, 1].
         sigma: Standard deviation of the noise, > 0, in units of pixel values in [0, 1].
+        p_b_upper: Upper bound on the probability of any other class, in [0, 1]; None for 1 - p_a_lower.
 
     Returns:
-        l2 radius in the units of ``sigma``; 0 where ``p_a_lower`` <= 1/2 (abstain).
+        l2 radius in the units of ``sigma``; 0 where nothing is certified (abstain).
 
     Raises:
-        SettingError: ``p_a_lower`` is not a probability or ``sigma`` is not positive and finite.
+        SettingError: A bound is not a probability or ``sigma`` is not positive and finite.
 
     Example:
         >>> round(float(certified_radius(0.99, sigma=0.5)), 3)
@@ -113,7 +115,13 @@ def certified_radius(p_a_lower: ArrayLike, sigma: ArrayLike) -> FloatArray:
     p_a_lower, sigma = np.asarray(p_a_lower, dtype=np.float64), np.asarray(sigma, dtype=np.float64)
     demand((p_a_lower >= 0) & (p_a_lower <= 1), "p_a_lower", p_a_lower, "must be in [0, 1]")
     demand((sigma > 0) & np.isfinite(sigma), "sigma", sigma, "must be > 0 and finite")
-    return np.where(p_a_lower > 0.5, sigma * ndtri(p_a_lower), 0.0)
+    if p_b_upper is None:
+        return np.where(p_a_lower > 0.5, sigma * ndtri(p_a_lower), 0.0)
+    p_b_upper = np.asarray(p_b_upper, dtype=np.float64)
+    demand((p_b_upper >= 0) & (p_b_upper <= 1), "p_b_upper", p_b_upper, "must be in [0, 1]")
+    certified = p_a_lower > p_b_upper
+    low, high = np.where(certified, p_b_upper, 0.25), np.where(certified, p_a_lower, 0.75)
+    return np.where(certified, sigma / 2 * (ndtri(high) - ndtri(low)), 0.0)
 
 
 def radius_of_count(

@@ -1,8 +1,9 @@
 """Certificates: votes and an error probability in, a class and a radius out.
 
 The guarantee: for an image whose votes were taken as :class:`~deqcert.statistics.votes.Votes` says, a certificate
-marked ``sound`` has a ``p_a_lower`` above the true p_A with probability at most ``alpha``. If it does not, the smoothed
-classifier returns ``prediction`` everywhere in the l2 ball of ``radius`` around the image.
+marked ``sound`` has a ``p_a_lower`` above the true p_A, or a ``p_b_upper`` below the true p_B of the most probable
+other class, with probability at most ``alpha``. If neither, the smoothed classifier returns ``prediction`` everywhere
+in the l2 ball of ``radius`` around the image.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 from deqcert.errors import require
-from deqcert.statistics.anytime import anytime_lower
 from deqcert.statistics.audit import binomial_effective_count, exact_effective_count, split_alpha
-from deqcert.statistics.bounds import DEFAULT_ALPHA, certified_radius, clopper_pearson_lower
+from deqcert.statistics.bounds import DEFAULT_ALPHA, certified_radius, clopper_pearson_lower, clopper_pearson_upper
+from deqcert.statistics.joint import joint_p_a_lower, joint_p_b_upper, joint_weight
 from deqcert.statistics.published import published_p_a_lower
 from deqcert.statistics.votes import Votes, expect
 
 ABSTAIN = -1
 
-AuditRule = Literal["exact", "binomial", "published"]
+AuditRule = Literal["joint", "exact", "binomial", "published"]
+Sides = Literal["one", "two"]
 
 
 class Certificate(NamedTuple):
@@ -29,9 +31,10 @@ class Certificate(NamedTuple):
         prediction: Class of the smoothed classifier, or ``ABSTAIN`` (-1).
         radius: Certified l2 radius in units of pixel values in [0, 1]; 0 on abstention.
         p_a_lower: Lower bound on the probability of the selected class under Gaussian noise.
-        sound: Whether the bound has a proof. False only for the ``published`` audit rule.
+        sound: Whether the bounds have a proof. False only for the ``published`` audit rule.
         index: Position of the image in its data set; -1 if it is of none.
         label: True class; -1 if it is unknown.
+        p_b_upper: Upper bound on the probability of every other class; None with one side, where it is 1 - p_a_lower.
     """
 
     prediction: int
@@ -40,6 +43,7 @@ class Certificate(NamedTuple):
     sound: bool
     index: int = -1  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     label: int = -1
+    p_b_upper: float | None = None
 
     @property
     def correct(self) -> bool:
@@ -53,10 +57,15 @@ class CertificationRule:
 
     Args:
         alpha: Probability with which a certificate may be false, in (0, 1).
-        alpha_audit: Share of ``alpha`` that the audit may use up, in (0, alpha); None for one half. Votes
-            without audit use all of ``alpha`` for the bound on p_A; the ``published`` rule always halves it.
-        audit: Rule for audited votes: ``exact`` (hypergeometric), ``binomial`` (looser), or ``published``,
-            which is not sound and serves comparison with published tables only.
+        alpha_audit: Share of ``alpha`` that the ``exact`` and the ``binomial`` audit rule may use up, in (0, alpha);
+            None for one half. Votes without audit use all of ``alpha`` for the count.
+        audit: Rule for audited votes: ``joint`` (one test of audit and count, :mod:`deqcert.statistics.joint`),
+            ``exact`` (hypergeometric, union bound), ``binomial`` (looser; the authors'), or ``published``, which is not
+            sound and serves comparison with published tables only.
+        sides: "one" bounds p_A only and takes p_B for 1 - p_A, as published tables do; "two" bounds p_B of the
+            runner-up as well (Cohen et al., ICML 2019, theorem 1), which certifies more where p_A is not far above 1/2
+            or below.
+        alpha_b: Share of ``alpha`` that the bound on p_B may use up, in (0, alpha); None for a tenth. Two sides only.
 
     Raises:
         SettingError: A setting is out of range.
@@ -64,45 +73,84 @@ class CertificationRule:
 
     alpha: float = DEFAULT_ALPHA
     alpha_audit: float | None = None
-    audit: AuditRule = "exact"
+    audit: AuditRule = "joint"
+    sides: Sides = "one"
+    alpha_b: float | None = None
 
     def __post_init__(self) -> None:
         split_alpha(self.alpha, self.alpha_audit)
-        rules = get_args(AuditRule)
-        require(self.audit in rules, "audit", self.audit, f"must be one of {', '.join(rules)}")
+        for field, rules in (("audit", get_args(AuditRule)), ("sides", get_args(Sides))):
+            require(getattr(self, field) in rules, field, getattr(self, field), f"must be one of {', '.join(rules)}")
+        if self.audit in ("joint", "published"):
+            allowed = f"must be None with the {self.audit} rule, which does not share alpha so"
+            require(self.alpha_audit is None, "alpha_audit", self.alpha_audit, allowed)
+        if self.alpha_b is not None:
+            require(self.sides == "two", "alpha_b", self.alpha_b, 'must be None with sides "one"')
+            require(0 < self.alpha_b < self.alpha, "alpha_b", self.alpha_b, f"must be in (0, alpha = {self.alpha!r})")
 
-    def p_a_lower(self, votes: Votes) -> float:
-        """Bound the probability p_A of the selected class from below.
+    def bounds(self, votes: Votes) -> tuple[float, float | None]:
+        """Bound p_A of the selected class from below, and with two sides p_B of every other class from above.
 
         Without audit the predictions are independent and N_A is Binomial(n, p), with p the probability of the class
-        under the noise that was drawn, provided that n was fixed; else the bound is the one that holds wherever
-        sampling stops. With an audit, T = #{Y = A} is Binomial, and the effective count exceeds T with
-        probability at most alpha_audit; the union bound gives alpha in all. p_A, under exact Gaussian noise, is at
-        least p - ``votes.noise_error``, with certainty, which is why it costs no alpha.
+        under the noise that was drawn, provided that n was fixed; where sampling could stop at several looks, each has
+        its share of alpha. With an audit, T = #{Y = A} is Binomial, and the audit bounds it from below.
+
+        For p_B the largest count of another class is taken, without a correction for the choice: the most probable
+        other class B is one fixed class, its count is at most the largest, and the bound grows with the count. Votes
+        with an audit say something about p_B only if samples were escalated, and only by the joint rule; without, all
+        of alpha is p_A's. All of this is decided by the settings, not by the votes.
+
+        p_A, under exact Gaussian noise, is at least p - ``votes.noise_error``, and p_B at most so much more, with
+        certainty, which is why it costs no alpha.
 
         Args:
             votes: The measurement.
 
         Raises:
             SettingError: ``votes.noise_error`` is out of range, or the votes' counts are inconsistent.
-            DataError: The votes have an audit and say that sampling could stop because of them.
+            DataError: The votes are not of the kind that the audit rule is for.
         """
-        require(0 <= votes.noise_error < 1, "noise_error", votes.noise_error, "must be in [0, 1)")
-        return max(0.0, self._drawn_lower(votes) - votes.noise_error)
+        error = votes.noise_error
+        require(0 <= error < 1, "noise_error", error, "must be in [0, 1)")
+        alpha = self.alpha * votes.alpha_share
+        two = self.sides == "two" and (votes.audited is None or (self.audit == "joint" and len(votes.escalated) > 0))
+        alpha_b = (alpha / 10 if self.alpha_b is None else self.alpha_b * votes.alpha_share) if two else 0.0
+        p_a = max(0.0, self._p_a_lower(votes, alpha - alpha_b) - error)
+        if not two:
+            return p_a, None
+        return p_a, min(1 - p_a, self._p_b_upper(votes, alpha_b) + error)
 
-    def _drawn_lower(self, votes: Votes) -> float:
+    def _p_a_lower(self, votes: Votes, alpha: float) -> float:
         """Bound the probability of the selected class under the noise that was drawn."""
         if votes.audited is None:
-            lower = anytime_lower if votes.anytime else clopper_pearson_lower
-            return float(lower(votes.n_a, votes.n, self.alpha))
-        expect(votes, "anytime", not votes.anytime, "false with an audit")
+            return float(clopper_pearson_lower(votes.n_a, votes.n, alpha))
+        known, population = votes.known(votes.selected), votes.population
         outcome = votes.audited, votes.mismatches
+        if self.audit == "joint":
+            return joint_p_a_lower(known, population, *outcome, votes.n, alpha, self._weight(votes))
         if self.audit == "published":
-            return float(published_p_a_lower(votes.n_a, votes.n, *outcome, self.alpha))
-        alpha_audit, alpha_count = split_alpha(self.alpha, self.alpha_audit)
+            expect(votes, "escalated", not votes.escalated, "none with the published rule")
+            return float(published_p_a_lower(population, votes.n, *outcome, alpha))
+        share = None if self.alpha_audit is None else self.alpha_audit * votes.alpha_share
+        alpha_audit, alpha_count = split_alpha(alpha, share)
         effective_count = exact_effective_count if self.audit == "exact" else binomial_effective_count
-        n_eff = effective_count(votes.n_a, *outcome, alpha_audit)
+        n_eff = known + effective_count(population, *outcome, alpha_audit)
         return float(clopper_pearson_lower(n_eff, votes.n, alpha_count))
+
+    def _p_b_upper(self, votes: Votes, alpha: float) -> float:
+        """Bound the probability of every class but the selected one under the noise that was drawn."""
+        others = [each for each in range(len(votes.estimation)) if each != votes.selected]
+        if not others:
+            return 1.0
+        if votes.audited is None:
+            return float(clopper_pearson_upper(max(votes.estimation[each] for each in others), votes.n, alpha))
+        unknown = votes.n - votes.escalations - votes.population
+        possible = max(votes.known(each) for each in others) + unknown
+        outcome = votes.population, votes.audited, votes.mismatches
+        return joint_p_b_upper(possible, *outcome, votes.n, alpha, self._weight(votes))
+
+    def _weight(self, votes: Votes) -> float:
+        return joint_weight(votes.selection[votes.selected], votes.n0, votes.n, self.alpha)
 
     def certify(self, votes: Votes) -> Certificate:
         """Turn the votes of one image into its certificate (CERTIFY of Cohen et al., ICML 2019).
@@ -111,19 +159,21 @@ class CertificationRule:
             votes: The measurement; the radius is in the unit of its sigma, which no caller can mistake.
 
         Returns:
-            The certificate; an abstention where p_a_lower <= 1/2.
+            The certificate; an abstention where nothing is certified.
 
         Raises:
             SettingError: The votes' sigma is not positive and finite, their noise error is not in [0, 1), or their
                 counts are inconsistent.
-            DataError: The votes have an audit and say that sampling could stop because of them.
+            DataError: The votes are not of the kind that the audit rule is for.
         """
-        p_a_lower = self.p_a_lower(votes)
+        p_a_lower, p_b_upper = self.bounds(votes)
+        radius = float(certified_radius(p_a_lower, votes.sigma, p_b_upper))
         return Certificate(
             index=votes.index,
             label=votes.label,
-            prediction=votes.selected if p_a_lower > 0.5 else ABSTAIN,
-            radius=float(certified_radius(p_a_lower, votes.sigma)),
+            prediction=votes.selected if radius > 0 else ABSTAIN,
+            radius=radius,
             p_a_lower=p_a_lower,
             sound=votes.audited is None or self.audit != "published",
+            p_b_upper=p_b_upper,
         )

@@ -1,9 +1,9 @@
 r"""The joint rule: one test for the audit and the count, where the union bound makes two.
 
 Of n independent noisy samples the base classifier f says A of T ~ Binomial(n, p_A). Nobody has counted T. An SRS
-prediction S was made for each sample; ``known`` samples are known to have f's prediction Y = A; of ``population`` others
-with S = A a uniformly random subset of K was classified by f, and m of them mismatch (Y != A). So
-T >= known + population - M, where M of the population mismatch.
+prediction S was made for each sample; ``known`` samples are known to have f's prediction Y = A; of ``population``
+others with S = A a uniformly random subset of K was classified by f, and m of them mismatch (Y != A). So T >= known +
+population - M, where M of the population mismatch.
 
 **Theorem.** Fix alpha and a weight w in (0, 1] before any Y of these n samples is known, and let z solve
 
@@ -22,7 +22,8 @@ the M for which t_M = T, or 0 if T is larger than all t_M. Because T >= known + 
 M, so q_M' >= Q. If L > p_A, then clopper_pearson_lower(t_M', n, min(1, z / q_M'^w)) > p_A; with t_M' <= T and since the
 bound grows with the count, it is at most the bound at T, and by the definition of the bound P < z / q_M'^w <= z / Q^w
 (if the level is 1, no more is claimed than P <= 1, and z / q_M'^w >= 1 >= P). So P Q^w <= z. Given P, that has
-probability at most min(1, (z / P)^(1/w)), a function that falls in P, so its mean is at most what it is for a uniform P:
+probability at most min(1, (z / P)^(1/w)), a function that falls in P, so its mean is at most what it is for a uniform
+P:
 
 .. math:: z + \int_z^1 (z / x)^{1/w} dx = z \, \frac{1 - w z^{1/w - 1}}{1 - w} = \alpha.
 
@@ -54,10 +55,10 @@ from deqcert.errors import require
 from deqcert.statistics.arguments import FloatArray, IntArray, checked_counts, demand_level
 from deqcert.statistics.bounds import clopper_pearson_lower, clopper_pearson_upper
 
-WEIGHTS = (0.2, 0.3, 0.5, 0.7, 1.0)
+WEIGHTS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 """What is chosen from. Small weights suit small radii, where a larger share of alpha for the audit would cost most."""
 
-PLANNED_LOSS = 0.02
+PLANNED_LOSS = 0.01
 """Share of the radius that the choice of the weight assumes the audit may cost; any choice is valid."""
 
 SMALLEST_ALPHA = 1e-12
@@ -122,7 +123,7 @@ def joint_p_b_upper(
 def joint_weight(k0: int, n0: int, n: int, alpha: float) -> float:
     """Choose the weight by the selection samples, which the estimation samples are independent of.
 
-    The one of ``WEIGHTS`` with which the smallest audit, if it finds no mismatch, certifies 98 % of the radius that the
+    The one of ``WEIGHTS`` with which the smallest audit, if it finds no mismatch, certifies 99 % of the radius that the
     votes would certify without audit; the smallest weight where none does.
 
     Args:
@@ -132,39 +133,36 @@ def joint_weight(k0: int, n0: int, n: int, alpha: float) -> float:
         alpha: Error probability of the certificate.
     """
     n_a = round(n * (k0 + 1) / (n0 + 2))
-    target = kept_p_a(n_a, n, alpha, PLANNED_LOSS)
-    sizes = {weight: joint_audit_size(n_a, n, alpha, weight, target) for weight in WEIGHTS}
+    target = kept_p_a(float(clopper_pearson_lower(n_a, n, alpha)), PLANNED_LOSS)
+    sizes = {weight: joint_audit_size(0, n_a, n, alpha, weight, target) for weight in WEIGHTS}
     return min(sizes, key=lambda weight: (sizes[weight], weight))
 
 
-def kept_p_a(n_a: int, n: int, alpha: float, radius_loss: float) -> float:
-    """Return the p_A of a radius that is by ``radius_loss`` smaller than that of ``n_a`` of ``n`` without audit."""
-    standard = float(clopper_pearson_lower(n_a, n, alpha))
-    return float(ndtr((1 - radius_loss) * ndtri(standard))) if standard > 0.5 else 0.5
+def kept_p_a(p_a: float, radius_loss: float) -> float:
+    """Return the p_A of a radius that is by ``radius_loss``, a share of it, smaller than that of ``p_a``."""
+    return float(ndtr((1 - radius_loss) * ndtri(p_a))) if p_a > 0.5 else 0.5
 
 
-def joint_audit_size(population: int, n: int, alpha: float, weight: float, p_a: float) -> int:
+def joint_audit_size(known: int, population: int, n: int, alpha: float, weight: float, p_a: float) -> int:
     """Return the smallest audit that certifies ``p_a`` if it finds no mismatch; ``population`` if none does.
 
     Of M wrong samples none is drawn with probability q_M = C(population - K, M) / C(population, M), which must be so
-    small that clopper_pearson_lower(population - M, n, z / q_M^w) >= p_a: P(Binomial(n, p_a) >= population - M) <= z / q_M^w.
+    small that clopper_pearson_lower(t_M, n, z / q_M^w) >= p_a, that is P(Binomial(n, p_a) >= t_M) <= z / q_M^w.
     """
-    wrong = np.arange(population)
-    reached = betainc(population - wrong, n - population + wrong + 1, p_a)
-    bounded = reached > (z := joint_level(alpha, weight))
-    if population == 0 or bounded[0]:
-        return population
-    wrong, allowed = wrong[bounded], np.log(z / reached[bounded]) / weight
-    # Where all n samples would have the class anyway, the demand stays the same while q falls.
-    last = np.searchsorted(reached[bounded], 1 - 1e-12) + 1
-    wrong, allowed = wrong[:last], allowed[:last]
+    z = joint_level(alpha, weight)
+    wrong = np.arange(population + 1)
+    count = np.maximum(known + population - wrong, 1)
+    reached = betainc(count, n - count + 1, p_a)
+    # From where nearly every draw has that many on, the demand stays the same and q falls.
+    wrong = wrong[: np.searchsorted(reached, 1 - 1e-12) + 1]
+    wrong = wrong[reached[wrong] > z]
+    if len(wrong) == 0 or wrong[0] == 0:
+        return population if len(wrong) else 0
+    allowed = (math.log(z) - np.log(reached[wrong])) / weight
 
     def suffices(audited: int) -> bool:
-        rest = population - audited
-        if len(wrong) == 0 or wrong[0] > rest:
-            return True
-        drawn = wrong[wrong <= rest]
-        none = _log_choose(rest, drawn) - _log_choose(population, drawn)
+        drawn = wrong[wrong <= population - audited]
+        none = _log_choose(population - audited, drawn) - _log_choose(population, drawn)
         return bool((none <= allowed[: len(drawn)]).all())
 
     return bisect_left(range(population), True, key=suffices)
@@ -192,9 +190,7 @@ def joint_level(alpha: float, weight: float) -> float:
     return low
 
 
-def _levels(
-    population: int, audited: int, mismatches: int, alpha: float, weight: float
-) -> tuple[IntArray, FloatArray]:
+def _levels(population: int, audited: int, mismatches: int, alpha: float, weight: float) -> tuple[IntArray, FloatArray]:
     """Return the numbers M of wrong samples that bound anything, with their levels z / q_M^w < 1."""
     z = joint_level(alpha, weight)
     plausible = _no_more_mismatches(population, audited, mismatches)

@@ -1,7 +1,7 @@
 """Group sequential sampling: few looks at the votes, fixed beforehand, at each of which sampling may stop.
 
-A bound for a fixed n is void if n was chosen by looking at the votes. With looks at n_1 < ... < n_J and shares
-w_1 + ... + w_J = 1, all fixed before any vote, the bound at look j at the level w_j alpha holds at all looks at once with
+A bound for a fixed n is void if n was chosen by looking at the votes. With looks at n_1 < ... < n_J and shares w_1 +
+... + w_J = 1, all fixed before any vote, the bound at look j at the level w_j alpha holds at all looks at once with
 probability at least 1 - alpha (union bound), so it holds wherever sampling stops and whatever made it stop. The rule
 that stops therefore decides about cost, never about truth, and may guess what samples not yet drawn will say.
 
@@ -36,8 +36,8 @@ class GroupSequential:
             (docs/frontier.md).
         radius_in_sigma: Radius to certify, in units of sigma, > 0, in the place of that: stop where it is certified, or
             where no later look can plausibly do so. For certified accuracy at one radius.
-        looks: Estimation samples at each look, increasing, the last one n; null = 8 looks from 3 % of n on. Each is taken
-            at the end of the batch that it falls into.
+        looks: Estimation samples at each look, increasing, the last one n; null = 8 looks from 3 % of n on. Each is
+            taken at the end of the batch that it falls into.
         shares: Shares of alpha, one for each look, in (0, 1], 1 in all; null = the fixed ones for 8 looks, else equal.
         alpha: Error probability of the certificate aimed at, in (0, 1); null = that of the run's certificates.
             Certificates hold for any other as well.
