@@ -23,8 +23,7 @@ from torchvision.transforms import v2
 from deqcert.data import CIFAR10
 from deqcert.data.augmentation import CropAndFlip
 from deqcert.data.images import to_unit_interval
-from deqcert.implicit import ImplicitAdjoint, OneStep
-from deqcert.implicit.base import EquilibriumEstimator
+from deqcert.implicit import EquilibriumEstimator, ImplicitAdjoint, OneStep
 from deqcert.models import MDEQ
 from deqcert.solvers import Anderson, Broyden, Solver
 from deqcert.training import Gaussian

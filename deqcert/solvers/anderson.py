@@ -20,8 +20,6 @@ class _History(Iteration):
         values: F(X_j), shape (m, B, D).
         residuals: G_j = F(X_j) − X_j, shape (m, B, D).
         gram: ⟨G_i, G_j⟩, shape (B, m, m), float64; only the row and column of a new pair are computed.
-        ridge: Added to the diagonal of the Gram matrix.
-        pairs: Pairs seen so far.
     """
 
     values: Tensor
