@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,7 @@ class DEQ(nn.Module, ABC):
             x: Images in [0, 1], possibly with noise added, shape (B, C, H, W).
 
         Returns:
-            The injection: a tensor, or a (nested, possibly named) tuple of tensors and Nones, with one row per image in
-            each tensor.
+            A tensor, or a (nested, possibly named) tuple of tensors and Nones, with one row per image in each tensor.
         """
 
     @abstractmethod
@@ -75,11 +74,7 @@ class DEQ(nn.Module, ABC):
         """Return the logits of the states ``z``, shape (B, classes)."""
 
     def solve(
-        self,
-        x: Tensor,
-        solver: Solver,
-        start: Tensor | Start = "zero",
-        workspace: Workspace | None = None,
+        self, x: Tensor, solver: Solver, start: Tensor | Start = "zero", workspace: Workspace | None = None
     ) -> tuple[Tensor, Solution]:
         """Inject, solve without a graph, and classify.
 
@@ -87,7 +82,7 @@ class DEQ(nn.Module, ABC):
             x: Images, shape (B, C, H, W).
             solver: Solver of the fixed point.
             start: Start of the solve: a state, "zero" for the cold start or "anchor" for :meth:`anchor`.
-            workspace: Buffers of the solver to use again, of one solve at a time; None allocates.
+            workspace: See :meth:`Solver.solve`.
 
         Returns:
             Logits, shape (B, classes), and the solution.
@@ -96,22 +91,22 @@ class DEQ(nn.Module, ABC):
             injection = self.inject(x)
             state = start if isinstance(start, Tensor) else self.start_state(injection, start)
 
+            def function(injection: Any) -> Function:
+                return lambda z: self.cell(z, injection)
+
             def restrict(rows: Tensor) -> Function:
-                return self._function(map_tensors(lambda tensor: tensor[rows], injection))
+                return function(map_tensors(lambda tensor: tensor[rows], injection))
 
             by_rows = all(tensor.dim() and len(tensor) == len(x) for tensor in tensors_of(injection))
-            solution = solver.solve(self._function(injection), state, restrict if by_rows else None, workspace)
+            solution = solver.solve(function(injection), state, restrict if by_rows else None, workspace)
             return self.head(solution.value), solution
-
-    def _function(self, injection: Any) -> Function:
-        return lambda z: self.cell(z, injection)
 
     def for_inference(self) -> DEQ:
         """Return a network of the same function that is faster to evaluate and cannot be trained; this one by default.
 
-        Call it in evaluation mode. Return a copy of this network (``copy.copy``) with the faster parts put in, not an
-        object of another class: then nothing that a subclass adds or overrides can be lost. The copy may share tensors
-        with this network and does not follow its changes.
+        It is called in evaluation mode. Return a copy of this network (``copy.copy``) with the faster parts put in, not
+        an object of another class: then nothing that a subclass adds or overrides can be lost. The copy may share
+        tensors with this network.
         """
         return self
 
@@ -139,12 +134,37 @@ def tensors_of(injection: Any) -> Iterator[Tensor]:
             yield from tensors_of(item)
 
 
-def register_normalization(
-    network: nn.Module, mean: Sequence[float], std: Sequence[float], image_channels: int
-) -> None:
-    """Give a network the buffers ``mean`` and ``std``, shape (C, 1, 1); checkpoints do not hold them."""
-    fitting = len(mean) == len(std) == image_channels
-    require(fitting, "mean", tuple(mean), f"mean and std need {image_channels} entries")
-    require(min(std) > 0, "std", tuple(std), "must all be > 0")
-    for name, values in (("mean", mean), ("std", std)):
-        network.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+class StatedNetwork(nn.Module):
+    """A network whose settings are known to checkpoints and data, which are refused if they do not fit.
+
+    Attributes:
+        architecture: Settings of the function in evaluation mode, as plain data.
+        mean: Normalization of the images, shape (C, 1, 1); neither it nor ``std`` is in checkpoints.
+    """
+
+    architecture: dict[str, Any]
+    num_classes: int
+    image_size: int
+    image_channels: int
+    mean: Tensor
+    std: Tensor
+
+    UNSEEN: ClassVar[tuple[str, ...]] = ("mean", "std", "image_size")
+    """Settings that names and shapes of the weights do not show, or not always."""
+
+    def _state(self, settings: Mapping[str, Any], *omitted: str) -> None:
+        """Take the ``locals()`` of the constructor, of which those ``omitted`` do not belong to the architecture."""
+        self.architecture = {
+            name: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+            for name, value in settings.items()
+            if name not in ("self", "__class__", *omitted)
+        }
+        self.num_classes, self.image_size = settings["num_classes"], settings["image_size"]
+        self.image_channels = settings.get("image_channels", 3)
+        mean, std = settings["mean"], settings["std"]
+        require(self.num_classes >= 2, "num_classes", self.num_classes, "must be >= 2")
+        fitting = len(mean) == len(std) == self.image_channels
+        require(fitting, "mean", tuple(mean), f"mean and std need {self.image_channels} entries")
+        require(min(std) > 0, "std", tuple(std), "must all be > 0")
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)

@@ -10,8 +10,6 @@ import torch
 
 from deqcert.models.base import DEQ, map_tensors
 
-_PARTS = ("inject", "cell", "head")
-
 
 def compile_deq(network: DEQ) -> DEQ:
     """Return a twin of a network whose evaluation is compiled by ``torch.compile``; all else is the network's own.
@@ -24,7 +22,7 @@ def compile_deq(network: DEQ) -> DEQ:
     """
     twin = copy.copy(network)
     device = next(network.parameters()).device.type
-    for name in _PARTS:
+    for name in ("inject", "cell", "head"):
         setattr(twin, name, _compiled(getattr(network, name), device))
     return twin
 

@@ -47,7 +47,7 @@ class ChannelsLastGroupNorm(nn.Module):
 
     Args:
         norm: The module to compute as.
-        like: Has the dtype, in which sums are taken, and the device of the module.
+        like: Has the dtype, in which sums are taken, and the device.
     """
 
     averaging: Tensor
@@ -87,18 +87,7 @@ class ChannelsLastGroupNorm(nn.Module):
 
 def _plain(conv: nn.Conv2d) -> nn.Conv2d:
     """Return a convolution with the weight that its parametrization, if any, computes."""
-    plain = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,  # type: ignore[arg-type]  # torch annotates its own attributes as wider tuples
-        conv.stride,  # type: ignore[arg-type]
-        conv.padding,  # type: ignore[arg-type]
-        conv.dilation,  # type: ignore[arg-type]
-        conv.groups,
-        conv.bias is not None,
-        conv.padding_mode,
-        device="meta",
-    )
-    plain.weight = nn.Parameter(conv.weight.clone(memory_format=torch.channels_last))
-    plain.bias = conv.bias
-    return plain.eval()
+    plain = nn.Conv2d.__new__(nn.Conv2d)  # copy.copy refuses what is parametrized
+    weight = nn.Parameter(conv.weight.clone(memory_format=torch.channels_last))
+    plain.__dict__ = vars(conv) | {"_parameters": {"weight": weight, "bias": conv.bias}, "_modules": {}}
+    return plain
