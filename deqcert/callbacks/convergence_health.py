@@ -2,45 +2,61 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from deqcert.errors import SettingError, require_count
+from deqcert.errors import SettingError, require, require_count
 from deqcert.files import write_atomically
 from deqcert.models import DEQ
-from deqcert.report import ResidualCurves, plot_residuals
-from deqcert.smoothing import ConvergenceReport, ConvergenceSettings, MismatchCount, convergence_report
+from deqcert.seeding import Purpose, mixed_seed, require_seed
+from deqcert.smoothing import Serialized, Smoothing, SolvedClassifier, Stream
 from deqcert.solvers import Anderson
+from deqcert.statistics import FixedAudit
 
-_TREND_STEPS = (1, 3, 5, 10)
+_SHOWN = (1, 3, 5, 10)
 """Steps whose residuals are logged and printed, besides the last one."""
+
+_WIDTH = 16
+"""Noisy samples side by side; the residuals are those of as many samples per image."""
+
+
+class Convergence(NamedTuple):
+    """What k solver steps are worth on noisy samples of a few images.
+
+    Attributes:
+        cold: Relative residual after k steps from the cold start, geometric mean; infinite if one is not finite.
+        warm: The same from the fixed point of another noisy sample of the same image.
+        mismatches: SRS predictions of the selected class by k warm-started steps that f does not share.
+        audited: How many were compared; None where k was not asked for.
+    """
+
+    cold: float
+    warm: float
+    mismatches: int = 0
+    audited: int | None = None
 
 
 class ConvergenceHealth(Callback):
-    """Measures residuals over solver steps, cold and warm, and the mismatch rates of cheap warm-started labels.
+    """Measures residuals over solver steps, cold and warm, and the mismatch rates of cheap warm-started predictions.
 
     Together they decide how fast serialized smoothing (Gao et al., NeurIPS 2024) certifies: how few warm-started
-    steps still give the labels of the base classifier. Each validation logs ``convergence/cold/residual_at_k``,
-    ``convergence/warm/residual_at_k`` and ``convergence_mismatch/after_k``, draws the curves in TensorBoard and writes
-    ``convergence.tsv`` into the log directory; the verb ``validate`` prints the table.
+    steps still give the predictions of the base classifier. Each validation logs ``convergence/cold/residual_at_k``,
+    ``convergence/warm/residual_at_k`` and ``convergence_mismatch/after_k`` and writes ``convergence.tsv`` into the log
+    directory; the verb ``validate`` prints the table.
 
     Only rank 0 measures, on the first images of its first validation batch; weight averaging is seen as validated.
 
     Args:
         images: Images to measure, at most one batch of them, >= 1.
-        max_steps: Anderson steps of the base classifier, and the length of the curves, >= 1.
-        mismatch_steps: Warm-started steps whose cheap predictions are audited, distinct, from 1 to max_steps.
-        copies: Noisy samples per image that are classified cheaply and audited, >= 1.
-        every_n_epochs: In training, measure every so many epochs, >= 1.
+        max_steps: Anderson steps of the base classifier, and the largest k, >= 1.
+        mismatch_steps: Warm-started steps whose predictions are audited, from 1 to max_steps.
+        noisy_samples: Noisy samples per image that are classified cheaply and audited, >= 1.
         seed: Seed of the noise, in [0, 2^64).
 
     Raises:
@@ -52,32 +68,30 @@ class ConvergenceHealth(Callback):
         images: int = 8,
         max_steps: int = 30,
         mismatch_steps: Sequence[int] = (1, 2, 3, 5),
-        copies: int = 64,
-        every_n_epochs: int = 1,
+        noisy_samples: int = 64,
         seed: int = 0,
     ) -> None:
         require_count("images", images, minimum=1)
-        require_count("every_n_epochs", every_n_epochs, minimum=1)
-        self.images = images
-        self.every_n_epochs = every_n_epochs
-        self.settings = ConvergenceSettings(
-            solver=Anderson(max_steps=max_steps), mismatch_steps=tuple(mismatch_steps), copies=copies, seed=seed
-        )
-        self._report: ConvergenceReport | None = None
+        require_count("noisy_samples", noisy_samples, minimum=1)
+        self.solver = Anderson(max_steps=max_steps)
+        allowed = f"must be integers from 1 to max_steps = {max_steps}"
+        require(set(mismatch_steps) <= set(range(1, max_steps + 1)), "mismatch_steps", mismatch_steps, allowed)
+        require_seed(seed)
+        self.images, self.mismatch_steps, self.noisy_samples = images, mismatch_steps, noisy_samples
+        # Never that of a certification: whoever chooses solver steps by this noise has looked at it.
+        self.stream_seed = mixed_seed(1, seed)
+        self.measured: list[Convergence] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take sigma from the module; find the directory of the table."""
         if stage not in (TrainerFn.FITTING, TrainerFn.VALIDATING):
             return
-        owner = type(pl_module).__name__
-        network, sigma = getattr(pl_module, "network", None), getattr(pl_module, "sigma", None)
+        network = getattr(pl_module, "network", None)
         if not isinstance(network, DEQ):
-            raise SettingError(f"{owner}.network", type(network).__name__, "must be a DEQ for ConvergenceHealth")
-        if not isinstance(sigma, (int, float)):
-            raise SettingError(f"{owner}.sigma", sigma, "must be a number for ConvergenceHealth")
-        self.settings = dataclasses.replace(self.settings, sigma=sigma)
+            raise SettingError("model.network", type(network).__name__, "must be a DEQ for ConvergenceHealth")
+        self._smoothing = Smoothing(getattr(pl_module, "sigma", None), solver=self.solver)  # type: ignore[arg-type]
         # A broadcast, so not where rank 0 works alone.
-        self._directory = Path(trainer.log_dir or trainer.default_root_dir)
+        self._path = Path(trainer.log_dir or trainer.default_root_dir) / "convergence.tsv"
 
     def on_validation_batch_end(
         self,
@@ -89,72 +103,81 @@ class ConvergenceHealth(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Measure on the first batch: at the end of the epoch, averaged weights may already be swapped out."""
-        if batch_idx == dataloader_idx == 0 and trainer.is_global_zero and self._due(trainer):
-            images, _, indices = (part[: self.images] for part in batch)
-            network = cast(DEQ, pl_module.network)
+        if batch_idx == dataloader_idx == 0 and trainer.is_global_zero and not trainer.sanity_checking:
             with torch.no_grad(), trainer.precision_plugin.val_step_context():
-                self._report = convergence_report(network, images, indices, self.settings)
+                self.measured = self._measure(pl_module.network, batch[0][: self.images], batch[2].tolist())  # type: ignore[arg-type]
 
-    def _due(self, trainer: Trainer) -> bool:
-        if trainer.sanity_checking:
-            return False
-        return trainer.state.fn == TrainerFn.VALIDATING or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+    def _measure(self, network: DEQ, images: Tensor, indices: Sequence[int]) -> list[Convergence]:
+        """Return what 1, 2, ... steps are worth on clean images, whose indices choose the noise."""
+        g = self._smoothing.of(network)
+        assert isinstance(g.base, SolvedClassifier)
+        streams = [Stream(self.stream_seed, index) for index in indices[: len(images)]]
+        width = min(_WIDTH, self.noisy_samples)
+        curves = []
+        for image, stream in zip(images, streams, strict=True):
+            purposes = Purpose.SELECTION, Purpose.ESTIMATION
+            previous, current = (next(g.noisy(image, stream, purpose, width, width)) for purpose in purposes)
+            start = g.base.solve(previous)[1].value
+            curves.append([residual_curve(network, current, self.solver.max_steps, each) for each in (None, start)])
+        cold, warm = (_geometric_mean(torch.cat(rows, dim=1)) for rows in zip(*curves, strict=True))
+        measured = [Convergence(*residuals) for residuals in zip(cold, warm, strict=True)]
+        for steps in self.mismatch_steps:
+            audit, proposal = FixedAudit(self.noisy_samples), Anderson(max_steps=steps)
+            sampling = Serialized(n0=width, n=self.noisy_samples, batch_size=_WIDTH, proposal=proposal, audit=audit)
+            votes = [sampling.votes(g, image, stream) for image, stream in zip(images, streams, strict=True)]
+            mismatches, audited = sum(each.mismatches for each in votes), sum(each.audited or 0 for each in votes)
+            measured[steps - 1] = measured[steps - 1]._replace(mismatches=mismatches, audited=audited)
+        return measured
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the measurement, write the table and, in ``validate``, print it."""
-        if self._report is None:
+        measured, self.measured = self.measured, []
+        if not measured:
             return
-        report, self._report = self._report, None
+        metrics: dict[str, float] = {}
+        lines = ["step\tcold\twarm\tmismatches\taudited"]
+        printed = [*lines]
+        for step, (cold, warm, mismatches, audited) in enumerate(measured, start=1):
+            lines.append(
+                f"{step}\t{cold:.6g}\t{warm:.6g}\t" + ("\t" if audited is None else f"{mismatches}\t{audited}")
+            )
+            if step in _SHOWN or step == len(measured):
+                metrics |= {f"convergence/cold/residual_at_{step}": cold, f"convergence/warm/residual_at_{step}": warm}
+            if step in _SHOWN or step == len(measured) or audited is not None:
+                printed.append(lines[-1])
+            if audited:
+                metrics[f"convergence_mismatch/after_{step}"] = mismatches / audited
         for logger in trainer.loggers:
-            logger.log_metrics(_metrics(report), step=trainer.global_step)
-            if isinstance(logger, TensorBoardLogger):
-                curves = {"": ResidualCurves(report.cold, report.warm)}
-                logger.experiment.add_figure("convergence", plot_residuals(curves), trainer.global_step)
-        path = self._directory / "convergence.tsv"
-        write_atomically(path, _tsv(report).encode())
+            logger.log_metrics(metrics, step=trainer.global_step)
+        write_atomically(self._path, "\n".join([*lines, ""]).encode())
         if trainer.state.fn == TrainerFn.VALIDATING:
-            pl_module.print(_table(report))  # unlike print, it leaves the progress bar whole
-            pl_module.print(f"{report.images} images, sigma = {self.settings.sigma:g}; all steps in {path}")
+            table = "\n".join(printed).expandtabs(14)
+            # Unlike print, it leaves the progress bar whole.
+            pl_module.print(f"Relative residuals, and predictions unlike the base classifier's\n{table}\n{self._path}")
 
 
-def _metrics(report: ConvergenceReport) -> dict[str, float]:
-    metrics = {
-        f"convergence/{name}/residual_at_{step}": curve[step - 1]
-        for name, curve in (("cold", report.cold), ("warm", report.warm))
-        for step in _trend_steps(report)
-    }
-    rates = {f"convergence_mismatch/after_{count.steps}": count.rate for count in report.mismatches if count.audited}
-    return metrics | rates
+def residual_curve(network: DEQ, x: Tensor, steps: int, start: Tensor | None = None) -> Tensor:
+    """Return ‖F(X_k) − X_k‖ / ‖F(X_k)‖ of Anderson's method, shape (steps, B), for images (B, C, H, W).
+
+    ``start`` is X_0; None is the cold start. Infinite where an iterate or F of it is not finite.
+    """
+    curve: list[Tensor] = []
+    injection = network.inject(x)
+
+    def recorded(z: Tensor) -> Tensor:
+        fz = network.cell(z, injection)
+        residual = torch.linalg.vector_norm((fz - z).flatten(1), dim=1)
+        size = torch.linalg.vector_norm(fz.flatten(1).to(residual.dtype), dim=1)
+        tiny = torch.finfo(residual.dtype).tiny  # F(0) = 0 is a fixed point
+        curve.append((residual / size.clamp_min(tiny)).nan_to_num(nan=torch.inf, posinf=torch.inf))
+        return fz
+
+    begin = network.initial_state(injection) if start is None else start
+    Anderson(max_steps=steps + 1).solve(recorded, begin)  # one evaluation more than steps
+    return torch.stack(curve[1:])
 
 
-def _trend_steps(report: ConvergenceReport) -> list[int]:
-    last = len(report.cold)
-    return [*(step for step in _TREND_STEPS if step < last), last]
-
-
-def _tsv(report: ConvergenceReport) -> str:
-    """Return one line for each step; the last two columns are empty where labels were not audited."""
-    counts = {count.steps: count for count in report.mismatches}
-    lines = ["step\tcold\twarm\tmismatches\taudited"]
-    for step, (cold, warm) in enumerate(zip(report.cold, report.warm, strict=True), start=1):
-        audit = f"{counts[step].mismatches}\t{counts[step].audited}" if step in counts else "\t"
-        lines.append(f"{step}\t{cold:.6g}\t{warm:.6g}\t{audit}")
-    return "\n".join([*lines, ""])
-
-
-def _table(report: ConvergenceReport) -> str:
-    """Return the steps that matter as plain text."""
-    counts = {count.steps: count for count in report.mismatches}
-    header = f"{'step':>4} {'cold':>9} {'warm':>9} {'mismatch':>9} {'of audited':>11}  95% interval"
-    lines = ["relative residual from the cold and the warm start; labels unlike the base classifier's", header]
-    lines.append("-" * max(map(len, lines)))
-    for step in sorted({*counts, *_trend_steps(report)}):
-        residuals = f"{step:>4} {report.cold[step - 1]:>9.2e} {report.warm[step - 1]:>9.2e}"
-        lines.append(f"{residuals} {_audit_cells(counts[step])}" if step in counts else residuals)
-    return "\n".join(lines)
-
-
-def _audit_cells(count: MismatchCount) -> str:
-    low, high = count.interval()
-    rate = "-" if math.isnan(count.rate) else f"{100 * count.rate:.1f}%"
-    return f"{rate:>9} {f'{count.mismatches}/{count.audited}':>11}  {100 * low:.1f}% to {100 * high:.1f}%"
+def _geometric_mean(curves: Tensor) -> list[float]:
+    """Average over rows, shape (K, B) to K values; what is below the rounding error of an evaluation counts as that."""
+    means: list[float] = curves.clamp_min(torch.finfo(curves.dtype).eps).log().mean(dim=1).exp().tolist()
+    return means
