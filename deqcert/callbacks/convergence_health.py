@@ -29,11 +29,9 @@ _WIDTH = 16
 class Convergence(NamedTuple):
     """What k solver steps are worth on noisy samples of a few images.
 
-    Attributes:
-        cold: Relative residual after k steps from the cold start, geometric mean; infinite if one is not finite.
-        warm: The same from the fixed point of another noisy sample of the same image.
-        mismatches: SRS predictions of the selected class by k warm-started steps that f does not share.
-        audited: How many were compared; None where k was not asked for.
+    The residuals after k steps, from the cold start and from the fixed point of another noisy sample of the image, are
+    geometric means, infinite if one is not finite. ``mismatches`` of the ``audited`` SRS predictions by k warm steps
+    are not f's; None where k was not asked for.
     """
 
     cold: float
@@ -141,9 +139,10 @@ class ConvergenceHealth(Callback):
             lines.append(
                 f"{step}\t{cold:.6g}\t{warm:.6g}\t" + ("\t" if audited is None else f"{mismatches}\t{audited}")
             )
-            if step in _SHOWN or step == len(measured):
+            shown = step in _SHOWN or step == len(measured)
+            if shown:
                 metrics |= {f"convergence/cold/residual_at_{step}": cold, f"convergence/warm/residual_at_{step}": warm}
-            if step in _SHOWN or step == len(measured) or audited is not None:
+            if shown or audited is not None:
                 printed.append(lines[-1])
             if audited:
                 metrics[f"convergence_mismatch/after_{step}"] = mismatches / audited

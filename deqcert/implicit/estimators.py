@@ -44,16 +44,10 @@ class GradientEstimator(ABC):
     def fixed_point(
         self, function: Function, start: Tensor, solver: Solver, monitor: BackwardMonitor | None = None
     ) -> FixedPoint:
-        """Reach z = F(z) with the backward pass of this estimator.
+        """Reach z = F(z) by ``solver`` from ``start``, with the backward pass of this estimator.
 
-        Args:
-            function: F, row by row; shape (B, ...) to the same shape.
-            start: Start of the iteration, shape (B, ...); no gradient passes to it.
-            solver: Forward solver.
-            monitor: Called with the solution of every backward solve.
-
-        Returns:
-            The :class:`FixedPoint`; its graph is built even where gradients are switched off.
+        The graph is built even where gradients are switched off; no gradient passes to the start. ``monitor`` is called
+        with the solution of every backward solve.
         """
 
 
@@ -72,13 +66,9 @@ class EquilibriumEstimator(GradientEstimator):
 
     @abstractmethod
     def attach(self, function: Function, state: Tensor, fz: Tensor, monitor: BackwardMonitor | None) -> Tensor:
-        """Return z* with the backward pass of this estimator.
+        """Return z* with the backward pass of this estimator, from F(state) with its graph.
 
-        Args:
-            function: F.
-            state: The solved fixed point, a leaf that requires a gradient, shape (B, ...).
-            fz: F(state) with its graph, same shape.
-            monitor: Called with the solution of every backward solve.
+        ``state`` is the solved fixed point, a leaf that requires a gradient.
         """
 
 

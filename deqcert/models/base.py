@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -34,10 +34,7 @@ class DEQ(nn.Module, ABC):
 
     @abstractmethod
     def inject(self, x: Tensor) -> Any:
-        """Compute everything that depends on the input only, once per sample.
-
-        Args:
-            x: Images in [0, 1], possibly with noise added, shape (B, C, H, W).
+        """Compute everything that depends on the input only: images in [0, 1], with noise added, shape (B, C, H, W).
 
         Returns:
             A tensor, or a (nested, possibly named) tuple of tensors and Nones, with one row per image in each tensor.
@@ -76,13 +73,9 @@ class DEQ(nn.Module, ABC):
     def solve(
         self, x: Tensor, solver: Solver, start: Tensor | Start = "zero", workspace: Workspace | None = None
     ) -> tuple[Tensor, Solution]:
-        """Inject, solve without a graph, and classify.
+        """Inject, solve without a graph, and classify images ``x``, shape (B, C, H, W).
 
-        Args:
-            x: Images, shape (B, C, H, W).
-            solver: Solver of the fixed point.
-            start: Start of the solve: a state, "zero" for the cold start or "anchor" for :meth:`anchor`.
-            workspace: See :meth:`Solver.solve`.
+        It starts from a state, the cold start "zero" or the :meth:`anchor`; for ``workspace`` see :meth:`Solver.solve`.
 
         Returns:
             Logits, shape (B, classes), and the solution.
@@ -97,7 +90,9 @@ class DEQ(nn.Module, ABC):
             def restrict(rows: Tensor) -> Function:
                 return function(map_tensors(lambda tensor: tensor[rows], injection))
 
-            by_rows = all(tensor.dim() and len(tensor) == len(x) for tensor in tensors_of(injection))
+            tensors: list[Tensor] = []
+            map_tensors(tensors.append, injection)
+            by_rows = all(tensor.dim() and len(tensor) == len(x) for tensor in tensors)
             solution = solver.solve(function(injection), state, restrict if by_rows else None, workspace)
             return self.head(solution.value), solution
 
@@ -115,7 +110,7 @@ class DEQ(nn.Module, ABC):
         return self.solve(x, self.solver)[0]
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], injection: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], object], injection: Any) -> Any:
     """Apply ``function`` to every tensor of an injection."""
     if isinstance(injection, Tensor):
         return function(injection)
@@ -123,15 +118,6 @@ def map_tensors(function: Callable[[Tensor], Tensor], injection: Any) -> Any:
         mapped = (map_tensors(function, item) for item in injection)
         return type(injection)(*mapped) if hasattr(injection, "_fields") else tuple(mapped)
     return injection
-
-
-def tensors_of(injection: Any) -> Iterator[Tensor]:
-    """Yield every tensor of an injection."""
-    if isinstance(injection, Tensor):
-        yield injection
-    elif isinstance(injection, tuple):
-        for item in injection:
-            yield from tensors_of(item)
 
 
 class StatedNetwork(nn.Module):

@@ -14,11 +14,8 @@ from deqcert.models.base import DEQ, map_tensors
 def compile_deq(network: DEQ) -> DEQ:
     """Return a twin of a network whose evaluation is compiled by ``torch.compile``; all else is the network's own.
 
-    Every batch size is compiled for itself, so give it few. On a GPU the kernels of each part run as one CUDA graph;
-    on a CPU the weights are frozen into the code.
-
-    Args:
-        network: A network in evaluation mode whose parameters do not change any more.
+    The network is in evaluation mode, and its parameters do not change any more. Every batch size is compiled for
+    itself, so give it few. On a GPU the kernels of each part run as one CUDA graph; on a CPU the weights are frozen in.
     """
     twin = copy.copy(network)
     device = next(network.parameters()).device.type

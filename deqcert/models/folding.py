@@ -18,9 +18,7 @@ def folded(module: nn.Module, like: Tensor) -> nn.Module:
     into its weight and bias; group norms compute as :class:`ChannelsLastGroupNorm`. What stays as it is is shared with
     ``module``.
 
-    Args:
-        module: A module in evaluation mode.
-        like: Has the dtype and the device of the module.
+    ``module`` is in evaluation mode; ``like`` has its dtype and device.
     """
     kind = type_before_parametrizations(module)  # a subclass may compute something else
     if kind is nn.Conv2d and isinstance(module, nn.Conv2d):
@@ -43,11 +41,8 @@ def folded(module: nn.Module, like: Tensor) -> nn.Module:
 class ChannelsLastGroupNorm(nn.Module):
     """Group normalization by whole-channel sums, for channels-last inputs.
 
-    torch's own kernel goes through each group by itself, which is slow where a group has few channels.
-
-    Args:
-        norm: The module to compute as.
-        like: Has the dtype, in which sums are taken, and the device.
+    torch's own kernel goes through each group by itself, which is slow where a group has few channels. It computes as
+    ``norm``, with sums of the dtype of ``like``.
     """
 
     averaging: Tensor

@@ -21,10 +21,8 @@ from deqcert.solvers import Broyden, Solver
 class MDEQInjection(NamedTuple):
     """What the cell needs besides its state.
 
-    Attributes:
-        features: Injected into the branch of the highest resolution, shape (B, C_0, H_0, W_0).
-        masks: One dropout mask per branch, shape (B, C_i, 1, 1), for all iterations of this sample; None in
-            evaluation mode.
+    ``features`` are injected into the branch of the highest resolution, shape (B, C_0, H_0, W_0); ``masks`` are one
+    dropout mask per branch, shape (B, C_i, 1, 1), for all iterations of this sample, or None in evaluation mode.
     """
 
     features: Tensor
@@ -202,11 +200,8 @@ def _stem(image_channels: int, channels: int, downsample_times: int, last_stage:
     for stage in range(max(2, downsample_times)):
         stride = 2 if stage < downsample_times else 1
         width = image_channels if stage == 0 else channels
-        layers += [nn.Conv2d(width, channels, 3, stride, padding=1, bias=False), *_normalized(channels)]
+        layers += [nn.Conv2d(width, channels, 3, stride, padding=1, bias=False), nn.BatchNorm2d(channels)]
+        layers.append(nn.ReLU(inplace=True))
     if last_stage:
-        layers += [nn.Conv2d(channels, channels, 1, bias=False), *_normalized(channels)]
+        layers += [nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
-
-
-def _normalized(channels: int) -> tuple[nn.Module, nn.Module]:
-    return nn.BatchNorm2d(channels), nn.ReLU(inplace=True)

@@ -57,10 +57,7 @@ class Iteration(ABC):
 
     @abstractmethod
     def step(self, z: Tensor, fz: Tensor, residual: Tensor) -> Tensor:
-        """Return X_{k+1} from z = X_k, F(z) and the residual F(z) − z, shape (B, D) each.
-
-        It must be finite in every row whose history is finite.
-        """
+        """Return X_{k+1}, finite where the history is, from z = X_k, F(z) and F(z) − z, shape (B, D) each."""
 
     @abstractmethod
     def select(self, rows: Tensor) -> None:

@@ -52,7 +52,7 @@ class _Inverse(Iteration):
         right = weighted_sum(self.right[: self.rank], inner_products(self.left[: self.rank], move)) - move
         denominator = (right * change).sum(dim=1, keepdim=True)
         right_norm, change_norm = (torch.linalg.vector_norm(each, dim=1, keepdim=True) for each in (right, change))
-        usable = denominator.abs() > torch.finfo(change.dtype).eps * (right_norm * change_norm)
+        usable: Tensor = denominator.abs() > torch.finfo(change.dtype).eps * (right_norm * change_norm)
         left = (move - mapped) / denominator
         usable = usable & left.isfinite().all(dim=1, keepdim=True) & right.isfinite().all(dim=1, keepdim=True)
         self.left[self.rank] = torch.where(usable, left, 0.0)

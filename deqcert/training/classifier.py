@@ -117,12 +117,7 @@ class DEQClassifier(LightningModule):
         return logits
 
     def setup(self, stage: str) -> None:
-        """Refuse data that do not fit the network; before training, take ``weights``.
-
-        Raises:
-            SettingError: If the shapes differ, naming both settings.
-            CheckpointError: If ``weights`` cannot be read, are of another architecture or not finite.
-        """
+        """Refuse data that do not fit the network; before training, take ``weights`` (or raise CheckpointError)."""
         self.demand_fitting(getattr(self.trainer, "datamodule", None))
         if stage == "fit" and self.weights is not None:
             checkpoint = read_checkpoint(self.weights, "model.weights")
@@ -131,11 +126,9 @@ class DEQClassifier(LightningModule):
             self.load_state_dict(checkpoint["state_dict"])
 
     def demand_fitting(self, data: object) -> None:
-        """Refuse data of another shape than the network's, where both tell theirs.
+        """Raise :class:`SettingError` if classes, image size or channels of data and network are known and differ.
 
-        Raises:
-            SettingError: If the number of classes, the size of the images or their channels differ, naming both
-                settings. Grey images would pass through a network for color by broadcasting.
+        Grey images would pass through a network for color by broadcasting.
         """
         for ours, theirs in _SHAPE.items():
             expected, found = getattr(self.network, ours, None), getattr(data, theirs, None)
@@ -151,9 +144,8 @@ class DEQClassifier(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start this step's own random stream (noise, dropout, Jacobian vectors, jitter)."""
         repair_progress(self.trainer)
-        torch.manual_seed(
-            purpose_seed(Purpose.TRAINING, self.stream_seed, self.global_rank, self.current_epoch, batch_idx)
-        )
+        place = self.global_rank, self.current_epoch, batch_idx
+        torch.manual_seed(purpose_seed(Purpose.TRAINING, self.stream_seed, *place))
 
     def on_fit_start(self) -> None:
         """Prepare the network for speed."""
@@ -166,7 +158,9 @@ class DEQClassifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch ``(images, labels, indices)`` under noise."""
         images, labels, _ = batch
-        weight = self._jacobian_weight() if isinstance(self.network, DEQ) else 0.0
+        weight = 0.0
+        if isinstance(self.network, DEQ) and torch.rand(()).item() < self.jacobian.frequency:
+            weight = self.jacobian.weight_at(self.global_step - self.pretraining_steps, self.current_epoch)
         step = self._step(penalized=weight > 0)
         loss, metrics = self.objective.loss(step, images, labels)
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, prog_bar=True)
@@ -184,12 +178,6 @@ class DEQClassifier(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Stop here if SIGTERM has come: all callbacks have done with the step."""
         stop_if_terminated(self.trainer)
-
-    def _jacobian_weight(self) -> float:
-        """Return the weight of the penalty on this step; 0 on those that the frequency leaves out."""
-        weight = self.jacobian.weight_at(self.global_step - self.pretraining_steps, self.current_epoch)
-        drawn = torch.rand(()).item() < self.jacobian.frequency
-        return weight if drawn else 0.0
 
     def _step(self, penalized: bool) -> TrainingStep:
         network = self.network
@@ -229,9 +217,8 @@ class DEQClassifier(LightningModule):
 
     def _evaluate(self, stage: str, batch: Batch, batch_idx: int) -> None:
         images, labels, _ = batch
-        generator = torch.Generator(images.device).manual_seed(
-            purpose_seed(Purpose.VALIDATION, self.global_rank, batch_idx)
-        )
+        seed = purpose_seed(Purpose.VALIDATION, self.global_rank, batch_idx)
+        generator = torch.Generator(images.device).manual_seed(seed)
         noise = torch.randn(images.shape, generator=generator, device=images.device)
         clean, _ = self._classify(images)
         noisy, solution = self._classify(images + self.sigma * noise)
@@ -245,6 +232,7 @@ class DEQClassifier(LightningModule):
     def _log_mean(self, stage: str, name: str, values: Tensor) -> None:
         """Log the mean over the images of all processes: Lightning's own rounds their number per process."""
         mean = self._means[name]
+        assert isinstance(mean, MeanMetric)
         mean.update(values.float())
         self.log(f"{stage}/{name}", mean)
 
@@ -279,12 +267,7 @@ class DEQClassifier(LightningModule):
             checkpoint[ARCHITECTURE] = stated
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue the training streams; refuse what does not fit before any weight is copied.
-
-        Raises:
-            CheckpointError: If the weights are of another architecture or not finite, or there is more than plain data,
-                or training is to go on from weights alone.
-        """
+        """Continue the training streams; what does not fit raises CheckpointError before any weight is copied."""
         demand_plain(checkpoint)
         self.demand_usable(checkpoint)
         fits = self._trainer is not None and self.trainer.state.fn == "fit"
@@ -298,10 +281,7 @@ class DEQClassifier(LightningModule):
     ) -> None:
         """Raise :class:`CheckpointError` unless this is the model that a checkpoint is of, and its weights are finite.
 
-        Args:
-            checkpoint: What :func:`read_checkpoint` has read.
-            field: Setting that named it, for the error.
-            ignoring: Names of the network's settings that need not be equal.
+        The error names the setting ``field``; the network's settings in ``ignoring`` need not be equal.
         """
         demand_same_architecture(self.network, checkpoint, field, ignoring)
         demand_usable_weights(self.state_dict(), checkpoint["state_dict"], field)

@@ -21,13 +21,7 @@ from deqcert.training.step import TrainingStep
 
 
 class Loss(NamedTuple):
-    """What an objective returns for a batch.
-
-    Attributes:
-        value: What to minimize, a scalar with its graph.
-        metrics: Scalars to log by name, without graph; at least "cross_entropy" and "accuracy_under_noise", over
-            all noisy samples that were trained on.
-    """
+    """What to minimize, a scalar with its graph, and scalars to log by name, without graph."""
 
     value: Tensor
     metrics: dict[str, Tensor]
@@ -42,13 +36,7 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, step: TrainingStep, images: Tensor, labels: Tensor) -> Loss:
-        """Return the loss of a batch.
-
-        Args:
-            step: The training step.
-            images: Images in [0, 1] without noise, shape (B, C, H, W).
-            labels: Their classes, int64, shape (B,).
-        """
+        """Return the loss of images in [0, 1] without noise, shape (B, C, H, W), and labels, int64, shape (B,)."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +94,7 @@ class SmoothAdv(Objective):
         epsilon = self.epsilon_at(step.epoch)
         delta = self._attack(step, images, labels, noise, epsilon)
         _, losses, metrics = _trained(step, images + delta, labels, noise if self.multi_noise else noise[:1])
-        metrics["attack_epsilon"] = delta.new_tensor(epsilon)
-        metrics["attack_norm"] = row_norms(delta).mean()
+        metrics |= {"attack_epsilon": delta.new_tensor(epsilon), "attack_norm": row_norms(delta).mean()}
         return Loss(losses.mean(), metrics)
 
     def _attack(self, step: TrainingStep, images: Tensor, labels: Tensor, noise: Tensor, epsilon: float) -> Tensor:
@@ -149,8 +136,7 @@ class Consistency(Objective):
         smoothed = log_smoothed(logits)
         disagreement = _divergence(smoothed, F.log_softmax(logits, dim=2)).mean()
         entropy = -(smoothed.exp() * smoothed).sum(dim=1).mean()
-        metrics["consistency_kl"] = disagreement.detach()
-        metrics["entropy"] = entropy.detach()
+        metrics |= {"consistency_kl": disagreement.detach(), "entropy": entropy.detach()}
         return Loss(losses.mean() + self.weight * disagreement + self.entropy_weight * entropy, metrics)
 
 
@@ -197,8 +183,7 @@ class CATRS(Objective):
             target = log_smoothed(logits.detach())
             worst = self._worst_divergences(step, images, noise, target, masked).sum() / len(images)
             value = value + self.weight * worst
-        metrics["masked"] = masked.float().mean()
-        metrics["worst_kl"] = worst.detach()
+        metrics |= {"masked": masked.float().mean(), "worst_kl": worst.detach()}
         return Loss(value, metrics)
 
     def _draw_counted(self, logits: Tensor, labels: Tensor) -> Tensor:

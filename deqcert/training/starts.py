@@ -22,12 +22,7 @@ _MEAN_BATCHES, _REPORTED = 30, 50
 
 
 class StartReport(NamedTuple):
-    """How good a start has become.
-
-    Attributes:
-        images: Noisy images that it was computed from.
-        error: Root of the mean of ‖start − z*‖² / ‖z*‖² over the images of the last batches.
-    """
+    """Noisy images that a start was computed from; root of the mean of ‖start − z*‖² / ‖z*‖² over the last batches."""
 
     images: int
     error: float

@@ -17,14 +17,7 @@ from deqcert.solvers import Solver
 
 @dataclass
 class TrainingStep:
-    """A step of a classifier that is not a DEQ.
-
-    Attributes:
-        network: The network.
-        sigma: Standard deviation of the training noise, in pixels of [0, 1].
-        epoch: Current epoch, from 0.
-        function: The network, or its compiled form.
-    """
+    """A step, in epoch 0, 1, ..., of a network that is not a DEQ; ``function`` is the network or its compiled form."""
 
     network: nn.Module
     sigma: float
