@@ -184,7 +184,7 @@ def test_convergence_overlay(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     assert [path.name for path in Path().iterdir()] == ["runs"]
     (table,) = Path("runs").rglob("convergence.tsv")
     assert len(table.read_text().splitlines()) == 1 + 30
-    assert ("of audited" in capsys.readouterr().out) == (verb == "validate")
+    assert ("Relative residuals" in capsys.readouterr().out) == (verb == "validate")
     configuration = table.with_name(f"{verb}.yaml").read_text()
     assert "ModelCheckpoint" in configuration
     assert "noisy_samples: 16" in configuration
