@@ -23,10 +23,9 @@ LAYERS = [
     {"runs"},
     {"smoothing"},
     {"report"},
-    {"certification"},
     {"interchange"},
     {"robustness"},
-    {"callbacks"},
+    {"lightning"},
     {"cli"},
     {"__main__"},
 ]

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from deqcert.certification.identity import run_identity
 from deqcert.checkpoints import load_network
 from deqcert.cli.trainer_verbs import instantiate
 from deqcert.data import CertificationSet
 from deqcert.errors import DataError, LedgerError, require
+from deqcert.lightning.identity import run_identity
 from deqcert.runs import certify_votes, identity_differences, read_run
 from deqcert.smoothing import Sampling, SmoothedClassifier
 from deqcert.statistics import Certificate, CertificationRule

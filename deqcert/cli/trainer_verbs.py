@@ -15,9 +15,6 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from deqcert.callbacks import CertificationProgress, CertifiedRadius, FitSummary, log_hyperparameters
-from deqcert.certification import CertificationCallback, CertificationRun
-from deqcert.certification import Trainer as CertifyingTrainer
 from deqcert.checkpoints import read_checkpoint
 from deqcert.cli.arguments import demand_sound_configs, in_order_of_precedence
 from deqcert.cli.checkpoint_network import with_checkpoint_network
@@ -25,6 +22,15 @@ from deqcert.cli.entry import raising_module
 from deqcert.cli.parsing import SettingsParser, settings_as_written
 from deqcert.data import ImageDataModule
 from deqcert.errors import TERMINATED, DeqcertError, require
+from deqcert.lightning import (
+    CertificationCallback,
+    CertificationProgress,
+    CertificationRun,
+    CertifiedRadius,
+    FitSummary,
+    log_hyperparameters,
+)
+from deqcert.lightning import Trainer as CertifyingTrainer
 from deqcert.training import DEQClassifier, SafeCheckpointIO
 
 _DATA = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}

@@ -11,7 +11,7 @@ import pytest
 from certification_runs import ShippedModule, certify
 from sampling_runs import CHECKPOINT
 
-from deqcert.callbacks import CertifiedRadius
+from deqcert.lightning import CertifiedRadius
 from deqcert.cli import main
 from deqcert.errors import DataError, LedgerError
 from deqcert.runs import Ledger, stored_identity, verify_run, votes_digest

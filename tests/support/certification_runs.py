@@ -7,8 +7,8 @@ import json
 from lightning.pytorch import LightningModule
 from sampling_runs import shipped_network
 
-from deqcert.certification import Trainer
 from deqcert.data import Digits
+from deqcert.lightning import Trainer
 from deqcert.runs import Ledger, stored_identity
 
 

@@ -20,9 +20,9 @@ import deqcert
 
 PACKAGE = Path(deqcert.__file__).parent
 PRIVATE_IMPORTS = {
-    ("certification/loop.py", "lightning.pytorch.loops.loop", "_Loop"),
-    ("certification/loop.py", "lightning.pytorch.trainer.connectors.data_connector", "_DataLoaderSource"),
-    ("certification/trainer.py", "lightning.pytorch.trainer.connectors.signal_connector", "_SignalConnector"),
+    ("lightning/loop.py", "lightning.pytorch.loops.loop", "_Loop"),
+    ("lightning/loop.py", "lightning.pytorch.trainer.connectors.data_connector", "_DataLoaderSource"),
+    ("lightning/trainer.py", "lightning.pytorch.trainer.connectors.signal_connector", "_SignalConnector"),
 }
 OVERRIDDEN_METHODS = {"_parse_ckpt_path", "_prepare_subcommand_parser", "_run_subcommand"}
 
@@ -68,7 +68,7 @@ def test_overridden_methods_of_the_command_line_exist():
      "_results"],
 )  # fmt: skip
 def test_the_certification_loop_has_what_the_trainer_knows_of_a_prediction_loop(name):
-    from deqcert.certification.loop import CertificationLoop
+    from deqcert.lightning.loop import CertificationLoop
     from deqcert.smoothing import Smoothing, Standard
 
     trainer = lightning.pytorch.Trainer(accelerator="cpu", logger=False)
@@ -84,7 +84,7 @@ def test_data_source_takes_an_instance_and_a_name():
 
 
 def test_sigterm_is_noted_without_a_collective(monkeypatch):
-    from deqcert.certification import Trainer
+    from deqcert.lightning import Trainer
 
     def fail(*args, **settings):
         raise AssertionError("a collective in a signal handler")

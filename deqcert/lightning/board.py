@@ -11,8 +11,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deqcert.callbacks.hyperparameters import log_hyperparameters
-from deqcert.certification.hooks import CertificationRun
+from deqcert.lightning.hooks import CertificationRun
+from deqcert.lightning.hyperparameters import log_hyperparameters
 from deqcert.report import ShownExample, plot_curves, plot_examples
 from deqcert.runs import Summary
 from deqcert.seeding import Purpose

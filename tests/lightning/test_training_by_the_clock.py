@@ -12,9 +12,9 @@ from digits_runs import fit, model
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
-from deqcert.callbacks import StandingRecord, TimeBudget, time_budget
 from deqcert.errors import SettingError
 from deqcert.implicit import OneStep
+from deqcert.lightning import StandingRecord, TimeBudget, time_budget
 
 
 class Rates(Callback):

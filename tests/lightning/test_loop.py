@@ -15,10 +15,9 @@ from lightning.pytorch import LightningModule
 from sampling_runs import votes_of
 from torch import nn
 
-from deqcert.callbacks import CertificationProgress, CertifiedRadius
-from deqcert.certification import CertificationCallback
 from deqcert.data import Digits, TensorImages
 from deqcert.errors import DataError, LedgerError, SettingError
+from deqcert.lightning import CertificationCallback, CertificationProgress, CertifiedRadius
 from deqcert.runs import read_tsv
 from deqcert.smoothing import Execution, Serialized, Smoothing, Standard
 from deqcert.statistics import CertificationRule
@@ -251,7 +250,7 @@ def test_another_run_in_the_same_directory_is_refused(tmp_path, changes, field):
 
 
 def test_a_rank_does_not_wait_for_ever(tmp_path, monkeypatch):
-    from deqcert.certification import loop
+    from deqcert.lightning import loop
     from deqcert.runs import Ledger
 
     monkeypatch.setattr(loop, "_POLL_SECONDS", 0.01)

@@ -12,9 +12,9 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from deqcert.callbacks import ConvergenceHealth
 from deqcert.data import Digits
 from deqcert.errors import SettingError
+from deqcert.lightning import ConvergenceHealth
 from deqcert.models import DEQ
 from deqcert.smoothing import ConvergenceSettings, convergence_report, smoothed
 from deqcert.solvers import Anderson, Picard

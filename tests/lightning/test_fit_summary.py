@@ -10,8 +10,8 @@ import torch
 from command_lines import DIGITS, QUIET
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from deqcert.callbacks import FitSummary, time_budget
 from deqcert.cli import main
+from deqcert.lightning import FitSummary, time_budget
 from deqcert.runs import read_tsv
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -21,7 +21,7 @@ model: {pretraining_steps: 0, gradient: {class_path: deqcert.implicit.OneStep}, 
 trainer:
   max_epochs: -1
   limit_val_batches: 1
-  callbacks: [{class_path: deqcert.callbacks.TimeBudget, init_args: {seconds: 100, every: 5}}]
+  callbacks: [{class_path: deqcert.lightning.TimeBudget, init_args: {seconds: 100, every: 5}}]
 """
 
 

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 from sampling_runs import shipped_network
 from torch import nn
 
-from deqcert.certification.identity import classifier_digest, run_identity
+from deqcert.lightning.identity import classifier_digest, run_identity
 from deqcert.models import MDEQ
 from deqcert.smoothing import Serialized, Smoothing
 from deqcert.solvers import Anderson, Picard

@@ -5,8 +5,8 @@ from __future__ import annotations
 from lightning.pytorch import LightningModule, Trainer
 from tqdm import tqdm
 
-from deqcert.callbacks.cost import RunningCost
-from deqcert.certification.hooks import CertificationCallback, CertificationRun
+from deqcert.lightning.cost import RunningCost
+from deqcert.lightning.hooks import CertificationCallback, CertificationRun
 from deqcert.statistics import Votes
 
 

@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torchmetrics import MetricCollection
 
-from deqcert.callbacks.board import CertificationBoard
-from deqcert.callbacks.cost import RunningCost
-from deqcert.certification.hooks import CertificationCallback, CertificationRun
 from deqcert.files import file_digest
+from deqcert.lightning.board import CertificationBoard
+from deqcert.lightning.cost import RunningCost
+from deqcert.lightning.hooks import CertificationCallback, CertificationRun
 from deqcert.metrics.certified import AbstentionRate, AverageCertifiedRadius, CertifiedAccuracy
 from deqcert.report import format_text, plot_curves, save_figure, summary_table
 from deqcert.runs import automatic_radii, certify_votes, votes_digest, write_results

@@ -5,9 +5,9 @@ from lightning.pytorch.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from deqcert.callbacks import log_hyperparameters
-from deqcert.callbacks.hyperparameters import flat_settings
 from deqcert.cli import main
+from deqcert.lightning import log_hyperparameters
+from deqcert.lightning.hyperparameters import flat_settings
 
 
 def test_nested_settings_become_one_level_of_what_tensorboard_shows():

@@ -14,10 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
 
-from deqcert.callbacks import CertificationProgress, CertifiedRadius
-from deqcert.certification import CertificationCallback, Trainer
 from deqcert.data import Digits
 from deqcert.errors import SettingError
+from deqcert.lightning import CertificationCallback, CertificationProgress, CertifiedRadius, Trainer
 from deqcert.runs import read_run, read_tsv
 from deqcert.smoothing import Serialized, Smoothing, Standard
 from deqcert.solvers import Picard

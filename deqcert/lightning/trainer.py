@@ -12,9 +12,9 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.trainer.states import TrainerFn
 
-from deqcert.certification.hooks import CertificationCallback
-from deqcert.certification.loop import CertificationLoop
 from deqcert.errors import require
+from deqcert.lightning.hooks import CertificationCallback
+from deqcert.lightning.loop import CertificationLoop
 from deqcert.runs import Ledger, stored_identity
 from deqcert.seeding import require_seed
 from deqcert.smoothing import Sampling, Serialized, Smoothing

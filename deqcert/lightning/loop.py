@@ -17,10 +17,10 @@ from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSourc
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from deqcert.certification.hooks import CertificationCallback, CertificationRun
-from deqcert.certification.identity import run_identity
 from deqcert.data import CertificationSet
 from deqcert.errors import TERMINATED, DataError, LedgerError
+from deqcert.lightning.hooks import CertificationCallback, CertificationRun
+from deqcert.lightning.identity import run_identity
 from deqcert.runs import Contents, Ledger, identity_differences
 from deqcert.smoothing import Engine, Sampling, SmoothedClassifier, Smoothing, SolvedClassifier, Stream
 from deqcert.statistics import Votes

@@ -1,0 +1,24 @@
+"""The seam to Lightning: the trainer with ``certify``, its loop and hooks, and all callbacks."""
+
+from deqcert.lightning.certified_radius import CertifiedRadius
+from deqcert.lightning.convergence_health import ConvergenceHealth
+from deqcert.lightning.fit_summary import FitSummary
+from deqcert.lightning.hooks import CertificationCallback, CertificationRun
+from deqcert.lightning.hyperparameters import log_hyperparameters
+from deqcert.lightning.progress import CertificationProgress
+from deqcert.lightning.standing_record import StandingRecord
+from deqcert.lightning.time_budget import TimeBudget
+from deqcert.lightning.trainer import Trainer
+
+__all__ = [
+    "CertificationCallback",
+    "CertificationProgress",
+    "CertificationRun",
+    "CertifiedRadius",
+    "ConvergenceHealth",
+    "FitSummary",
+    "StandingRecord",
+    "TimeBudget",
+    "Trainer",
+    "log_hyperparameters",
+]
