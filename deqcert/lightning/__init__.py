@@ -4,7 +4,6 @@ from deqcert.lightning.certified_radius import CertifiedRadius
 from deqcert.lightning.convergence_health import ConvergenceHealth
 from deqcert.lightning.fit_summary import FitSummary
 from deqcert.lightning.hooks import CertificationCallback, CertificationRun
-from deqcert.lightning.hyperparameters import log_hyperparameters
 from deqcert.lightning.progress import CertificationProgress
 from deqcert.lightning.standing_record import StandingRecord
 from deqcert.lightning.time_budget import TimeBudget
@@ -20,5 +19,4 @@ __all__ = [
     "StandingRecord",
     "TimeBudget",
     "Trainer",
-    "log_hyperparameters",
 ]

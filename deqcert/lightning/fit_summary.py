@@ -10,13 +10,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 class FitSummary(Callback):
-    """Ends ``deqcert fit`` by printing the checkpoint, its accuracy under noise and the command that certifies it.
-
-    The accuracy is that of the last validation. Only the first process prints.
-    """
+    """Ends ``fit`` by printing the checkpoint, its accuracy under noise and the command that certifies it."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print, however training came to its end."""
+        """Print in the first process, however training came to its end."""
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast, so on every rank
         saver = trainer.checkpoint_callback
         path = (saver.last_model_path or saver.best_model_path) if isinstance(saver, ModelCheckpoint) else ""

@@ -24,7 +24,6 @@ class CertificationRun(NamedTuple):
         name: Short name of the strategy on f, for tables.
         identity: Everything that determines the votes, as written in the ledger.
         examples: The images to certify.
-        total: Images to certify in all.
         done: Votes that the ledger already holds.
     """
 
@@ -35,7 +34,6 @@ class CertificationRun(NamedTuple):
     name: str
     identity: Mapping[str, Any]
     examples: CertificationSet
-    total: int
     done: Sequence[Votes]
 
 

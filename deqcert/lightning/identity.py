@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from deqcert.data import CertificationSet
 from deqcert.smoothing import Sampling, Smoothing
 from deqcert.smoothing.sampling import describe, stable_name
 from deqcert.version import __version__
@@ -57,35 +58,31 @@ def _described(value: object) -> str:
     return kind
 
 
-def _tf32() -> dict[str, object]:
-    """Return whether float32 products of matrices and of convolutions are rounded to TF32."""
-    return {"matmul": torch.get_float32_matmul_precision(), "convolutions": torch.backends.cudnn.allow_tf32}
-
-
 def run_identity(
     smoothing: Smoothing,
     sampling: Sampling,
     seed: int,
-    network: nn.Module,
-    data: dict[str, object],
-    image: Sequence[int],
-    device: torch.device,
+    module: LightningModule,
+    examples: CertificationSet,
     precision: str,
 ) -> dict[str, Any]:
     """Collect everything that determines the votes, JSON-able.
 
     The random numbers and kernels of a device family are its own, hence the device type; processes, order and the
-    selection of images do not matter, hence are not here. ``image`` is the shape of an image.
+    selection of images do not matter, hence are not here.
     """
+    network, device = getattr(module, "network", module), module.device.type
+    # Whether float32 products of matrices and of convolutions are rounded to TF32.
+    tf32 = {"matmul": torch.get_float32_matmul_precision(), "convolutions": torch.backends.cudnn.allow_tf32}
     return {
         "smoothing": describe(smoothing),
         "sampling": sampling.identity,
         "seed": seed,
         "classifier": {"class": stable_name(type(network)), "digest": classifier_digest(network)},
-        "data": data,
-        "image": list(image),
-        "device": device.type,
+        "data": examples.identity(),
+        "image": list(examples[0][0].shape),
+        "device": device,
         "precision": precision,
-        "tf32": _tf32() if device.type == "cuda" else None,
+        "tf32": tf32 if device == "cuda" else None,
         "versions": {"deqcert": __version__, "torch": torch.__version__},
     }

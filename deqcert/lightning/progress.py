@@ -5,25 +5,22 @@ from __future__ import annotations
 from lightning.pytorch import LightningModule, Trainer
 from tqdm import tqdm
 
-from deqcert.lightning.cost import RunningCost
 from deqcert.lightning.hooks import CertificationCallback, CertificationRun
 from deqcert.statistics import Votes
 
 
 class CertificationProgress(CertificationCallback):
-    """Shows images done, images/s, time left, and over all images so far ACR and cell evaluations per noisy sample.
+    """Shows images done, images/s and time left on rank 0.
 
-    The evaluations include the audit, as in the tables. Only rank 0 shows anything.
+    After a :class:`CertifiedRadius` also, over all images so far, ACR and cell evaluations per noisy sample; they
+    include the audit, as in the tables.
     """
 
     def on_certify_start(self, trainer: Trainer, module: LightningModule, run: CertificationRun) -> None:
         """Open the bar at what the ledger holds."""
-        self._cost = RunningCost()
-        for votes in run.done:
-            self._cost.add(votes)
         self._bar = tqdm(
             desc="certify",
-            total=run.total,
+            total=len(run.examples),
             initial=len(run.done),
             unit="image",
             dynamic_ncols=True,
@@ -33,11 +30,11 @@ class CertificationProgress(CertificationCallback):
 
     def on_certify_example_end(self, trainer: Trainer, module: LightningModule, votes: Votes) -> None:
         """Advance by one image."""
-        self._cost.add(votes)
-        shown = {"NFE/sample": f"{sum(self._cost.evaluations):.1f}"}
-        if (acr := trainer.progress_bar_metrics.get("certify/acr")) is not None:
-            shown = {"ACR": f"{acr:.3f}", **shown}
-        self._bar.set_postfix(shown, refresh=False)
+        metrics = trainer.progress_bar_metrics
+        if "certify/acr" in metrics:
+            evaluations = sum(metrics[f"certify_cost/nfe_per_sample_{part}"] for part in ("fast", "audit"))
+            shown = {"ACR": f"{metrics['certify/acr']:.3f}", "NFE/sample": f"{evaluations:.1f}"}
+            self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
         self._close_if_complete()
 

@@ -43,16 +43,12 @@ class TimeBudget(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Choose ``max_steps`` anew where it is time to."""
-        step = trainer.global_step
+        step, now = trainer.global_step, time.monotonic()
         if self._pace_from is None:
-            self._pace_from = step, time.monotonic()
+            self._pace_from = step, now
         elif step >= self._next:
-            last, self._next = trainer.strategy.broadcast(self._choice(*self._pace_from, step))
-            trainer.fit_loop.epoch_loop.max_steps = last
-
-    def _choice(self, first: int, since: float, step: int) -> tuple[int, int]:
-        """Return the last step, and the step of the next choice."""
-        now = time.monotonic()
-        pace = (step - first) / max(now - since, 1e-9)
-        left = max(self._started + self.seconds - now, 0.0)
-        return step + int(pace * left), step + max(int(pace * self.every), 1)
+            first, since = self._pace_from
+            pace = (step - first) / max(now - since, 1e-9)
+            left = max(self._started + self.seconds - now, 0.0)
+            choice = step + int(pace * left), step + max(int(pace * self.every), 1)
+            trainer.fit_loop.epoch_loop.max_steps, self._next = trainer.strategy.broadcast(choice)

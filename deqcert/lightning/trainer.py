@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.trainer.states import TrainerFn
@@ -19,13 +20,15 @@ from deqcert.runs import Ledger, stored_identity
 from deqcert.seeding import require_seed
 from deqcert.smoothing import Sampling, Serialized, Smoothing
 from deqcert.statistics import Certificate, CertificationRule
+from deqcert.training import SafeCheckpointIO
+
+_PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed")
 
 
 class _Signals(_SignalConnector):
     """Notes SIGTERM, and passes the first one on to the processes that this one has launched.
 
-    Lightning's own handler broadcasts in the midst of whatever the ranks do (connect, restore, check validation); ranks
-    that are told at different moments take that for another collective, and hang or abort.
+    Lightning's own handler broadcasts, which ranks that are told at different moments take for another collective.
     """
 
     def _sigterm_notifier_fn(self, signum: int, _: FrameType | None) -> None:
@@ -35,15 +38,11 @@ class _Signals(_SignalConnector):
             launcher.kill(signum)
 
 
-_PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed")
-
-
 class Trainer(lightning.pytorch.Trainer):
-    """A Lightning trainer that also certifies; but for how SIGTERM is noted, everything else is unchanged.
+    """A Lightning trainer that also certifies, notes SIGTERM in its own way and replaces checkpoints in one step.
 
     Raises:
-        SettingError: ``precision`` would round images and noise; or ``overfit_batches`` would replace the sampler by
-            which training resumes.
+        SettingError: ``precision`` rounds images and noise, or ``overfit_batches`` replaces the sampler that resumes.
     """
 
     # Lightning sets these from outside of its class.
@@ -52,15 +51,13 @@ class Trainer(lightning.pytorch.Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        require(
-            self.precision in _PRECISIONS,
-            "trainer.precision",
-            self.precision,
-            f"must be one of {', '.join(_PRECISIONS)}",
-        )
+        allowed = f"must be one of {', '.join(_PRECISIONS)}"
+        require(self.precision in _PRECISIONS, "trainer.precision", self.precision, allowed)
         fewer = "must be 0; limit_train_batches and limit_val_batches take fewer batches"
         require(self.overfit_batches == 0, "trainer.overfit_batches", self.overfit_batches, fewer)
         self._signal_connector = _Signals(self)
+        if type(self.strategy.checkpoint_io) is TorchCheckpointIO:  # no plugin of the user's
+            self.strategy.checkpoint_io = SafeCheckpointIO()
 
     @property
     def terminated(self) -> bool:
@@ -101,8 +98,8 @@ class Trainer(lightning.pytorch.Trainer):
                 the configuration builds the model: none).
 
         Returns:
-            The certificates of all images, sorted by index, by the rule of the trainer's :class:`CertifiedRadius`; by
-            the default rule where it has none.
+            The certificates of all images by the rule of the trainer's :class:`CertifiedRadius` (or the default one),
+            sorted by index.
 
         Raises:
             SettingError: If a setting is out of range.
@@ -115,19 +112,16 @@ class Trainer(lightning.pytorch.Trainer):
         limit = self.limit_predict_batches
         require(isinstance(limit, float) and limit == 1, "trainer.limit_predict_batches", limit, everything)
         rules = (each.rule for each in self.callbacks if isinstance(each, CertificationCallback) and each.rule)  # type: ignore[attr-defined]
-        rule = next(rules, CertificationRule())
-        directory = Path(ledger_dir)
-        loop = self.predict_loop
-        sampling = sampling.aimed_at(rule)
-        certification = CertificationLoop(self, smoothing, sampling, seed, directory, patience)
-        self.predict_loop = certification  # type: ignore[assignment]
+        rule, directory = next(rules, CertificationRule()), Path(ledger_dir)
+        certification = CertificationLoop(self, smoothing, sampling.aimed_at(rule), seed, directory, patience)
+        prediction, self.predict_loop = self.predict_loop, certification  # type: ignore[assignment]
         try:
             with warnings.catch_warnings():
                 # The callbacks of training are of no use here.
                 warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
                 self.predict(model, datamodule=datamodule, return_predictions=False, ckpt_path=ckpt_path)
         finally:
-            self.predict_loop = loop
+            self.predict_loop = prediction
         examples = certification.examples
         if examples is None:  # it ran in other processes
             data: Any = datamodule

@@ -9,10 +9,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from certification_runs import ShippedModule
 from lightning.pytorch import LightningModule
 from sampling_runs import shipped_network
 from torch import nn
 
+from deqcert.data import Digits
 from deqcert.lightning.identity import classifier_digest, run_identity
 from deqcert.models import MDEQ
 from deqcert.smoothing import Serialized, Smoothing
@@ -94,13 +96,14 @@ def test_our_settings_may_move_to_another_module_and_foreign_ones_may_not():
 
 
 def test_the_identity_of_a_run_names_our_classes_without_their_modules():
-    arguments = MDEQ().eval(), {"name": "digits"}, (3, 32, 32), torch.device("cpu"), "32-true"
-    identity = run_identity(Smoothing(), Serialized(), 3, *arguments)
+    data = Digits(max_examples=1)
+    data.setup("predict")
+    identity = run_identity(Smoothing(), Serialized(), 3, ShippedModule(), data.certification_set(), "32-true")
     assert json.loads(json.dumps(identity)) == identity
     names = [identity["smoothing"]["class"], identity["smoothing"]["solver"]["class"], identity["sampling"]["class"]]
     names += [identity["sampling"]["audit"]["class"], identity["classifier"]["class"]]
     assert names == ["Smoothing", "Anderson", "Serialized", "AdaptiveAudit", "MDEQ"]
-    assert identity["seed"] == 3
+    assert (identity["seed"], identity["image"], identity["device"]) == (3, [1, 8, 8], "cpu")
 
 
 def test_use_does_not_change_a_network():

@@ -166,7 +166,7 @@ class Recorder(CertificationCallback):
 
     def on_certify_start(self, trainer, module, run):
         done = sorted(votes.index for votes in run.done)
-        self.events.append(("start", run.total, done, run.examples.num_classes, run.directory))
+        self.events.append(("start", len(run.examples), done, run.examples.num_classes, run.directory))
         self.run = run
 
     def on_certify_example_end(self, trainer, module, votes):
