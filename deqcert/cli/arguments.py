@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
+from deqcert.checkpoints import read_checkpoint
+from deqcert.checkpoints.architecture import ARCHITECTURE, network_of
 from deqcert.errors import SettingError, require
 
 CONFIG = ("--config", "-c")
@@ -19,7 +23,7 @@ _MAX_CONFIG_BYTES = 2**18
 def parse_with_settings(parser: argparse.ArgumentParser, args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Return what the parser of a verb reads, and the options that it does not have, each with its one value.
 
-    Those are settings of ``certify``. ``args`` are the arguments after the verb.
+    Those are settings of ``certify``. The verb is not among ``args``.
     """
     own: list[str] = []
     settings: list[str] = []
@@ -68,6 +72,24 @@ def _options(args: Sequence[str]) -> list[list[str]]:
 
 def _name(option: Sequence[str]) -> str:
     return option[0].partition("=")[0]
+
+
+def with_checkpoint_network(args: Sequence[str]) -> list[str]:
+    """Put the network of ``--ckpt_path`` before the configurations of a command line, which overrule it.
+
+    Nothing is put there for ``fit``, or for a checkpoint that states no network of ours. The verb is the first of
+    ``args``. A checkpoint that cannot be used is a CheckpointError.
+    """
+    verb, *rest = args
+    path = (values_of(rest, "--ckpt_path") or [""])[-1]
+    found = None
+    if verb != "fit" and os.path.isfile(path):
+        found = network_of(read_checkpoint(path).get(ARCHITECTURE))
+    if found is None:
+        return list(args)
+    kind, settings = found
+    network = {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": settings}
+    return [verb, "--config", json.dumps({"model": {"network": network}}), *rest]
 
 
 def demand_free(target: Path, source: Path, overwrite: bool) -> None:

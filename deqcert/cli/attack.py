@@ -53,7 +53,9 @@ def run_attack(args: Sequence[str]) -> int:
     attack = SmoothedAttack(parsed.steps, parsed.samples, parsed.restarts, _GRADIENTS[parsed.gradient])
     radii = (0.0,) if parsed.radii is None else tuple(parsed.radii)
     campaign = Campaign(attack, radii, tuple(parsed.factors), parsed.n, parsed.alpha_attack)
-    if not _follows(parsed.run):
+    if not (Path(parsed.run) / "certificates.json").exists():
+        print(f"{parsed.run}: has no certificates.json to verify; the votes that its ledger has so far are attacked")
+    elif print_verification(parsed.run, verify_run(parsed.run)) == 1:
         print(f"{parsed.run}: not attacked, since that would say nothing about these files")
         return 1
     run = read_run(parsed.run)
@@ -83,28 +85,16 @@ def run_attack(args: Sequence[str]) -> int:
     settings |= {"radii": campaign.radii, "factors": campaign.factors, "alpha_attack": campaign.alpha}
     settings |= {"seed": parsed.seed, "device": cli.model.device.type, "version": __version__}
     settings |= {"votes_sha256": run.digest, "certificate": dataclasses.asdict(rule)}
-    records = summary._asdict() | {"radii": [row._asdict() for row in summary.radii]}
-    write_atomically(path, _document({"settings": settings, "run": run.identity, "summary": records}, outcomes))
-    print(
-        f"attacked: the votes in the ledger (sha256 {run.digest}), certified again at alpha = {rule.alpha:g}, audit "
-        f"rule {rule.audit}"
-    )
+    numbers = summary._asdict() | {"radii": [row._asdict() for row in summary.radii]}
+    write_atomically(path, _document({"settings": settings, "run": run.identity, "summary": numbers}, outcomes))
+    again = f"certified again at alpha = {rule.alpha:g}, audit rule {rule.audit}"
+    print(f"attacked: the votes in the ledger (sha256 {run.digest}), {again}")
     print(format_text(campaign_table(summary)))
-    print(
-        f"{summary.images} images of {parsed.run} ({sampling.name(g.base)}), {summary.certified} of them certified and "
-        f"attacked; PGD of {attack.steps} steps on {attack.samples} noise vectors, {campaign.n} fresh noisy samples; "
-        f"{path}"
-    )
+    shown = f"{summary.images} images of {parsed.run} ({sampling.name(g.base)}), {summary.certified} of them certified"
+    search = f"PGD of {attack.steps} steps on {attack.samples} noise vectors, {campaign.n} fresh noisy samples"
+    print(f"{shown} and attacked; {search}; {path}")
     print("\n".join(finding_lines(summary, outcomes)))
     return int(found_violation(outcomes))
-
-
-def _follows(run: str) -> bool:
-    """Verify a run, unless it has not finished; return whether nothing was found that contradicts its votes."""
-    if (Path(run) / "certificates.json").exists():
-        return print_verification(run, verify_run(run)) != 1
-    print(f"{run}: has no certificates.json to verify; the votes that its ledger has so far are attacked")
-    return True
 
 
 def _certified(run: Run, device: str | None, overrides: Sequence[str]) -> tuple[DeqCertCLI, CertificationSet]:
@@ -149,10 +139,10 @@ def _parser() -> argparse.ArgumentParser:
     defaults, search = Campaign(), SmoothedAttack()
     parser = argparse.ArgumentParser(
         prog="deqcert attack",
-        description="Attack the smoothed classifier of a run by projected gradient descent inside and outside of the "
-        "certified radii, and test each point that was found on fresh noise. Prints empirical robust accuracy beside "
-        "certified accuracy, writes RUN/attack.json, and ends with code 1 if a sound certificate is refuted. Begins "
-        "with deqcert verify: a run whose files do not follow from its votes is not attacked and ends with code 1 too.",
+        description="Verify a run, attack its smoothed classifier by projected gradient descent inside and outside of "
+        "the certified radii, and test each point that was found on fresh noise. Prints empirical robust accuracy "
+        "beside certified accuracy and writes RUN/attack.json. Ends with code 1 if a sound certificate is refuted, or, "
+        "without any attack, if a file of the run does not follow from its votes.",
         epilog="Model, data and smoothing are built from RUN/certify.yaml, whose relative paths are relative to the "
         "working directory; further options are those of deqcert certify and replace what it says, "
         "e.g. --ckpt_path FILE or --data.root DIR. Other weights or data than the certified ones are refused.",

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 
 from deqcert.cli import failures
-from deqcert.cli.output import Output
 from deqcert.errors import SettingError
 from deqcert.version import __version__
 
@@ -24,7 +23,6 @@ _USAGE = """usage: deqcert VERB [--option value | --option=value ...]
 Train deep equilibrium models and certify their robustness by (serialized) randomized smoothing.
 
 verbs:"""
-_MORE = "\ndeqcert VERB --help describes the options of a verb."
 _OF_THE_TRAINER = ("fit", "validate", "test", "certify")
 VERBS = {
     "fit": "train a network, or resume its training",
@@ -52,7 +50,7 @@ def main(args: Sequence[str] | None = None) -> int:
         SystemExit: With code 143 if SIGTERM has ended a run that the same command resumes; with 2 or 0 from a parser.
     """
     verb, *rest = (sys.argv[1:] if args is None else list(args)) or [""]
-    output, errors = Output(sys.stdout), Output(sys.stderr)
+    output, errors = failures.Output(sys.stdout), failures.Output(sys.stderr)
     with redirect_stdout(output), redirect_stderr(errors):
         try:
             code = _code(verb, rest)
@@ -83,7 +81,8 @@ def _code(verb: str, rest: list[str]) -> int:
 def _run(verb: str, rest: list[str]) -> int:
     """Import what a verb needs, and run it."""
     if verb in ("-h", "--help"):
-        print(_USAGE, *(f"  {name:10}{summary}" for name, summary in VERBS.items()), _MORE, sep="\n")
+        print(_USAGE, *(f"  {name:10}{summary}" for name, summary in VERBS.items()), sep="\n")
+        print("\ndeqcert VERB --help describes the options of a verb.")
         return 0
     if verb == "--version":
         print(f"deqcert {__version__}")

@@ -1,11 +1,14 @@
-"""Which errors are said in a line, because the user can fix them; any other is a bug and shows its traceback."""
+"""Errors that are said in a line, because the user can fix them; any other is a bug and shows its traceback."""
 
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from traceback import walk_tb
+from typing import Any
 
 from deqcert.errors import DeqcertError
 
@@ -55,7 +58,33 @@ def refused_by_lightning(*modules: str) -> Iterator[None]:
 
 def _module(error: BaseException) -> str:
     """Return the name of the module whose code has raised ``error``."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__", "")) if frames else ""
+
+
+class Output:
+    """A stream of text; once its reader has closed the pipe (``| head``), it is ``unread``, and work goes on."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.unread = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, or not if nobody reads."""
+        self._unless_unread(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or not if nobody reads."""
+        self._unless_unread(self._stream.flush)
+
+    def _unless_unread(self, action: Any, *text: str) -> None:
+        try:
+            action(*text)
+        except BrokenPipeError:
+            self.unread = True
+            # Also what the stream still holds and Python flushes when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())

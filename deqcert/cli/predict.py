@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from deqcert.data.decoding import opened_image
 from deqcert.data.images import to_unit_interval
@@ -69,21 +69,18 @@ def run_predict(args: Sequence[str]) -> int:
 
 
 def _read(path: str, g: SmoothedClassifier) -> Tensor:
-    """Read an image in the channels and the size of the network, float32 in [0, 1], shape (C, H, W).
+    """Read an image in the channels of the network, float32 in [0, 1], shape (C, H, W).
 
-    Raises:
-        DataError: It cannot be read or is of another size; nothing is resized, which would change what is certified.
+    One of another size is refused with a DataError: to resize it would change what is certified.
     """
     network = g.base.network if isinstance(g.base, SolvedClassifier) else g.base
+    mode = "L" if getattr(network, "image_channels", 3) == 1 else "RGB"
     with opened_image(Path(path), path) as image:
-        mode = "L" if getattr(network, "image_channels", 3) == 1 else "RGB"
-        pixels = np.array(image.convert(mode))
-    size = getattr(network, "image_size", None)
-    if size is not None and pixels.shape[:2] != (size, size):
-        height, width = pixels.shape[:2]
+        pixels: Tensor = pil_to_tensor(image.convert(mode)).contiguous()
+    (_, height, width), size = pixels.shape, getattr(network, "image_size", None)
+    if size is not None and (height, width) != (size, size):
         raise DataError(f"{path}: {width} x {height} pixels; the network takes {size} x {size}")
-    tensor = torch.from_numpy(pixels)
-    return to_unit_interval(tensor[None] if mode == "L" else tensor.permute(2, 0, 1).contiguous())
+    return to_unit_interval(pixels)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,14 +11,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from deqcert.checkpoints import read_checkpoint
-from deqcert.cli.arguments import demand_sound_configs, in_order_of_precedence
-from deqcert.cli.checkpoint_network import with_checkpoint_network
+from deqcert.cli.arguments import demand_sound_configs, in_order_of_precedence, with_checkpoint_network
 from deqcert.cli.failures import refused_by_lightning
 from deqcert.cli.parsing import SettingsParser, settings_as_written
 from deqcert.cli.saving import LAST, LAST_OR_NEW, SaveVerbConfig, where_to_begin
 from deqcert.data import ImageDataModule
 from deqcert.errors import TERMINATED, require
-from deqcert.lightning import CertificationProgress, CertifiedRadius, FitSummary, Trainer
+from deqcert.lightning import CertificationProgress, CertifiedRadius, Trainer
 from deqcert.training import DEQClassifier
 
 _DATA = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
@@ -112,10 +111,10 @@ def _built(args: Sequence[str]) -> DeqCertCLI:
             ImageDataModule,
             subclass_mode_data=True,
             trainer_class=Trainer,
-            trainer_defaults={"callbacks": [CertificationProgress(), FitSummary()], "default_root_dir": "runs"},
+            trainer_defaults={"callbacks": [CertificationProgress()], "default_root_dir": "runs"},
             seed_everything_default=0,
             save_config_callback=SaveVerbConfig,
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={"overwrite": True, "config_filename": f"{args[0]}.yaml"},
             parser_class=SettingsParser,
             parser_kwargs={"prog": "deqcert"},
             args=with_checkpoint_network(args),

@@ -2,7 +2,6 @@
 
 from deqcert.lightning.certified_radius import CertifiedRadius
 from deqcert.lightning.convergence_health import ConvergenceHealth
-from deqcert.lightning.fit_summary import FitSummary
 from deqcert.lightning.hooks import CertificationCallback, CertificationRun
 from deqcert.lightning.progress import CertificationProgress
 from deqcert.lightning.standing_record import StandingRecord
@@ -15,7 +14,6 @@ __all__ = [
     "CertificationRun",
     "CertifiedRadius",
     "ConvergenceHealth",
-    "FitSummary",
     "StandingRecord",
     "TimeBudget",
     "Trainer",

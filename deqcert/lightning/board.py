@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from deqcert.lightning.hooks import CertificationRun
 from deqcert.report import plot_curves
-from deqcert.statistics import Certificate, CertificationRule
+from deqcert.statistics import Certificate
 
 _LAYOUT = {
     "certify": {
@@ -21,13 +21,7 @@ _LAYOUT = {
 
 
 class CertificationBoard:
-    """Draws a run into the TensorBoard loggers of a trainer; does nothing if there are none.
-
-    Args:
-        loggers: The loggers of the trainer.
-        run: The run.
-        name: Its name in figures.
-    """
+    """Draws a run by its ``name`` into the TensorBoard loggers of a trainer; does nothing if there are none."""
 
     def __init__(self, loggers: Sequence[Logger], run: CertificationRun, name: str) -> None:
         self._boards = [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
@@ -42,13 +36,11 @@ class CertificationBoard:
         if count >= 16 and count & (count - 1) == 0:
             self._draw(certificates)
 
-    def finish(
-        self, certificates: Sequence[Certificate], rule: CertificationRule, metrics: Mapping[str, float]
-    ) -> None:
+    def finish(self, certificates: Sequence[Certificate], alpha: float, metrics: Mapping[str, float]) -> None:
         """Draw the end, and log the settings with what came of them for the table of hyperparameters."""
         if len(certificates) > self._drawn:
             self._draw(certificates)
-        settings = {"run": self._name, "alpha": rule.alpha}
+        settings = {"run": self._name, "alpha": alpha}
         settings |= {key: self._run.identity[key] for key in ("smoothing", "sampling")}
         for board in self._boards:
             board.log_hyperparams(settings, dict(metrics), step=len(certificates))

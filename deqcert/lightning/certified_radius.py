@@ -115,14 +115,11 @@ class CertifiedRadius(CertificationCallback):
             return
         run, certificates = self._run, [self.rule.certify(each) for each in votes]
         save_figure(plot_curves({self._name: certificates}), run.directory / "curve.png")
-        settings = {
-            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
-            "checkpoint_sha256": file_digest(trainer.ckpt_path) if trainer.ckpt_path else None,
-            "classes": list(run.examples.classes),
-            **run.identity,
-        }
+        path = str(trainer.ckpt_path) if trainer.ckpt_path else None
+        settings: dict[str, object] = {"checkpoint": path, "checkpoint_sha256": path and file_digest(path)}
+        settings |= {"classes": list(run.examples.classes), **run.identity}
         summary = write_results(run.directory, votes, self.rule, settings, radii=self._radii)
-        self._board.finish(certificates, self.rule, self.running_metrics())
+        self._board.finish(certificates, self.rule.alpha, self.running_metrics())
         print(format_text(summary_table({self._name: summary})))
         sigma, verify = run.smoothing.sigma, shlex.join(["deqcert", "verify", str(run.directory)])
         print(f"{len(votes)} images, sigma = {sigma:g}, alpha = {self.rule.alpha:g}; results in {run.directory}")

@@ -19,7 +19,6 @@ class CertificationRun(NamedTuple):
     Attributes:
         smoothing: What makes the network the smoothed classifier g.
         sampling: The strategy that takes the votes.
-        seed: Seed of all random streams.
         directory: Where the ledger lies and results belong.
         name: Short name of the strategy on f, for tables.
         identity: Everything that determines the votes, as written in the ledger.
@@ -29,7 +28,6 @@ class CertificationRun(NamedTuple):
 
     smoothing: Smoothing
     sampling: Sampling
-    seed: int
     directory: Path
     name: str
     identity: Mapping[str, Any]
@@ -41,12 +39,10 @@ class CertificationCallback(Callback):
     """A callback with certification hooks.
 
     Global rank 0 hears of every image, whichever rank certified it; other ranks hear of their own.
-
-    Attributes:
-        rule: How the run's votes become certificates, of the callback that decides it; None for all others.
     """
 
     rule: CertificationRule | None = None
+    """How the run's votes become certificates, of the callback that decides it."""
 
     def on_certify_start(self, trainer: Trainer, module: LightningModule, run: CertificationRun) -> None:
         """Called once before the first image."""

@@ -63,7 +63,6 @@ class CertificationLoop(_Loop):
             run = CertificationRun(
                 smoothing=self.smoothing,
                 sampling=self.sampling,
-                seed=self.seed,
                 directory=self.directory,
                 name=self.sampling.name(g.base),
                 identity=ledger.identity,
@@ -78,9 +77,7 @@ class CertificationLoop(_Loop):
                 time.sleep(_POLL_SECONDS)
             self._notify("on_certify_end", [known[index] for index in sorted(wanted)])
 
-    def _votes(
-        self, g: SmoothedClassifier, examples: CertificationSet, positions: Sequence[int]
-    ) -> Iterator[list[Votes]]:
+    def _votes(self, g: SmoothedClassifier, examples: CertificationSet, positions: list[int]) -> Iterator[list[Votes]]:
         """Take the votes of the images at ``positions``, of as many at a time as suits the device."""
         if not positions:
             return

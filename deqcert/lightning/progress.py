@@ -18,14 +18,8 @@ class CertificationProgress(CertificationCallback):
 
     def on_certify_start(self, trainer: Trainer, module: LightningModule, run: CertificationRun) -> None:
         """Open the bar at what the ledger holds."""
-        self._bar = tqdm(
-            desc="certify",
-            total=len(run.examples),
-            initial=len(run.done),
-            unit="image",
-            dynamic_ncols=True,
-            disable=not trainer.is_global_zero,
-        )
+        total, done, hidden = len(run.examples), len(run.done), not trainer.is_global_zero
+        self._bar = tqdm(desc="certify", total=total, initial=done, unit="image", dynamic_ncols=True, disable=hidden)
         self._close_if_complete()
 
     def on_certify_example_end(self, trainer: Trainer, module: LightningModule, votes: Votes) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from deqcert.errors import TERMINATED, LedgerError
-from deqcert.runs import Contents, Ledger, identity_differences
+from deqcert.runs import Ledger, identity_differences
 
 _FILE_SYSTEM_SECONDS = 90.0  # NFS caches a directory for up to a minute
 
@@ -26,7 +26,7 @@ def joined(ledger: Ledger, trainer: Any) -> Iterator[None]:
     """
     rank, strategy = trainer.global_rank, trainer.strategy
     with ExitStack() as stack:
-        found: tuple[dict[str, Any], Contents] | LedgerError | None = None
+        found: Any = None
         if rank == 0:
             try:
                 stack.enter_context(ledger.claim())
@@ -37,7 +37,6 @@ def joined(ledger: Ledger, trainer: Any) -> Iterator[None]:
         found = strategy.broadcast(found)
         if isinstance(found, LedgerError):
             raise found
-        assert found is not None, "broadcast by rank 0"
         identity, ledger.contents = found
         problem = None
         try:
@@ -54,12 +53,7 @@ def joined(ledger: Ledger, trainer: Any) -> Iterator[None]:
 
 
 class Watch:
-    """Ends a rank that is to stop, or that waits in vain for the votes of others.
-
-    Args:
-        trainer: Its trainer.
-        patience: Seconds without any new votes after which it gives up.
-    """
+    """Ends a rank that is to stop, or that has waited ``patience`` seconds in vain for any new votes."""
 
     def __init__(self, trainer: Any, patience: float) -> None:
         self._trainer, self._patience = trainer, patience
@@ -70,7 +64,7 @@ class Watch:
         self._last_news = time.monotonic()
 
     def check(self, news: bool, missing: int) -> None:
-        """Go on or not, while ``missing`` images have no votes; ``news`` says whether one has got some.
+        """Go on while ``missing`` images have no votes, or raise; ``news`` says whether one has got some.
 
         Raises:
             SIGTERMException: With code 143, if SIGTERM has come.

@@ -79,7 +79,6 @@ class StandingRecord(Callback):
 
     def _spent(self) -> tuple[float, float]:
         """Return hours and core hours so far."""
-        if self._since is None:
-            return self._before
-        since = time.monotonic() - self._since[0], time.process_time() - self._since[1]
-        return self._before[0] + since[0] / 3600, self._before[1] + since[1] / 3600
+        now = time.monotonic(), time.process_time()
+        hours, core_hours = (end - start for end, start in zip(now, self._since or now, strict=True))
+        return self._before[0] + hours / 3600, self._before[1] + core_hours / 3600

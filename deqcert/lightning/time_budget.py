@@ -28,15 +28,12 @@ class TimeBudget(Callback):
     def __init__(self, seconds: float, every: float = 20.0) -> None:
         require(seconds > 0, "seconds", seconds, "must be > 0")
         require(every > 0, "every", every, "must be > 0")
-        self.seconds = seconds
-        self.every = every
-        self._pace_from: tuple[int, float] | None = None
-        self._next = 0
+        self.seconds, self.every = seconds, every
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._started = time.monotonic()
-        self._pace_from = None
+        self._pace_from: tuple[int, float] | None = None
         self._next = trainer.global_step + 2
 
     def on_train_batch_end(

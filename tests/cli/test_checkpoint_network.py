@@ -10,7 +10,7 @@ import yaml
 from command_lines import CHECKPOINT, DIGITS, QUIET, ROOT
 
 from deqcert.cli import main
-from deqcert.cli.checkpoint_network import with_checkpoint_network
+from deqcert.cli.arguments import with_checkpoint_network
 from deqcert.models import MDEQ
 from deqcert.runs import read_tsv
 

@@ -4,7 +4,6 @@ import sys
 import pytest
 
 from deqcert.cli import main
-from deqcert.cli.report import _residuals
 
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
 ROWS = "0\t3\t3\t0.53\t1\t0:00:09.2\n20\t5\t-1\t0.0\t0\t0:01:00\n40\t5\t6\t1.6\t0\t12.89\n"
@@ -72,15 +71,6 @@ def test_long_names_are_printed_whole(write, capsys):
     lines = capsys.readouterr().out.splitlines()
     for weight in ("0.25", "0.5", "1"):
         assert sum(line.startswith(f"{name}{weight} ") for line in lines) == 1
-
-
-def test_residuals_in_folders_of_one_name_are_all_drawn(write, tmp_path, capsys):
-    for run in ("one", "two"):
-        (tmp_path / run / "version_0").mkdir(parents=True)
-        write("step\tcold\twarm\tmismatches\taudited\n1\t0.5\t0.1\t\t\n", f"{run}/version_0/convergence.tsv")
-    tables = [str(tmp_path / run / "version_0" / "convergence.tsv") for run in ("one", "two")]
-    found = {name: curves.cold for name, curves in _residuals(tables).items()}
-    assert found == {"one/version_0": [0.5], "two/version_0": [0.5]}
 
 
 def test_warnings_of_the_report_itself_are_printed(write, capsys):
