@@ -112,12 +112,12 @@ def _certified(run: Run, device: str | None, overrides: Sequence[str]) -> tuple[
     chosen, trainer, data = cli.config_init["certify"], cli.trainer, cli.datamodule
     if chosen["ckpt_path"] not in (None, NO_CHECKPOINT):
         load_network(chosen["ckpt_path"], cli.model.network)
-    module = trainer.precision_plugin.convert_module(cli.model).to(trainer.strategy.root_device).eval()
+    trainer.precision_plugin.convert_module(cli.model).to(trainer.strategy.root_device).eval()
     data.prepare_data()
     data.setup("predict")
     examples = data.certification_set()
     settings = chosen["smoothing"], chosen["sampling"], chosen["seed"]
-    built = run_identity(*settings, module, examples, str(trainer.precision))
+    built = run_identity(*settings, cli.model, examples, str(trainer.precision))
     differences = identity_differences(*({key: each[key] for key in _DECISIVE} for each in (run.identity, built)))
     if differences:
         others = "; ".join(differences)

@@ -89,7 +89,7 @@ class CertifiedRadius(CertificationCallback):
         )
         cost = {"samples": votes.n0 + votes.n, "fast": votes.nfe_fast, "audit": votes.nfe_audit}
         cost |= {"audited": votes.audited or 0, "mismatches": votes.mismatches}
-        self._cost.update(cost | {"seconds": votes.seconds, "residual": votes.residual})  # type: ignore[arg-type]
+        self._cost.update(cost | {"seconds": votes.seconds, "residual": votes.residual})
 
     def running_metrics(self) -> dict[str, float]:
         """Return the metrics over all images so far, with the cost per image or noisy sample."""
