@@ -17,7 +17,7 @@ from deqcert.certification.hooks import CertificationCallback, CertificationRun
 from deqcert.files import file_digest
 from deqcert.metrics.certified import AbstentionRate, AverageCertifiedRadius, CertifiedAccuracy
 from deqcert.report import format_text, plot_curves, save_figure, summary_table
-from deqcert.runs import automatic_radii, certify_votes, votes_digest, write_results
+from deqcert.runs import automatic_radii, votes_digest, write_results
 from deqcert.statistics import AuditRule, Certificate, CertificationRule, Votes
 
 
@@ -105,7 +105,7 @@ class CertifiedRadius(CertificationCallback):
         if not trainer.is_global_zero:
             return
         name, directory = self.run_name, Path(self._run.directory)
-        certificates = certify_votes(votes, self.rule)
+        certificates = [self.rule.certify(vote) for vote in votes]
         save_figure(plot_curves({name: certificates}), directory / "curve.png")
         settings = {
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
@@ -129,7 +129,7 @@ class CertifiedRadius(CertificationCallback):
         return f"{name} {self.rule.audit}" if audited else name
 
     def _certify(self, votes: Votes) -> None:
-        (certificate,) = certify_votes([votes], self.rule)
+        certificate = self.rule.certify(votes)
         self._certificates.append(certificate)
         self._cost.add(votes)
         self._metrics.update(

@@ -21,7 +21,7 @@ from deqcert.certification.hooks import CertificationCallback, CertificationRun
 from deqcert.certification.identity import run_identity
 from deqcert.data import CertificationSet
 from deqcert.errors import TERMINATED, DataError, LedgerError
-from deqcert.runs import Contents, Ledger, identity_differences
+from deqcert.runs import Ledger, identity_differences
 from deqcert.smoothing import Engine, Sampling, SmoothedClassifier, Smoothing, SolvedClassifier, Stream
 from deqcert.statistics import Votes
 
@@ -86,7 +86,7 @@ class CertificationLoop(_Loop):
         with ExitStack() as stack:
             self._begin(ledger, stack)
             wanted = set(examples.indices)
-            known = ledger.contents.votes
+            known = ledger.votes
             run = CertificationRun(
                 smoothing=self.smoothing,
                 sampling=self.sampling,
@@ -133,33 +133,33 @@ class CertificationLoop(_Loop):
                 would certify different things (another model, other data, other versions on some node).
         """
         strategy, rank = self.trainer.strategy, self.trainer.global_rank
-        found: tuple[dict[str, Any], Contents] | LedgerError | None = None
+        found: tuple[dict[str, Any], dict[int, Votes]] | LedgerError | None = None
         if rank == 0:
             try:
                 stack.enter_context(ledger.claim())
                 ledger.refresh()
-                found = ledger.identity, ledger.contents
+                found = ledger.identity, ledger.votes
             except LedgerError as error:
                 found = error
         found = strategy.broadcast(found)
         if isinstance(found, LedgerError):
             raise found
         assert found is not None, "broadcast by rank 0"
-        identity, contents = found
-        problem = self._join_run(ledger, identity, contents, stack)
+        identity, known = found
+        problem = self._join_run(ledger, identity, known, stack)
         if not strategy.reduce_boolean_decision(problem is None, all=True):
             raise problem or LedgerError("another rank cannot take part in this run; its message says why")
         if rank == 0:
             ledger.demand_ranks(self.trainer.world_size, _FILE_SYSTEM_SECONDS)
 
     def _join_run(
-        self, ledger: Ledger, identity: dict[str, Any], contents: Contents, stack: ExitStack
+        self, ledger: Ledger, identity: dict[str, Any], known: dict[int, Votes], stack: ExitStack
     ) -> LedgerError | None:
         """Check this rank against rank 0 and open its file; return what is wrong."""
         differences = identity_differences(ledger.identity, identity)
         if differences:
             return LedgerError(f"rank {self.trainer.global_rank} would certify another run: {'; '.join(differences)}")
-        ledger.contents = contents
+        ledger.votes = known
         try:
             stack.enter_context(ledger.open(self.trainer.global_rank))
         except LedgerError as error:
@@ -180,7 +180,7 @@ class CertificationLoop(_Loop):
             for votes in (*(own or ()), *(heard if self.trainer.is_global_zero else ())):
                 if votes.index in wanted:
                     self._notify("on_certify_example_end", votes)
-            missing = len(wanted - ledger.contents.votes.keys())
+            missing = len(wanted - ledger.votes.keys())
             if not missing:
                 if own is None:
                     return

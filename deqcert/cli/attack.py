@@ -10,14 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from deqcert.cli.arguments import parse_with_settings
-from deqcert.cli.certified_model import CertifiedModel, certified_model
-from deqcert.cli.verify import print_verification
-from deqcert.errors import require_count
-from deqcert.files import write_atomically
-from deqcert.implicit import GradientEstimator, ImplicitAdjoint, OneStep
-from deqcert.report import format_text
-from deqcert.robustness import (
+from deqcert.attacks import (
     Campaign,
     CampaignSummary,
     Outcome,
@@ -28,6 +21,13 @@ from deqcert.robustness import (
     found_violation,
     summarize_campaign,
 )
+from deqcert.cli.arguments import parse_with_settings
+from deqcert.cli.certified_model import CertifiedModel, certified_model
+from deqcert.cli.verify import print_verification
+from deqcert.errors import require_count
+from deqcert.files import write_atomically
+from deqcert.implicit import GradientEstimator, ImplicitAdjoint, OneStep
+from deqcert.report import format_text
 from deqcert.runs import automatic_radii, verify_run
 from deqcert.statistics import Certificate
 from deqcert.version import __version__

@@ -14,7 +14,7 @@ from deqcert.checkpoints import load_network
 from deqcert.cli.trainer_verbs import instantiate
 from deqcert.data import CertificationSet
 from deqcert.errors import DataError, LedgerError, require
-from deqcert.runs import certify_votes, identity_differences, read_run
+from deqcert.runs import identity_differences, read_run
 from deqcert.smoothing import Sampling, SmoothedClassifier
 from deqcert.statistics import Certificate, CertificationRule
 
@@ -107,7 +107,7 @@ def certified_model(directory: str | Path, device: str | None = None, overrides:
         rule,
         chosen["certificate"].radii,
         examples,
-        certify_votes(run.votes, rule),
+        tuple(map(rule.certify, run.votes)),
         run.digest,
         run.identity,
         root,
