@@ -12,7 +12,7 @@ from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
-from deqcert.errors import LedgerError
+from deqcert.errors import DataError, LedgerError
 from deqcert.runs.disk import open_locked, read_from, sync_directory
 from deqcert.runs.lines import SCHEMA, START, first_line_identity, identity_differences, seal, unseal, without_time
 from deqcert.statistics import Votes
@@ -129,7 +129,7 @@ class Ledger:
         """Add the votes of an image; return whether they are new."""
         new, known = votes.index not in self.votes, self.votes.setdefault(votes.index, votes)
         if not new and without_time(known) != without_time(votes):
-            raise ValueError(f"image {votes.index} has other votes in another line")
+            raise DataError(f"image {votes.index} has other votes in another line")
         return new
 
     @contextmanager

@@ -103,7 +103,7 @@ def read_text(path: str | Path) -> str:
 
 
 def _rounded_down(radius: float) -> str:
-    """Print the largest number of six decimals that, read back, does not exceed the radius: rounding proves nothing."""
+    """Print the largest number of six decimals that does not exceed the radius: rounding must not certify anything."""
     nearest = f"{radius:.6f}"
     if float(nearest) <= radius:
         return nearest
