@@ -12,6 +12,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from deqcert.attacks import (
+    Campaign,
+    Outcome,
+    SmoothedAttack,
+    Target,
+    campaign_table,
+    finding_lines,
+    found_violation,
+    summarize_campaign,
+)
 from deqcert.checkpoints import load_network
 from deqcert.cli.arguments import parse_with_settings
 from deqcert.cli.trainer_verbs import NO_CHECKPOINT, DeqCertCLI, instantiate
@@ -22,16 +32,6 @@ from deqcert.files import write_atomically
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint, OneStep
 from deqcert.lightning.identity import run_identity
 from deqcert.report import format_text
-from deqcert.robustness import (
-    Campaign,
-    Outcome,
-    SmoothedAttack,
-    Target,
-    campaign_table,
-    finding_lines,
-    found_violation,
-    summarize_campaign,
-)
 from deqcert.runs import Run, automatic_radii, identity_differences, read_run, verify_run
 from deqcert.version import __version__
 

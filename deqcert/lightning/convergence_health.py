@@ -10,14 +10,12 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from deqcert.errors import SettingError, require_count
 from deqcert.files import write_atomically
 from deqcert.models import DEQ
-from deqcert.report import ResidualCurves, plot_residuals
 from deqcert.smoothing import ConvergenceReport, ConvergenceSettings, MismatchCount, convergence_report
 from deqcert.solvers import Anderson
 
@@ -30,8 +28,8 @@ class ConvergenceHealth(Callback):
 
     Together they decide how fast serialized smoothing (Gao et al., NeurIPS 2024) certifies: how few warm-started
     steps still give the labels of the base classifier. Each validation logs ``convergence/cold/residual_at_k``,
-    ``convergence/warm/residual_at_k`` and ``convergence_mismatch/after_k``, draws the curves in TensorBoard and writes
-    ``convergence.tsv`` into the log directory; the verb ``validate`` prints the table.
+    ``convergence/warm/residual_at_k`` and ``convergence_mismatch/after_k`` and writes ``convergence.tsv`` into
+    the log directory; the verb ``validate`` prints the table.
 
     Only rank 0 measures, on the first images of its first validation batch; weight averaging is seen as validated.
 
@@ -107,9 +105,6 @@ class ConvergenceHealth(Callback):
         report, self._report = self._report, None
         for logger in trainer.loggers:
             logger.log_metrics(_metrics(report), step=trainer.global_step)
-            if isinstance(logger, TensorBoardLogger):
-                curves = {"": ResidualCurves(report.cold, report.warm)}
-                logger.experiment.add_figure("convergence", plot_residuals(curves), trainer.global_step)
         path = self._directory / "convergence.tsv"
         write_atomically(path, _tsv(report).encode())
         if trainer.state.fn == TrainerFn.VALIDATING:

@@ -59,7 +59,7 @@ class CertificationLoop(_Loop):
         identity = run_identity(self.smoothing, self.sampling, self.seed, module, examples, trainer.precision)
         ledger = Ledger(self.directory, identity)
         with joined(ledger, trainer), torch.no_grad(), trainer.precision_plugin.predict_step_context():
-            known, wanted, watch = ledger.contents.votes, set(examples.indices), Watch(trainer, self.patience)
+            known, wanted, watch = ledger.votes, set(examples.indices), Watch(trainer, self.patience)
             run = CertificationRun(
                 smoothing=self.smoothing,
                 sampling=self.sampling,
@@ -99,7 +99,7 @@ class CertificationLoop(_Loop):
         for votes in (*own, *(heard if self.trainer.is_global_zero else ())):
             if votes.index in wanted:
                 self._notify("on_certify_example_end", votes)
-        missing = len(wanted - ledger.contents.votes.keys())
+        missing = len(wanted - ledger.votes.keys())
         if missing:
             watch.check(news=bool(own or heard), missing=missing)
         return missing

@@ -31,13 +31,13 @@ def joined(ledger: Ledger, trainer: Any) -> Iterator[None]:
             try:
                 stack.enter_context(ledger.claim())
                 ledger.refresh()
-                found = ledger.identity, ledger.contents
+                found = ledger.identity, ledger.votes
             except LedgerError as error:
                 found = error
         found = strategy.broadcast(found)
         if isinstance(found, LedgerError):
             raise found
-        identity, ledger.contents = found
+        identity, ledger.votes = found
         problem = None
         try:
             if differences := identity_differences(ledger.identity, identity):

@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from deqcert.errors import require
 from deqcert.lightning.hooks import CertificationCallback
 from deqcert.lightning.loop import CertificationLoop
-from deqcert.runs import Ledger, stored_identity
+from deqcert.runs import read_ledger
 from deqcert.seeding import require_seed
 from deqcert.smoothing import Sampling, Serialized, Smoothing
 from deqcert.statistics import Certificate, CertificationRule
@@ -127,6 +127,5 @@ class Trainer(lightning.pytorch.Trainer):
             data: Any = datamodule
             data.setup("predict")
             examples = data.certification_set()
-        ledger = Ledger(directory, stored_identity(directory))
-        ledger.refresh()
-        return [rule.certify(ledger.contents.votes[index]) for index in sorted(examples.indices)]
+        votes = read_ledger(directory).votes
+        return [rule.certify(votes[index]) for index in sorted(examples.indices)]

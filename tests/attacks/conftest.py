@@ -11,7 +11,7 @@ import pytest
 import torch
 from sampling_runs import smoothed
 
-from deqcert.robustness import Target
+from deqcert.attacks import Target
 from deqcert.solvers import Picard
 from deqcert.statistics import Certificate
 

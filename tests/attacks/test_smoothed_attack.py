@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from sampling_runs import noisy, smoothed
 from torch import nn
 
-from deqcert.attacks import frozen
+from deqcert.attacks import SmoothedAttack, Target, distances, frozen
 from deqcert.errors import SettingError
 from deqcert.implicit import ImplicitAdjoint, OneStep
-from deqcert.robustness import SmoothedAttack, Target, distances
 from deqcert.seeding import Purpose
 from deqcert.smoothing import Standard, Stream
 from deqcert.solvers import Picard
