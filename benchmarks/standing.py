@@ -15,7 +15,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from deqcert.report import read_runs, save_figure
-from deqcert.report.figures.style import new_axes
+from deqcert.report.style import new_axes
 
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0)
 COLUMNS = ("epochs", "images", "n", "ACR", *(f"accuracy at {radius:g}" for radius in RADII))

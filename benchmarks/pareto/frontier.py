@@ -25,7 +25,7 @@ from replay import SIZES, Configuration, Seconds, Store, configurations, vote
 from deqcert.data import CIFAR10
 from deqcert.data.images import to_unit_interval
 from deqcert.report.compare import Comparison, compare
-from deqcert.report.figures.style import COLOURS, MARKERS, new_axes, save_figure
+from deqcert.report.style import COLORS, MARKERS, new_axes, save_figure
 from deqcert.runs import Summary, summarize
 from deqcert.smoothing import Sampling, Serialized, SmoothedClassifier, Standard, Stream
 from deqcert.solvers import Anderson, Picard
@@ -166,7 +166,7 @@ def draw_frontier(found: list[Point], path: Path) -> None:
 def draw_sizes(found: list[Point], path: Path) -> None:
     """Draw ACR over evaluations per image: a color for each classifier, a marker for each choice of n."""
     _, axes = new_axes("cell evaluations per image", "ACR")
-    colors = dict(zip(("standard-30A", "anchored-2N-learned", "anchored-3N-learned"), COLOURS, strict=False))
+    colors = dict(zip(("standard-30A", "anchored-2N-learned", "anchored-3N-learned"), COLORS, strict=False))
     rules = dict(zip(("fixed n", *SIZES), MARKERS, strict=False))
     for name, color in colors.items():
         axes.plot([], [], color=color, label=name)

@@ -1,4 +1,4 @@
-"""The metrics as torchmetrics classes, exact over any number of batches and processes.
+"""The metrics as torchmetrics classes, for any number of batches and processes.
 
 All take ``update(prediction, radius, label)``. In a ``MetricCollection`` they need ``compute_groups=False``: by default
 torchmetrics merges metrics whose states have equal names and, after one batch, equal values.
@@ -20,10 +20,10 @@ from deqcert.statistics import ABSTAIN
 
 
 class _MeanOverImages(Metric):
-    """Mean of a score per image. Only sums are kept: processes may have seen different numbers of images.
+    """Mean over images. Only sums are kept: processes may have seen different numbers of images.
 
     Args:
-        size: Shape of the score of one image.
+        size: Shape of the mean.
         **kwargs: Settings of every :class:`torchmetrics.Metric`, e.g. ``sync_on_compute``.
     """
 
@@ -46,18 +46,19 @@ class _MeanOverImages(Metric):
             label: ``(B,)`` true classes.
 
         Raises:
-            DataError: The shapes differ, a radius is negative or not finite, or an abstention has one.
+            DataError: The batch is empty, the shapes differ, a radius is negative or not finite, or an abstention has
+                one.
         """
         if not prediction.shape == radius.shape == label.shape:
             shapes = ", ".join(str(tuple(each.shape)) for each in (prediction, radius, label))
             raise DataError(f"expected prediction, radius and label of one shape (B,), got {shapes}")
         abstained = prediction == ABSTAIN
-        correct = (prediction == label) & ~abstained
-        F.certified_radius(radius.numpy(force=True), correct.numpy(force=True))  # checks the radii
         if bool((abstained & (radius > 0)).any()):
             raise DataError("an abstention (prediction -1) has a certified radius > 0")
-        score = self._score(*(each.numpy(force=True) for each in (prediction, radius, correct)))
-        self.total += torch.as_tensor(score.sum(axis=0), device=self.total.device)
+        correct = (prediction == label) & ~abstained
+        checked = F.checked(radius.numpy(force=True), correct.numpy(force=True))
+        mean = self._mean(prediction.numpy(force=True), *checked)
+        self.total += torch.as_tensor(mean, dtype=torch.float64, device=self.total.device) * len(radius)
         self.images += len(radius)
 
     def compute(self) -> Tensor:
@@ -65,8 +66,8 @@ class _MeanOverImages(Metric):
         return self.total / self.images
 
     @abstractmethod
-    def _score(self, prediction: Any, radius: Any, correct: Any) -> F.FloatArray:
-        """Return the score of each image, shape (B, ...), from arrays of shape (B,)."""
+    def _mean(self, prediction: Any, radius: Any, correct: Any) -> float | F.FloatArray:
+        """Return the mean over the images of a batch, from arrays of shape (B,)."""
 
 
 class AverageCertifiedRadius(_MeanOverImages):
@@ -83,8 +84,8 @@ class AverageCertifiedRadius(_MeanOverImages):
 
     higher_is_better = True
 
-    def _score(self, prediction: Any, radius: Any, correct: Any) -> F.FloatArray:
-        return F.certified_radius(radius, correct)
+    def _mean(self, prediction: Any, radius: Any, correct: Any) -> float:
+        return F.average_certified_radius(radius, correct)
 
 
 class CertifiedAccuracy(_MeanOverImages):
@@ -105,8 +106,8 @@ class CertifiedAccuracy(_MeanOverImages):
         super().__init__(size=(len(radii),), **kwargs)
         self.radii = tuple(radii)
 
-    def _score(self, prediction: Any, radius: Any, correct: Any) -> F.FloatArray:
-        return F.is_certified(radius, correct, self.radii)
+    def _mean(self, prediction: Any, radius: Any, correct: Any) -> F.FloatArray:
+        return F.certified_accuracy(radius, correct, self.radii)
 
 
 class AbstentionRate(_MeanOverImages):
@@ -114,5 +115,5 @@ class AbstentionRate(_MeanOverImages):
 
     higher_is_better = False
 
-    def _score(self, prediction: Any, radius: Any, correct: Any) -> F.FloatArray:
-        return F.is_abstention(prediction)
+    def _mean(self, prediction: Any, radius: Any, correct: Any) -> float:
+        return F.abstention_rate(prediction)

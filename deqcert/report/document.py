@@ -6,41 +6,27 @@ import csv
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from deqcert.errors import DataError, require
 from deqcert.files import write_atomically
 from deqcert.report.compare import compare, comparison_table
-from deqcert.report.figures import (
-    ResidualCurves,
-    plot_curves,
-    plot_probabilities,
-    plot_residuals,
-    plot_retention,
-    plot_tradeoff,
-    save_figure,
-)
+from deqcert.report.figures import plot_curves, plot_probabilities, plot_retention, plot_tradeoff
 from deqcert.report.formats import format_latex, format_markdown, format_text
 from deqcert.report.runs import ReportedRun, common_images
+from deqcert.report.style import save_figure
 from deqcert.report.table import Table, class_table, lower_bound_table, lower_bounds, summary_table
 from deqcert.runs import Summary, write_tsv
+from deqcert.statistics import Votes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FORMS = ("png", "pdf")
-
 
 class Section(NamedTuple):
-    """A table under its title.
-
-    Attributes:
-        slug: Name of its files, without a suffix.
-        title: Title.
-        table: The table.
-    """
+    """A table under its title; the slug names its files."""
 
     slug: str
     title: str
@@ -56,7 +42,6 @@ class Report:
         rho: Probability with which a lower bound on a certified accuracy may fail, in (0, 1).
         per_class: Break each run down by class.
         paired: Compare each further run with the first, image by image.
-        residuals: Residual curves by name, for one more figure.
 
     Raises:
         SettingError: A setting is out of range, or two runs have one name.
@@ -71,7 +56,6 @@ class Report:
         rho: float = 0.001,
         per_class: bool = False,
         paired: bool = False,
-        residuals: Mapping[str, ResidualCurves] | None = None,
     ) -> None:
         if not runs:
             raise DataError("there is no run to report on")
@@ -83,7 +67,6 @@ class Report:
         _warn_of_labels(runs)
         self.runs = list(runs)
         self.radii = tuple(radii)
-        self.residuals = dict(residuals or {})
         self.summaries: dict[str, Summary] = {run.name: run.summary(radii) for run in runs}
         self.alphas = {run.name: run.alpha for run in runs}
         self._rho = rho
@@ -96,20 +79,13 @@ class Report:
     def write(self, directory: str | Path) -> list[Path]:
         """Write ``report.md``, ``report.csv``, a ``.tex`` per table, a ``.tsv`` per run, figures as PNG and PDF.
 
-        Args:
-            directory: Folder; created if missing. Files of these names are replaced.
-
-        Returns:
-            The files.
-
-        Raises:
-            OSError: A file cannot be written.
+        The folder is created if missing; files of these names are replaced. Returns the files.
         """
         directory = Path(directory)
         written = []
         figures = self.figures()
         for slug, figure in figures.items():
-            for form in _FORMS:
+            for form in ("png", "pdf"):
                 written.append(directory / f"{slug}.{form}")
                 save_figure(figure, written[-1])
         for section in self.sections:
@@ -132,11 +108,12 @@ class Report:
             figures["tradeoff"] = plot_tradeoff(self.summaries)
         if others and all(run.images == first.images for run in others):
             figures["retention"] = plot_retention(first, others)
-        measured = _distinct_votes(self.runs)
+        measured: dict[str, tuple[Votes, ...]] = {}
+        for run in self.runs:
+            if run.votes is not None and run.votes not in measured.values():  # several rules share their votes
+                measured[run.name] = run.votes
         if measured:
             figures["probabilities"] = plot_probabilities(measured)
-        if self.residuals:
-            figures["residuals"] = plot_residuals(self.residuals)
         return figures
 
     def _sections(self, per_class: bool, paired: bool) -> list[Section]:
@@ -146,14 +123,9 @@ class Report:
             table = lower_bound_table(self.summaries, self.alphas, self._rho)
             sections.append(Section("lower_bounds", title, table))
         if per_class:
-            sections += [
-                Section(
-                    f"classes_{_slug(run.name)}",
-                    f"{run.name} by true class",
-                    class_table(run.examples, self.radii, run.classes),
-                )
-                for run in self.runs
-            ]
+            for run in self.runs:
+                table = class_table(run.examples, self.radii, run.classes)
+                sections.append(Section(f"classes_{_slug(run.name)}", f"{run.name} by true class", table))
         if paired:
             sections += [self._comparison(self.runs[0], other) for other in self.runs[1:]]
         return sections
@@ -177,27 +149,19 @@ class Report:
 
     def _csv(self) -> str:
         """Return one line for each run, fractions in [0, 1], empty where something is not known."""
-        output = io.StringIO()
-        writer = csv.writer(output, lineterminator="\n")
-        costs = ("nfe_fast", "nfe_audit", "nfe_total", "mismatch_rate", "mean_residual", "seconds_per_image")
-        writer.writerow(
-            [
-                *("run", "sound", "images", "alpha", "acr", "clean_accuracy", "abstention_rate"),
-                *(f"certified_accuracy_at_{radius:g}" for radius in self.radii),
-                *(f"lower_bound_at_{radius:g}" for radius in self.radii),
-                *costs,
-            ]
-        )
+        rows = []
         for name, summary in self.summaries.items():
-            writer.writerow(
-                [
-                    *(name, int(summary.sound), summary.examples, self.alphas[name]),
-                    *(summary.average_certified_radius, summary.clean_accuracy, summary.abstention_rate),
-                    *summary.certified_accuracy,
-                    *lower_bounds(summary, self.alphas[name], self._rho),
-                    *(getattr(summary, cost) for cost in costs),
-                ]
-            )
+            numbers = {"run": name, "alpha": self.alphas[name], **summary._asdict()}
+            del numbers["radii"], numbers["certified_accuracy"]
+            bounds = lower_bounds(summary, self.alphas[name], self._rho)
+            for radius, accuracy, bound in zip(self.radii, summary.certified_accuracy, bounds, strict=True):
+                numbers[f"certified_accuracy_at_{radius:g}"] = accuracy
+                numbers[f"lower_bound_at_{radius:g}"] = bound
+            rows.append(numbers)
+        output = io.StringIO()
+        writer = csv.DictWriter(output, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
         return output.getvalue()
 
     def _markdown(self, figures: Sequence[str]) -> str:
@@ -205,15 +169,6 @@ class Report:
         parts += [f"## {section.title}\n\n{format_markdown(section.table)}" for section in self.sections]
         parts += [f"![{slug}]({slug}.png)" for slug in figures]
         return "\n\n".join(parts) + "\n"
-
-
-def _distinct_votes(runs: Sequence[ReportedRun]) -> list[ReportedRun]:
-    """Return the runs with votes, once where several rules were applied to the same."""
-    distinct: list[ReportedRun] = []
-    for run in runs:
-        if run.votes is not None and all(run.votes != other.votes for other in distinct):
-            distinct.append(run)
-    return distinct
 
 
 def _warn_of_labels(runs: Sequence[ReportedRun]) -> None:

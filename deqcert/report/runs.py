@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,14 +14,11 @@ from deqcert.runs import (
     Summary,
     automatic_radii,
     certificate_findings,
-    certify_votes,
     read_run,
     read_tsv,
     summarize,
 )
 from deqcert.statistics import AuditRule, CertificationRule, Votes
-
-_MAXIMUM_RADII = 9
 
 
 class ReportedRun(NamedTuple):
@@ -51,27 +48,9 @@ class ReportedRun(NamedTuple):
         return all(example.sound for example in self.examples)
 
     @property
-    def labelled_name(self) -> str:
-        """The name, with a mark on it unless the run is sound."""
-        return self.name if self.sound else f"{self.name} (unsound)"
-
-    @property
     def images(self) -> frozenset[tuple[int, int]]:
         """Index and label of each image. Runs that differ here are not of the same images."""
         return frozenset((example.index, example.label) for example in self.examples)
-
-    def restricted(self, indices: Collection[int]) -> ReportedRun:
-        """Return the run on some of its images.
-
-        Raises:
-            DataError: None of them is left.
-        """
-        kept = set(indices)
-        examples = tuple(example for example in self.examples if example.index in kept)
-        if not examples:
-            raise DataError(f"{self.name}: no image is left")
-        votes = None if self.votes is None else tuple(vote for vote in self.votes if vote.index in kept)
-        return self._replace(examples=examples, votes=votes)
 
     def summary(self, radii: Sequence[float]) -> Summary:
         """Return the numbers of the run, certified accuracies at ``radii``.
@@ -126,7 +105,7 @@ def read_runs(
     return [
         ReportedRun(
             name=named,
-            examples=certify_votes(run.votes, CertificationRule(level, alpha_audit, audit)),
+            examples=tuple(map(CertificationRule(level, alpha_audit, audit).certify, run.votes)),
             votes=run.votes,
             seconds={vote.index: vote.seconds for vote in run.votes},
             alpha=level,
@@ -146,9 +125,12 @@ def common_images(runs: Sequence[ReportedRun]) -> list[ReportedRun]:
     common = set.intersection(*({example.index for example in run.examples} for run in runs))
     if not common:
         raise DataError(f"no image is common to {', '.join(run.name for run in runs)}")
-    restricted = [run.restricted(common) for run in runs]
-    first = restricted[0]
-    for other in restricted[1:]:
+    restricted = []
+    for run in runs:
+        votes = None if run.votes is None else tuple(vote for vote in run.votes if vote.index in common)
+        restricted.append(run._replace(examples=tuple(e for e in run.examples if e.index in common), votes=votes))
+    first, *others = restricted
+    for other in others:
         for one, another in zip(first.examples, other.examples, strict=True):
             if one.label != another.label:
                 raise DataError(
@@ -166,6 +148,6 @@ def _radii(run: ReportedRun) -> tuple[float, ...]:
     if run.votes is not None and run.sigma is not None and run.alpha is not None:
         return automatic_radii(run.sigma, run.alpha, max(vote.n for vote in run.votes))
     largest, step = max(example.radius for example in run.examples), 0.25
-    while largest >= _MAXIMUM_RADII * step:
+    while largest >= 9 * step:
         step *= 2
     return tuple(step * i for i in range(int(largest / step) + 1))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from deqcert.errors import DataError
-from deqcert.metrics import high_probability_certified_accuracy
 from deqcert.runs import CertifiedImage, Summary, summarize
+from deqcert.statistics import false_certificates_upper
 
 UNSOUND = "UNSOUND"
 UNSOUND_NOTE = f"{UNSOUND}: the radii of this run have no proof; compare them with published tables only."
@@ -56,56 +55,29 @@ class Table(NamedTuple):
         return self.grouped + self.further
 
 
-class _Column(NamedTuple):
-    """Texts of one column, one for each row, and which of them are the best."""
-
-    heading: str
-    texts: list[str]
-    best: list[bool]
+_Cells = list[tuple[str, bool]]
+"""A column: the text of each row, and whether it is the best."""
 
 
 def summary_table(summaries: Mapping[str, Summary]) -> Table:
-    """Compare runs, one per row. A run that was not evaluated at a radius has a dash there.
-
-    Args:
-        summaries: Runs by name, in the order of the rows.
-
-    Raises:
-        DataError: There is no run.
-    """
+    """Compare runs, one per row in their order. A run that was not evaluated at a radius has a dash there."""
     every = list(summaries.values())
-    sound = [each.sound for each in every]
-    nfe = _column("NFE/sample", [each.nfe_total for each in every], "{:.1f}".format, sound, min)
+    nfe = _column(every, [each.nfe_total for each in every], "{:.1f}".format, min)
     parts = ["-" if each.nfe_fast is None else f"{each.nfe_fast:.1f}+{each.nfe_audit:.1f}" for each in every]
-    further = [
-        _column("ACR", [each.average_certified_radius for each in every], "{:.3f}".format, sound, max),
-        _column("abstain%", [each.abstention_rate for each in every], _percent, sound, min),
-        nfe._replace(texts=parts),
-        _column("s/image", [each.seconds_per_image for each in every], _three_digits, sound, min),
-    ]
-    accuracies = [dict(zip(each.radii, each.certified_accuracy, strict=True)) for each in every]
-    return _table("run", _AT_RADIUS, _at_radii(accuracies, sound), further, list(summaries), sound)
+    further = {
+        "ACR": _column(every, [each.average_certified_radius for each in every], "{:.3f}".format, max),
+        "abstain%": _column(every, [each.abstention_rate for each in every], _percent, min),
+        "NFE/sample": [(part, best) for part, (_, best) in zip(parts, nfe, strict=True)],
+        "s/image": _column(every, [each.seconds_per_image for each in every], _three_digits, min),
+    }
+    return _table("run", _AT_RADIUS, list(summaries), every, [each.certified_accuracy for each in every], further)
 
 
 def lower_bound_table(summaries: Mapping[str, Summary], alphas: Mapping[str, float | None], rho: float) -> Table:
-    """Bound the certified accuracies from below, given that a few certificates may be false.
-
-    Args:
-        summaries: Runs by name.
-        alphas: Error probability of their certificates; None where it is not known. Such a run has dashes, and so has
-            one that is not sound.
-        rho: Probability with which a bound may fail, in (0, 1).
-
-    Raises:
-        DataError: There is no run.
-        SettingError: ``rho`` is out of range.
-    """
-    bounds = [
-        dict(zip(each.radii, lower_bounds(each, alphas[name], rho), strict=True)) for name, each in summaries.items()
-    ]
-    sound = [each.sound for each in summaries.values()]
+    """Bound the certified accuracies from below, one run per row; see :func:`lower_bounds`."""
+    bounds = [lower_bounds(each, alphas[name], rho) for name, each in summaries.items()]
     group = f"truly robust % at least, with probability {1 - rho:g}, at l2 radius"
-    return _table("run", group, _at_radii(bounds, sound), [], list(summaries), sound)
+    return _table("run", group, list(summaries), list(summaries.values()), bounds, {})
 
 
 def lower_bounds(summary: Summary, alpha: float | None, rho: float) -> list[float | None]:
@@ -124,10 +96,8 @@ def lower_bounds(summary: Summary, alpha: float | None, rho: float) -> list[floa
     """
     if alpha is None or not summary.sound:
         return [None] * len(summary.radii)
-    bounds: list[float | None] = high_probability_certified_accuracy(
-        summary.certified_accuracy, summary.examples, alpha, rho
-    ).tolist()
-    return bounds
+    false = false_certificates_upper(summary.examples, alpha, rho)
+    return [max(0.0, accuracy - false) for accuracy in summary.certified_accuracy]
 
 
 def class_table(examples: Sequence[CertifiedImage], radii: Sequence[float], classes: Sequence[str] = ()) -> Table:
@@ -139,68 +109,50 @@ def class_table(examples: Sequence[CertifiedImage], radii: Sequence[float], clas
         classes: Names of the classes by label; a label beyond them stands for itself.
 
     Raises:
-        DataError: There is no image.
         SettingError: ``radii`` is empty or has a negative or non-finite value.
     """
     labels = sorted({example.label for example in examples})
-    parts = [[example for example in examples if example.label == label] for label in labels]
-    every = [summarize(part, None, radii) for part in parts or [[]]]
-    sound = [each.sound for each in every]
-    accuracies = [dict(zip(each.radii, each.certified_accuracy, strict=True)) for each in every]
-    further = [
-        _column("ACR", [each.average_certified_radius for each in every], "{:.3f}".format, sound),
-        _column("abstain%", [each.abstention_rate for each in every], _percent, sound),
-        _column("images", [each.examples for each in every], "{:.0f}".format, sound),
-    ]
     names = [classes[label] if label < len(classes) else str(label) for label in labels]
-    return _table("class", _AT_RADIUS, _at_radii(accuracies, sound), further, names, sound)
-
-
-def _at_radii(fractions: Sequence[Mapping[float, float | None]], sound: Sequence[bool]) -> list[_Column]:
-    """Return a column for every radius that any row has a fraction at."""
-    if not fractions:
-        raise DataError("there is no run to report on")
-    radii = sorted({radius for row in fractions for radius in row})
-    return [_column(f"{r:g}", [row.get(r) for row in fractions], _percent, sound, max) for r in radii]
-
-
-def _column(
-    heading: str,
-    values: Sequence[float | None],
-    shown: Callable[[float], str],
-    sound: Sequence[bool],
-    best: Callable[[Sequence[float]], float] | None = None,
-) -> _Column:
-    """Write values, None as a dash, and mark the best; what has no proof does not compete, and nobody wins alone."""
-    texts = ["-" if value is None else shown(value) for value in values]
-    competing = [value for value, proven in zip(values, sound, strict=True) if value is not None and proven]
-    if best is None or len(competing) < 2:
-        return _Column(heading, texts, [False] * len(texts))
-    winner = shown(best(competing))
-    return _Column(heading, texts, [proven and text == winner for text, proven in zip(texts, sound, strict=True)])
+    every = [summarize([each for each in examples if each.label == label], None, radii) for label in labels]
+    further = {
+        "ACR": _column(every, [each.average_certified_radius for each in every], "{:.3f}".format),
+        "abstain%": _column(every, [each.abstention_rate for each in every], _percent),
+        "images": _column(every, [each.examples for each in every], str),
+    }
+    return _table("class", _AT_RADIUS, names, every, [each.certified_accuracy for each in every], further)
 
 
 def _table(
     corner: str,
     group: str,
-    grouped: Sequence[_Column],
-    further: Sequence[_Column],
     names: Sequence[str],
-    sound: Sequence[bool],
+    summaries: Sequence[Summary],
+    fractions: Sequence[Sequence[float | None]],
+    further: Mapping[str, _Cells],
 ) -> Table:
-    columns = [*grouped, *further]
-    rows = [
-        Row(name, tuple(column.texts[i] for column in columns), tuple(column.best[i] for column in columns), sound[i])
-        for i, name in enumerate(names)
-    ]
-    return Table(
-        corner,
-        group,
-        tuple(column.heading for column in grouped),
-        tuple(column.heading for column in further),
-        tuple(rows),
-        () if all(sound) else (UNSOUND_NOTE,),
-    )
+    """Put a column for every radius that any row has a fraction at before the further columns."""
+    found = [dict(zip(each.radii, row, strict=True)) for each, row in zip(summaries, fractions, strict=True)]
+    radii = sorted({radius for row in found for radius in row})
+    grouped = [_column(summaries, [row.get(radius) for row in found], _percent, max) for radius in radii]
+    rows = []
+    for name, summary, *cells in zip(names, summaries, *grouped, *further.values(), strict=True):
+        rows.append(Row(name, tuple(text for text, _ in cells), tuple(best for _, best in cells), summary.sound))
+    notes = () if all(each.sound for each in summaries) else (UNSOUND_NOTE,)
+    return Table(corner, group, tuple(f"{radius:g}" for radius in radii), tuple(further), tuple(rows), notes)
+
+
+def _column(
+    summaries: Sequence[Summary],
+    values: Sequence[float | None],
+    shown: Callable[[float], str],
+    best: Callable[[Sequence[float]], float] | None = None,
+) -> _Cells:
+    """Write values, None as a dash, and mark the best; what has no proof does not compete, and nobody wins alone."""
+    texts = ["-" if value is None else shown(value) for value in values]
+    sound = [each.sound for each in summaries]
+    competing = [value for value, proven in zip(values, sound, strict=True) if value is not None and proven]
+    winner = shown(best(competing)) if best and len(competing) > 1 else None
+    return [(text, proven and text == winner) for text, proven in zip(texts, sound, strict=True)]
 
 
 def _percent(fraction: float) -> str:

@@ -9,14 +9,13 @@ certificates claim, and what refutes one) and :mod:`predict`, in this order.
 
 from __future__ import annotations
 
-from deqcert.statistics.anytime import anytime_lower, anytime_upper
+from deqcert.statistics.anytime import anytime_lower
 from deqcert.statistics.audit import (
     AdaptiveAudit,
     AuditSize,
     FixedAudit,
     binomial_effective_count,
     exact_effective_count,
-    published_p_a_lower,
     split_alpha,
 )
 from deqcert.statistics.bounds import (
@@ -30,6 +29,7 @@ from deqcert.statistics.certificate import ABSTAIN, AuditRule, Certificate, Cert
 from deqcert.statistics.claims import claimed_probability, false_certificates_upper
 from deqcert.statistics.noise_error import Noise, noise_error
 from deqcert.statistics.predict import predict
+from deqcert.statistics.published import published_p_a_lower
 from deqcert.statistics.stopping import InputSpecific, Stopping, TargetRadius
 from deqcert.statistics.votes import Votes, most_frequent
 
@@ -47,7 +47,6 @@ __all__ = [
     "TargetRadius",
     "Votes",
     "anytime_lower",
-    "anytime_upper",
     "binomial_effective_count",
     "certified_radius",
     "claimed_probability",

@@ -26,7 +26,7 @@ def anytime_lower(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> FloatArray:
 
     .. math:: M_n(p_0) = \int_{p_0}^1 \Big(\frac{q}{p_0}\Big)^k \Big(\frac{1 - q}{1 - p_0}\Big)^{n - k} \pi(q)\, dq,
 
-    with the Jeffreys prior cut to (p0, 1) and normalised there. For p <= p0 < q a trial multiplies the integrand by
+    with the Jeffreys prior cut to (p0, 1) and normalized there. For p <= p0 < q a trial multiplies the integrand by
     p q/p0 + (1 - p) (1 - q)/(1 - p0) <= 1 in the mean, so M is a supermartingale that starts at 1. The bound is the p0
     at which M = 1 / alpha.
 
@@ -45,7 +45,7 @@ def anytime_lower(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> FloatArray:
         The bound, in [0, 1), of the broadcast shape; rounded down.
 
     Raises:
-        SettingError: A count is no integer or out of range, or ``alpha`` is outside of (0, 1).
+        SettingError: A count is not an integer or out of range, or ``alpha`` is outside of (0, 1).
 
     References:
         Robbins, Annals of Mathematical Statistics 1970 (mixtures); Howard, Ramdas, McAuliffe and Sekhon, Annals of
@@ -68,26 +68,6 @@ def anytime_lower(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> FloatArray:
         excluded = _log_mixture(positive, n, middle) >= needed
         low, high = np.where(excluded, middle, low), np.where(excluded, high, middle)
     return np.where(k == 0, 0.0, low)
-
-
-def anytime_upper(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> FloatArray:
-    """Bound a Bernoulli parameter from above, at whatever n sampling stops.
-
-    The mirror image of :func:`anytime_lower`: p exceeds any of the bounds of all n with probability at most ``alpha``.
-
-    Args:
-        k: Successes so far, 0 <= k <= n.
-        n: Trials so far, n >= 1.
-        alpha: Error probability over all n together, in (0, 1).
-
-    Returns:
-        The bound, in (0, 1], of the broadcast shape; rounded up.
-
-    Raises:
-        SettingError: A count is no integer or out of range, or ``alpha`` is outside of (0, 1).
-    """
-    k, n, alpha = binomial_arguments(k, n, alpha)
-    return np.asarray(1.0 - anytime_lower(n - k, n, alpha))
 
 
 def _log_mixture(k: IntArray, n: IntArray, p0: FloatArray) -> FloatArray:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deqcert.errors import SettingError
+from deqcert.errors import SettingError, is_real, require
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -21,14 +22,27 @@ def demand(condition: ArrayLike, field: str, value: NDArray[Any], allowed: str) 
         raise SettingError(field, refused[0].item(), allowed)
 
 
-def checked_counts(field: str, value: ArrayLike) -> IntArray:
-    """Return ``value`` as int64; a float is refused even if it is whole, because counts never are floats."""
-    array = np.asarray(value)
-    if array.dtype.kind not in "iu":
-        raise SettingError(field, value, "must be of integer type")
-    counts = array.astype(np.int64)
-    demand(counts >= 0, field, counts, "must be >= 0")
-    return counts
+def demand_level(field: str, level: float) -> None:
+    """Raise :class:`SettingError` unless ``level`` can be an error probability."""
+    require(is_real(level) and 0 < level < 1, field, level, "must be in (0, 1)")
+
+
+def checked_counts(**counts: ArrayLike) -> list[IntArray]:
+    """Return counts as int64, each at most the one before; a whole float is refused, because counts never are floats.
+
+    Args:
+        **counts: Each by the name of its argument, the largest first.
+    """
+    checked = []
+    for field, value in counts.items():
+        array = np.asarray(value)
+        if array.dtype.kind not in "iu":
+            raise SettingError(field, value, "must be of integer type")
+        checked.append(array.astype(np.int64))
+        demand(checked[-1] >= 0, field, checked[-1], "must be >= 0")
+    for (larger, most), (field, count) in pairwise(zip(counts, checked, strict=True)):
+        demand(count <= most, field, count, f"must be <= {larger}")
+    return checked
 
 
 def checked_level(field: str, value: ArrayLike) -> FloatArray:
@@ -40,18 +54,6 @@ def checked_level(field: str, value: ArrayLike) -> FloatArray:
 
 def binomial_arguments(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> tuple[IntArray, IntArray, FloatArray]:
     """Return successes and trials, 0 <= k <= n and n >= 1, and an error probability."""
-    k, n = checked_counts("k", k), checked_counts("n", n)
+    n, k = checked_counts(n=n, k=k)
     demand(n >= 1, "n", n, "must be >= 1")
-    demand(k <= n, "k", k, "must be <= n")
     return k, n, checked_level("alpha", alpha)
-
-
-def sampling_arguments(
-    m: ArrayLike, population: ArrayLike, sample: ArrayLike, alpha: ArrayLike
-) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
-    """Return marked, all and drawn items, m <= sample <= population, and an error probability."""
-    m, sample = checked_counts("m", m), checked_counts("sample", sample)
-    population, alpha = checked_counts("population", population), checked_level("alpha", alpha)
-    demand(sample <= population, "sample", sample, "must be <= population")
-    demand(m <= sample, "m", m, "must be <= sample")
-    return m, population, sample, alpha

@@ -14,27 +14,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import beta, hypergeom
+from scipy.stats import hypergeom
 
 from deqcert.errors import is_real, require, require_count
-from deqcert.statistics.arguments import FloatArray, IntArray, checked_counts, checked_level, demand
+from deqcert.statistics.arguments import FloatArray, IntArray, checked_counts, demand_level
 from deqcert.statistics.bounds import DEFAULT_ALPHA, clopper_pearson_lower, hypergeometric_upper, radius_of_count
 
 
 def split_alpha(alpha: float, alpha_audit: float | None) -> tuple[float, float]:
-    """Share an error probability between the audit and the bound on p_A (union bound).
-
-    Args:
-        alpha: Error probability of the certificate, in (0, 1).
-        alpha_audit: The audit's share, in (0, alpha); None for one half.
-
-    Returns:
-        The audit's share and what remains for the bound on p_A.
+    """Return the shares of an error probability for the audit, None for one half, and for the bound on p_A.
 
     Raises:
-        SettingError: A probability is out of range.
+        SettingError: ``alpha`` is not in (0, 1), or ``alpha_audit`` not in (0, alpha).
     """
-    require(is_real(alpha) and 0 < alpha < 1, "alpha", alpha, "must be in (0, 1)")
+    demand_level("alpha", alpha)
     if alpha_audit is None:
         alpha_audit = alpha / 2
     require(0 < alpha_audit < alpha, "alpha_audit", alpha_audit, f"must be in (0, alpha = {alpha!r})")
@@ -44,11 +37,10 @@ def split_alpha(alpha: float, alpha_audit: float | None) -> tuple[float, float]:
 def exact_effective_count(
     n_a: ArrayLike, audited: ArrayLike, mismatches: ArrayLike, alpha_audit: ArrayLike
 ) -> IntArray:
-    """Samples that the base classifier predicts A, bounded from below by the exact (hypergeometric) rule.
+    """Bound the number of samples with S = Y = A from below by the exact (hypergeometric) rule.
 
-    Correlation-eliminated certification (Gao et al., NeurIPS 2024) with the audit treated as what it is, a
-    sample without replacement from a finite population: N_eff = N_A - hypergeometric_upper(m, N_A, K,
-    alpha_audit).
+    Correlation-eliminated certification (Gao et al., NeurIPS 2024) with the audit treated as what it is, a sample
+    without replacement from a finite population: N_eff = N_A - hypergeometric_upper(m, N_A, K, alpha_audit).
 
     Args:
         n_a: Samples with S = A.
@@ -56,62 +48,31 @@ def exact_effective_count(
         mismatches: Audited samples with Y != A.
         alpha_audit: Probability in (0, 1) with which the result may exceed the truth.
 
-    Returns:
-        Lower bound on the number of samples with S = Y = A, of the broadcast shape.
-
     Raises:
         SettingError: Not 0 <= mismatches <= audited <= n_a, or ``alpha_audit`` is outside of (0, 1).
     """
-    n_a, audited, mismatches = _audit_counts(n_a, audited, mismatches)
+    n_a, audited, mismatches = checked_counts(n_a=n_a, audited=audited, mismatches=mismatches)
     return np.asarray(n_a - hypergeometric_upper(mismatches, n_a, audited, alpha_audit))
 
 
 def binomial_effective_count(
     n_a: ArrayLike, audited: ArrayLike, mismatches: ArrayLike, alpha_audit: ArrayLike
 ) -> IntArray:
-    """Samples that the base classifier predicts A, bounded from below by the binomial rule.
+    """Bound what :func:`exact_effective_count` bounds by the binomial rule, slightly looser.
 
-    The form the authors of serialized randomized smoothing give in the reviews of their paper: the audit is treated as
-    if drawn with replacement, and N_eff = floor(N_A * (1 - p_m)) with p_m the Clopper-Pearson upper bound on the
-    probability of a mismatch. Slightly looser than :func:`exact_effective_count`; arguments, shape and errors are the
-    same.
+    The form that the authors of serialized randomized smoothing give in the reviews of their paper: the audit is
+    treated as if drawn with replacement, and N_eff = floor(N_A * (1 - p_m)) with p_m the Clopper-Pearson upper bound on
+    the probability of a mismatch.
     """
-    n_a, audited, mismatches = _audit_counts(n_a, audited, mismatches)
-    matching = np.floor(n_a * _match_probability(audited, mismatches, alpha_audit))
+    n_a, audited, mismatches = checked_counts(n_a=n_a, audited=audited, mismatches=mismatches)
+    matching = np.floor(n_a * match_probability_lower(audited, mismatches, alpha_audit))
     return np.asarray(matching, dtype=np.int64)
 
 
-def published_p_a_lower(
-    n_a: ArrayLike, n: ArrayLike, audited: ArrayLike, mismatches: ArrayLike, alpha: ArrayLike
-) -> FloatArray:
-    """Bound p_A as the public code of serialized randomized smoothing does. NOT sound.
-
-    Both N_A and n are scaled by the bound on the match probability and put into the Clopper-Pearson bound as the
-    fractions that this makes of them. Their ratio stays, and mismatches hardly lower the result: it exceeds the true
-    p_A far more often than ``alpha``. Only for comparing with published tables.
-
-    Args:
-        n_a: Samples with S = A, <= n.
-        n: All estimation samples, >= 1.
-        audited: Audited samples; 0 gives 0.
-        mismatches: Audited samples with Y != A.
-        alpha: Nominal error probability in (0, 1), of which either bound gets one half.
-
-    Returns:
-        The claimed lower bound on p_A, of the broadcast shape.
-
-    Raises:
-        SettingError: A count is not an integer or out of range, or ``alpha`` is outside of (0, 1).
-    """
-    n_a, audited, mismatches = _audit_counts(n_a, audited, mismatches)
-    n = checked_counts("n", n)
-    demand(n >= 1, "n", n, "must be >= 1")
-    demand(n_a <= n, "n_a", n_a, "must be <= n")
-    half = checked_level("alpha", alpha) / 2
-    conserve = _match_probability(audited, mismatches, half)
-    kept_a, kept = n_a * conserve, n * conserve
-    nothing = kept_a == 0  # there the beta distribution does not exist
-    return np.where(nothing, 0.0, beta.ppf(half, np.where(nothing, 1.0, kept_a), kept - kept_a + 1))
+def match_probability_lower(audited: IntArray, mismatches: IntArray, alpha: ArrayLike) -> FloatArray:
+    """Bound P(Y = A | S = A) from below as if the audit were drawn with replacement; 0 without one."""
+    bound = clopper_pearson_lower(audited - mismatches, np.maximum(audited, 1), alpha)
+    return np.where(audited == 0, 0.0, bound)
 
 
 class AuditSize(ABC):
@@ -128,11 +89,7 @@ class AuditSize(ABC):
 
 @dataclass(frozen=True)
 class FixedAudit(AuditSize):
-    """Audit the same number of samples of every image, or all of them if there are fewer.
-
-    Args:
-        samples: Samples to audit, >= 1.
-    """
+    """Audit the same number of samples of every image, >= 1, or all of them if there are fewer."""
 
     samples: int = 400
 
@@ -149,9 +106,8 @@ class FixedAudit(AuditSize):
 class AdaptiveAudit(AuditSize):
     """Audit as few samples as lose at most a given share of the radius, provided that none is a mismatch.
 
-    A few hundred suffice for moderate p_A. Nearly all are needed where p_A is almost 1, and where the radius
-    is so small that sharing alpha takes much of it. The size depends on ``n_a`` only, so the certificate
-    holds for any error probability; the ones given here only aim it.
+    A few hundred suffice for moderate p_A. Nearly all are needed where p_A is almost 1, and where the radius is so
+    small that sharing alpha takes much of it. The size depends on ``n_a`` only, so certificates hold for any alpha.
 
     Args:
         radius_loss: Share of the standard radius (no audit) that may be lost, in (0, 1).
@@ -179,11 +135,7 @@ class AdaptiveAudit(AuditSize):
         return replace(self, alpha=alpha, alpha_audit=alpha_audit) if self.alpha is None else self
 
     def size(self, n_a: int, n: int) -> int:
-        """Return the smallest sufficient size.
-
-        0 where even the standard bound abstains, ``n_a`` where no audit reaches the target because alpha is
-        shared.
-        """
+        """Return the smallest sufficient size, ``n_a`` if none is; 0 where even the standard bound abstains."""
         alpha = self.alpha or DEFAULT_ALPHA
         alpha_audit, alpha_count = split_alpha(alpha, self.alpha_audit)
         target = (1 - self.radius_loss) * radius_of_count(n_a, n, alpha)
@@ -195,17 +147,3 @@ class AdaptiveAudit(AuditSize):
         if refuted == 0:
             return n_a
         return bisect_left(range(n_a), True, key=lambda size: bool(hypergeom.cdf(0, n_a, refuted, size) <= alpha_audit))
-
-
-def _audit_counts(n_a: ArrayLike, audited: ArrayLike, mismatches: ArrayLike) -> tuple[IntArray, IntArray, IntArray]:
-    n_a, audited = checked_counts("n_a", n_a), checked_counts("audited", audited)
-    mismatches = checked_counts("mismatches", mismatches)
-    demand(audited <= n_a, "audited", audited, "must be <= n_a")
-    demand(mismatches <= audited, "mismatches", mismatches, "must be <= audited")
-    return n_a, audited, mismatches
-
-
-def _match_probability(audited: IntArray, mismatches: IntArray, alpha: ArrayLike) -> FloatArray:
-    """Lower bound on P(Y = A | S = A) from audited samples; 0 if there are none."""
-    bound = clopper_pearson_lower(audited - mismatches, np.maximum(audited, 1), alpha)
-    return np.where(audited == 0, 0.0, bound)

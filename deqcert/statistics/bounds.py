@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtri
 from scipy.stats import beta, hypergeom
 
-from deqcert.statistics.arguments import FloatArray, IntArray, binomial_arguments, demand, sampling_arguments
+from deqcert.statistics.arguments import FloatArray, IntArray, binomial_arguments, checked_counts, checked_level, demand
 
 DEFAULT_ALPHA = 0.001
 """Error probability of a certificate unless another is stated."""
@@ -37,7 +37,7 @@ def clopper_pearson_lower(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Float
         The bound, in [0, 1), of the broadcast shape.
 
     Raises:
-        SettingError: A count is no integer or out of range, or ``alpha`` is outside of (0, 1).
+        SettingError: A count is not an integer or out of range, or ``alpha`` is outside of (0, 1).
 
     Example:
         >>> round(float(clopper_pearson_lower(99, 100, 0.001)), 4)
@@ -49,21 +49,7 @@ def clopper_pearson_lower(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Float
 
 
 def clopper_pearson_upper(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> FloatArray:
-    """Bound the parameter p of a Binomial(n, p) from above, given that ``k`` was drawn.
-
-    The mirror image of :func:`clopper_pearson_lower`: p exceeds the bound with probability at most ``alpha``.
-
-    Args:
-        k: Successes, 0 <= k <= n.
-        n: Trials, n >= 1.
-        alpha: Error probability in (0, 1).
-
-    Returns:
-        The bound, in (0, 1], of the broadcast shape.
-
-    Raises:
-        SettingError: A count is no integer or out of range, or ``alpha`` is outside of (0, 1).
-    """
+    """Bound p from above, in (0, 1]: the mirror image of :func:`clopper_pearson_lower`, with the same arguments."""
     k, n, alpha = binomial_arguments(k, n, alpha)
     below_n = np.minimum(k, n - 1)  # at k = n the beta distribution does not exist and the bound is 1
     return np.where(k == n, 1.0, beta.isf(alpha, below_n + 1, n - below_n))
@@ -72,10 +58,9 @@ def clopper_pearson_upper(k: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Float
 def hypergeometric_upper(m: ArrayLike, population: ArrayLike, sample: ArrayLike, alpha: ArrayLike) -> IntArray:
     """Bound the number M of marked items in a finite population from above.
 
-    ``sample`` items were drawn uniformly at random without replacement and ``m`` of them are marked. The
-    bound is the largest M with P(Hypergeometric(population, M, sample) <= m) > alpha; the true M exceeds it
-    with probability at most ``alpha``. This inverts the exact test, as Clopper and Pearson do for the
-    binomial.
+    ``sample`` items were drawn uniformly at random without replacement and ``m`` of them are marked. The bound is the
+    largest M with P(Hypergeometric(population, M, sample) <= m) > alpha; the true M exceeds it with probability at most
+    ``alpha``. This inverts the exact test, as Clopper and Pearson do for the binomial.
 
     Args:
         m: Marked items in the sample, 0 <= m <= sample.
@@ -87,13 +72,14 @@ def hypergeometric_upper(m: ArrayLike, population: ArrayLike, sample: ArrayLike,
         The bound, between ``m`` and ``population - (sample - m)``, of the broadcast shape.
 
     Raises:
-        SettingError: A count is no integer or out of range, or ``alpha`` is outside of (0, 1).
+        SettingError: A count is not an integer or out of range, or ``alpha`` is outside of (0, 1).
 
     Example:
         >>> int(hypergeometric_upper(m=0, population=1000, sample=400, alpha=0.001))
         13
     """
-    m, population, sample, alpha = sampling_arguments(m, population, sample, alpha)
+    population, sample, m = checked_counts(population=population, sample=sample, m=m)
+    alpha = checked_level("alpha", alpha)
     shape = np.broadcast_shapes(m.shape, population.shape, sample.shape, alpha.shape)
     low: IntArray = np.broadcast_to(m, shape).copy()
     high: IntArray = population - (sample - m)
@@ -118,7 +104,7 @@ def certified_radius(p_a_lower: ArrayLike, sigma: ArrayLike) -> FloatArray:
         l2 radius in the units of ``sigma``; 0 where ``p_a_lower`` <= 1/2 (abstain).
 
     Raises:
-        SettingError: ``p_a_lower`` is no probability or ``sigma`` is not positive and finite.
+        SettingError: ``p_a_lower`` is not a probability or ``sigma`` is not positive and finite.
 
     Example:
         >>> round(float(certified_radius(0.99, sigma=0.5)), 3)
@@ -133,16 +119,5 @@ def certified_radius(p_a_lower: ArrayLike, sigma: ArrayLike) -> FloatArray:
 def radius_of_count(
     k: int, n: int, alpha: float, sigma: float = 1.0, bound: LowerBound = clopper_pearson_lower
 ) -> float:
-    """Radius that ``k`` of ``n`` independent predictions A certify at level ``alpha``.
-
-    Args:
-        k: Noisy samples with prediction A, 0 <= k <= n.
-        n: All noisy samples, >= 1.
-        alpha: Error probability in (0, 1).
-        sigma: Standard deviation of the noise, > 0; 1 gives the radius in units of sigma.
-        bound: Lower bound on p_A, for a fixed n or for one that the votes have chosen.
-
-    Raises:
-        SettingError: An argument is out of range.
-    """
+    """Radius that ``k`` of ``n`` independent predictions A certify at level ``alpha``; by default in units of sigma."""
     return float(certified_radius(bound(k, n, alpha), sigma))

@@ -1,9 +1,8 @@
 """Certificates: votes and an error probability in, a class and a radius out.
 
-The guarantee: for an image whose votes were taken as :class:`~deqcert.statistics.votes.Votes` says, a
-certificate marked ``sound`` has a ``p_a_lower`` above the true p_A with probability at most ``alpha``. If it
-does not, the smoothed classifier returns ``prediction`` everywhere in the l2 ball of ``radius`` around the
-image.
+The guarantee: for an image whose votes were taken as :class:`~deqcert.statistics.votes.Votes` says, a certificate
+marked ``sound`` has a ``p_a_lower`` above the true p_A with probability at most ``alpha``. If it does not, the smoothed
+classifier returns ``prediction`` everywhere in the l2 ball of ``radius`` around the image.
 """
 
 from __future__ import annotations
@@ -13,15 +12,10 @@ from typing import Literal, NamedTuple, get_args
 
 from deqcert.errors import require
 from deqcert.statistics.anytime import anytime_lower
-from deqcert.statistics.audit import (
-    binomial_effective_count,
-    exact_effective_count,
-    published_p_a_lower,
-    split_alpha,
-)
+from deqcert.statistics.audit import binomial_effective_count, exact_effective_count, split_alpha
 from deqcert.statistics.bounds import DEFAULT_ALPHA, certified_radius, clopper_pearson_lower
-from deqcert.statistics.records import expect
-from deqcert.statistics.votes import Votes
+from deqcert.statistics.published import published_p_a_lower
+from deqcert.statistics.votes import Votes, expect
 
 ABSTAIN = -1
 
@@ -80,7 +74,7 @@ class CertificationRule:
     def p_a_lower(self, votes: Votes) -> float:
         """Bound the probability p_A of the selected class from below.
 
-        Without audit the labels are independent and N_A is Binomial(n, p), with p the probability of the class
+        Without audit the predictions are independent and N_A is Binomial(n, p), with p the probability of the class
         under the noise that was drawn, provided that n was fixed; else the bound is the one that holds wherever
         sampling stops. With an audit, T = #{Y = A} is Binomial, and the effective count exceeds T with
         probability at most alpha_audit; the union bound gives alpha in all. p_A, under exact Gaussian noise, is at

@@ -26,13 +26,13 @@ def predict(counts: ArrayLike, alpha: float) -> int:
         The most frequent class, or -1 if it cannot be told from the second.
 
     Raises:
-        SettingError: ``counts`` are no vector of integers >= 0 or ``alpha`` is outside of (0, 1).
+        SettingError: ``counts`` are not a vector of integers >= 0 or ``alpha`` is outside of (0, 1).
 
     Example:
         >>> predict([1, 19, 0], alpha=0.001), predict([7, 13, 0], alpha=0.001)
         (1, -1)
     """
-    votes = checked_counts("counts", counts)
+    (votes,) = checked_counts(counts=counts)
     if votes.ndim != 1 or votes.size == 0:
         raise SettingError("counts", counts, "must be a vector with one count for each class")
     checked_level("alpha", alpha)

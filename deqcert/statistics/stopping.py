@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from deqcert.errors import is_real, require
-from deqcert.statistics.anytime import anytime_lower, anytime_upper
+from deqcert.statistics.anytime import anytime_lower
+from deqcert.statistics.arguments import demand_level
 from deqcert.statistics.bounds import DEFAULT_ALPHA, clopper_pearson_lower, clopper_pearson_upper, radius_of_count
 
 _DOUBT = 0.05
@@ -79,7 +80,7 @@ class TargetRadius(Stopping):
         radius = self.radius_in_sigma
         require(is_real(radius) and 0 < radius < math.inf, "radius_in_sigma", radius, "must be a finite number > 0")
         if self.alpha is not None:
-            _demand_level("alpha", self.alpha)
+            demand_level("alpha", self.alpha)
 
     def aimed_at(self, alpha: float) -> TargetRadius:
         """See :meth:`Stopping.aimed_at`."""
@@ -96,9 +97,8 @@ class TargetRadius(Stopping):
 def attainable_radius(k: int, n: int, n_max: int, alpha: float) -> float:
     """Radius in units of sigma at the end of the budget, if the remaining samples turn out as well as is plausible.
 
-    That is, if their share with the selected class is :func:`~deqcert.statistics.anytime.anytime_upper` at the level
-    0.05. A looser level than that of a certificate, because nothing is claimed: only that an image is seldom given up
-    too early.
+    That is, if their share with the selected class is the anytime-valid upper bound at the level 0.05. A looser level
+    than that of a certificate, because nothing is claimed: only that an image is seldom given up too early.
 
     Raises:
         SettingError: Not 0 <= k <= n <= n_max with n >= 1, or ``alpha`` is outside of (0, 1).
@@ -108,7 +108,7 @@ def attainable_radius(k: int, n: int, n_max: int, alpha: float) -> float:
         (3.15, 1.49)
     """
     require(n <= n_max, "n", n, f"must be at most n_max = {n_max}")
-    rest = math.ceil((n_max - n) * float(anytime_upper(k, n, _DOUBT)))
+    rest = math.ceil((n_max - n) * (1.0 - float(anytime_lower(n - k, n, _DOUBT))))
     return radius_of_count(k + rest, n_max, alpha, bound=anytime_lower)
 
 
@@ -149,8 +149,8 @@ class InputSpecific(Stopping):
         fits = is_real(self.radius_loss) and 0 < self.radius_loss < limit
         require(fits, "radius_loss", self.radius_loss, f"must be in (0, {limit:g}) for a loss that is {self.loss}")
         if self.alpha is not None:
-            _demand_level("alpha", self.alpha)
-        _demand_level("doubt", self.doubt)
+            demand_level("alpha", self.alpha)
+        demand_level("doubt", self.doubt)
 
     @property
     def anytime(self) -> bool:
@@ -187,7 +187,3 @@ class InputSpecific(Stopping):
 
     def _radius(self, p: float, n: int) -> float:
         return radius_of_count(math.floor(p * n), n, self.alpha or DEFAULT_ALPHA)
-
-
-def _demand_level(field: str, level: float) -> None:
-    require(is_real(level) and 0 < level < 1, field, level, "must be in (0, 1)")

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from deqcert.statistics.records import expect, fields_of, is_count, is_number
+from deqcert.errors import DataError
+
+_LARGEST = 2**53  # what every reader of JSON, and float64, holds exactly
 
 
 def most_frequent(counts: Sequence[int]) -> int:
@@ -29,10 +31,10 @@ class Votes(NamedTuple):
         n: Fresh noisy samples used to estimate how often A occurs.
         selection: C counts of the selection samples.
         estimation: C counts of the estimation samples.
-        audited: Size of the uniformly random audit subset of the samples classified A; None if the labels are
-            independent labels of the base classifier itself (standard smoothing), which need no audit.
+        audited: Size of the uniformly random audit subset of the samples classified A; None if the
+            predictions are the base classifier's own, independent ones (standard smoothing), which need no audit.
         mismatches: Audited samples that the base classifier does not classify A.
-        nfe_fast: Evaluations of the DEQ cell that the labels are made of, selection included, summed over samples. What
+        nfe_fast: Evaluations of the DEQ cell that the predictions take, selection included, summed over samples. What
             a batch evaluates of a sample that has stopped is not counted.
         nfe_audit: The same for the audit.
         residual: Mean relative residual of the estimation solves; nan if the classifier is no DEQ.
@@ -79,10 +81,10 @@ class Votes(NamedTuple):
             DataError: Naming the field, its value and what it should be.
         """
         for field in ("index", "label", "n0", "n", "mismatches", "nfe_fast", "nfe_audit"):
-            expect(self, field, is_count(getattr(self, field)), "an integer >= 0")
+            expect(self, field, _is_count(getattr(self, field)), "an integer >= 0")
         for field, samples in (("selection", self.n0), ("estimation", self.n)):
             counts = getattr(self, field)
-            expect(self, field, isinstance(counts, tuple) and all(map(is_count, counts)), "integers >= 0")
+            expect(self, field, isinstance(counts, tuple) and all(map(_is_count, counts)), "integers >= 0")
             expect(self, field, sum(counts) <= samples, f"at most {samples} in all")
         expect(self, "n0", self.n0 >= 1, "at least 1")
         expect(self, "n", self.n >= 1, "at least 1")
@@ -94,15 +96,15 @@ class Votes(NamedTuple):
             expect(self, "mismatches", self.mismatches == 0, "0 without an audit")
             expect(self, "nfe_audit", self.nfe_audit == 0, "0 without an audit")
         else:
-            expect(self, "audited", is_count(self.audited), "an integer >= 0, or None")
+            expect(self, "audited", _is_count(self.audited), "an integer >= 0, or None")
             expect(self, "audited", self.audited <= self.n_a, f"at most the {self.n_a} samples classified A")
             expect(self, "mismatches", self.mismatches <= self.audited, f"at most {self.audited} audited samples")
         expect(self, "anytime", isinstance(self.anytime, bool), "true or false")
 
-        expect(self, "residual", is_number(self.residual) and not self.residual < 0, "a number >= 0, or nan")
-        expect(self, "seconds", is_number(self.seconds) and 0 <= self.seconds < math.inf, "a finite number >= 0")
-        expect(self, "sigma", is_number(self.sigma) and 0 < self.sigma < math.inf, "a finite number > 0")
-        expect(self, "noise_error", is_number(self.noise_error) and 0 <= self.noise_error < 1, "a number in [0, 1)")
+        expect(self, "residual", _is_number(self.residual) and not self.residual < 0, "a number >= 0, or nan")
+        expect(self, "seconds", _is_number(self.seconds) and 0 <= self.seconds < math.inf, "a finite number >= 0")
+        expect(self, "sigma", _is_number(self.sigma) and 0 < self.sigma < math.inf, "a finite number > 0")
+        expect(self, "noise_error", _is_number(self.noise_error) and 0 <= self.noise_error < 1, "a number in [0, 1)")
 
     def to_json(self) -> dict[str, object]:
         """Return a dict that strict JSON can hold; a residual that is not finite becomes None."""
@@ -122,6 +124,28 @@ class Votes(NamedTuple):
         Raises:
             DataError: A field is missing, unknown, of the wrong type or inconsistent with another.
         """
-        votes = cls(**fields_of(cls, record, "votes"))
+        if missing := [field for field in cls._fields if field not in record]:
+            raise DataError(f"votes lack {', '.join(missing)}")
+        if unknown := [str(field) for field in record if field not in cls._fields]:
+            raise DataError(f"votes have no field {', '.join(unknown)}")
+        values: dict[str, Any] = {
+            field: tuple(value) if isinstance(value, list) else value for field, value in record.items()
+        }
+        votes = cls(**{**values, "residual": math.nan if record["residual"] is None else record["residual"]})
         votes.validate()
         return votes
+
+
+def expect(votes: Votes, field: str, condition: bool, expected: str) -> None:
+    """Raise :class:`DataError` naming image, field and value unless ``condition`` holds."""
+    if not condition:
+        value = getattr(votes, field)
+        raise DataError(f"votes of image {votes.index!r}: {field} = {value!r}: expected {expected}")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value <= _LARGEST
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float) or (type(value) is int and abs(value) <= _LARGEST)

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deqcert.attacks import PGD, Attack, Score, classify_noisy, log_smoothed, shift_noise
-from deqcert.attacks.geometry import row_norms
+from deqcert.attacks import PGD, classify_noisy, log_smoothed, shift_noise
+from deqcert.attacks.pgd import row_norms
 from deqcert.errors import require_count, require_nonnegative
 from deqcert.implicit import GradientEstimator, OneStep
 from deqcert.training.step import TrainingStep
@@ -74,7 +74,7 @@ class SmoothAdv(Objective):
     """
 
     noisy_samples: int = 4
-    attack: Attack = field(default_factory=PGD)
+    attack: PGD = field(default_factory=PGD)
     warmup_epochs: int = 10
     multi_noise: bool = True
 
@@ -100,11 +100,11 @@ class SmoothAdv(Objective):
     def _attack(self, step: TrainingStep, images: Tensor, labels: Tensor, noise: Tensor, epsilon: float) -> Tensor:
         with step.attacked(self.attack.gradient) as classifier:
 
-            def score(perturbed: Tensor) -> Score:
-                prediction = log_smoothed(classify_noisy(classifier, perturbed, noise))
-                return Score(F.nll_loss(prediction, labels, reduction="none"), prediction.argmax(dim=1) != labels)
+            def loss(perturbed: Tensor) -> Tensor:
+                smoothed = log_smoothed(classify_noisy(classifier, perturbed, noise))
+                return F.nll_loss(smoothed, labels, reduction="none")
 
-            return self.attack.perturb(images, score, epsilon)
+            return self.attack.perturb(images, loss, epsilon)
 
 
 @dataclass(frozen=True)

@@ -54,39 +54,6 @@ def test_abstention_rate(prediction):
     assert F.abstention_rate(prediction) == prediction.count(-1) / len(prediction)
 
 
-@pytest.mark.parametrize("alpha", [0.1, 0.01, 0.001])
-@pytest.mark.parametrize("m", [100, 1000, 10_000])
-@pytest.mark.parametrize("rho", [0.1, 0.001])
-def test_high_probability_accuracy_fails_no_more_often_than_rho(alpha, m, rho):
-    # Worst case: all images seem certified, each certificate is false with probability alpha.
-    from scipy.stats import binom
-
-    bound = F.high_probability_certified_accuracy(1.0, m, alpha, rho)
-    most_false = math.floor(m * (1 - bound) + 1e-9)
-    assert binom.sf(most_false, m, alpha) <= rho
-
-
-def test_high_probability_accuracy_by_hand():
-    bound = F.high_probability_certified_accuracy([0.6, 0.0], m=500, alpha=0.001, rho=0.01)
-    subtracted = 0.001 + math.sqrt(2 * 0.001 * 0.999 * math.log(100) / 500) + math.log(100) / 1500
-    assert bound.tolist() == pytest.approx([0.6 - subtracted, 0.0], abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("settings", "field"),
-    [
-        ({"m": 0}, "m"),
-        ({"alpha": 0.0}, "alpha"),
-        ({"alpha": 1.0}, "alpha"),
-        ({"rho": 0.0}, "rho"),
-        ({"rho": math.nan}, "rho"),
-    ],
-)
-def test_high_probability_accuracy_refuses(settings, field):
-    with pytest.raises(SettingError, match=f"^{field} = "):
-        F.high_probability_certified_accuracy(0.5, **{"m": 500, "alpha": 0.001, "rho": 0.001} | settings)
-
-
 @pytest.mark.parametrize("radius", [[math.nan, 0.0], [-0.1, 0.0], [math.inf, 0.0], [0.0], [[0.0, 0.0]]])
 def test_bad_radius_is_refused(radius):
     correct = [True, False]

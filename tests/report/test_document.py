@@ -4,7 +4,7 @@ import io
 import pytest
 
 from deqcert.errors import DataError, SettingError
-from deqcert.report import Report, ResidualCurves, read_runs
+from deqcert.report import Report, read_runs
 from deqcert.runs import read_tsv
 from deqcert.statistics import false_certificates_upper
 
@@ -70,10 +70,10 @@ def test_the_numbers_for_programs_are_whole(runs, tmp_path):
     report.write(tmp_path)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "report.csv").read_text())))
     assert [row["run"] for row in rows] == ["ours exact", "ours published", "theirs"]
-    assert [row["sound"] for row in rows] == ["1", "0", "1"]
+    assert [row["sound"] for row in rows] == ["True", "False", "True"]
     exact, _, theirs = rows
     summary = report.summaries["ours exact"]
-    assert float(exact["acr"]) == summary.average_certified_radius
+    assert float(exact["average_certified_radius"]) == summary.average_certified_radius
     assert float(exact["certified_accuracy_at_0.25"]) == summary.certified_accuracy[1]
     assert float(exact["nfe_total"]) == summary.nfe_total
     assert (theirs["alpha"], theirs["nfe_total"], theirs["lower_bound_at_0"]) == ("", "", "")
@@ -82,9 +82,9 @@ def test_the_numbers_for_programs_are_whole(runs, tmp_path):
 
 
 def test_the_page_shows_the_figures_beside_it(runs, tmp_path):
-    written = Report(runs[:2], [0.0], residuals={"m": ResidualCurves([0.1], [0.01])}).write(tmp_path)
+    written = Report(runs[:2], [0.0]).write(tmp_path)
     page = (tmp_path / "report.md").read_text()
-    figures = ["curves", "tradeoff", "retention", "probabilities", "residuals"]
+    figures = ["curves", "tradeoff", "retention", "probabilities"]
     for slug in figures:
         assert f"![{slug}]({slug}.png)" in page
         assert (tmp_path / f"{slug}.png").read_bytes().startswith(b"\x89PNG")

@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 from scipy.stats import norm as gaussian
 
 from deqcert.errors import SettingError
-from deqcert.statistics import certified_radius, claimed_probability, clopper_pearson_upper
+from deqcert.statistics import certified_radius, claimed_probability, clopper_pearson_upper, false_certificates_upper
 
 
 @pytest.mark.parametrize("p", [0.6, 0.9, 0.999])
@@ -53,3 +54,22 @@ def test_a_family_of_true_claims_is_refuted_as_rarely_as_promised():
     unshared = (clopper_pearson_upper(counts, n, alpha) < claimed).any(axis=1).mean()
     assert unshared > 0.5, "without sharing alpha the simulation would see too many"
     assert alarms > alpha / 10, "the test has power to fail"
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.01, 0.001])
+@pytest.mark.parametrize("m", [100, 1000, 10_000])
+@pytest.mark.parametrize("rho", [0.1, 0.001])
+def test_more_certificates_are_false_no_more_often_than_rho(alpha, m, rho):
+    """The worst case: each certificate is false with probability alpha."""
+    assert binom.sf(math.floor(m * false_certificates_upper(m, alpha, rho) + 1e-9), m, alpha) <= rho
+
+
+def test_the_fraction_of_false_certificates_by_hand():
+    expected = 0.001 + math.sqrt(2 * 0.001 * 0.999 * math.log(100) / 500) + math.log(100) / 1500
+    assert false_certificates_upper(m=500, alpha=0.001, rho=0.01) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("settings", [{"m": 0}, {"alpha": 0.0}, {"alpha": 1.0}, {"rho": 0.0}, {"rho": math.nan}])
+def test_the_fraction_of_false_certificates_refuses(settings):
+    with pytest.raises(SettingError, match=f"^{next(iter(settings))} = "):
+        false_certificates_upper(**{"m": 500, "alpha": 0.001, "rho": 0.001} | settings)

@@ -14,7 +14,6 @@ from deqcert.statistics import (
     Stopping,
     TargetRadius,
     anytime_lower,
-    anytime_upper,
     certified_radius,
     clopper_pearson_lower,
 )
@@ -104,7 +103,7 @@ def test_a_target_is_certified_or_out_of_reach():
     assert rule.settled(certified, 1000, n_max)
     assert not rule.settled(certified - 1, 1000, n_max)
     assert rule.settled(600, 1000, n_max)
-    # 970 of 1000 copies are the best that can still come, and too few.
+    # 970 of 1000 samples are the best that can still come, and too few.
     assert attainable_radius(70, 100, 1000, 0.001) < 2.5
     assert TargetRadius(2.5).settled(70, 100, 1000)
     assert not TargetRadius(1.0, alpha=1e-12).settled(certified, 1000, n_max)
@@ -114,7 +113,7 @@ def test_a_target_is_certified_or_out_of_reach():
 def test_what_is_attainable_lies_between_what_is_certified_and_the_best_that_can_come(k, n):
     attainable = attainable_radius(k, n, 10_000, 0.001)
     assert radius(k, n) <= attainable <= radius(k + 10_000 - n, 10_000)
-    upper = float(certified_radius(anytime_upper(k, n, 0.05), 1.0))
+    upper = float(certified_radius(1 - anytime_lower(n - k, n, 0.05), 1.0))
     assert attainable <= upper
 
 
