@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from deqcert.data import ImageFolder
-from deqcert.data.cifar10_files import find_reader, read_packed, read_tree
+from deqcert.data.cifar10 import find_reader, read_packed, read_tree
 from deqcert.data.decoding import MAXIMUM_PIXELS, opened_image
 from deqcert.errors import DataError
 
