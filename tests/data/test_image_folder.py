@@ -29,7 +29,7 @@ def test_original_index_is_the_position_in_the_sorted_list(make):
     assert torch.equal(chosen[0][0], images[4][0])
 
 
-def test_evaluation_resizes_and_crops_the_centre(make, image_folder):
+def test_evaluation_resizes_and_crops_the_center(make, image_folder):
     file = image_folder / "val" / "ant" / "0.jpeg"
     Image.new("RGB", (40, 20), (255, 0, 0)).save(file)
     image, label, index = make().certification_set()[0]
@@ -39,7 +39,7 @@ def test_evaluation_resizes_and_crops_the_centre(make, image_folder):
     assert image[1:].max() < 0.02
 
 
-def test_grey_images_become_colour(make, image_folder):
+def test_gray_images_become_color(make, image_folder):
     Image.new("L", (40, 20), 128).save(image_folder / "val" / "ant" / "0.jpeg")
     assert make().load_split("test")[0][0].shape == (3, 16, 16)
 
