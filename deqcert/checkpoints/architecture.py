@@ -24,8 +24,6 @@ _NETWORKS: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (MDEQ, 
 _OBJECTS = {"solver"}
 """Arguments of theirs that are not plain data: a string in their place would name a class too."""
 
-_OPTION = "model.network.init_args"
-_LONGEST = 200
 _RETIRED = {"mixing_steps": 0}
 """Settings that networks no longer have, with the value that meant they did without."""
 
@@ -78,7 +76,7 @@ def architecture_differences(
         return [f"model.network is {own['network']}, must be {_shown(stated['network'])[1:-1]}"]
     known = own["settings"]
     return [
-        f"{_OPTION}.{_shown(name)[1:-1]} = {known[name]!r}, must be {_shown(value)}"
+        f"model.network.init_args.{_shown(name)[1:-1]} = {known[name]!r}, must be {_shown(value)}"
         if name in known
         else f"{_shown(name)[1:-1]} = {_shown(value)} is not a setting of {own['network']} in this version of deqcert"
         for name, value in stated["settings"].items()
@@ -97,4 +95,4 @@ def demand_same_architecture(
 
 def _shown(value: object) -> str:
     """Return what a file says as it may be shown: escape sequences could command the terminal."""
-    return ascii(value)[:_LONGEST]
+    return ascii(value)[:200]

@@ -123,8 +123,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> ResumableLoader:
         """Return batches in an order that depends on (seed, epoch) only.
 
-        An incomplete last batch is dropped (batch normalization suffers from small batches), unless it is the
-        only one.
+        An incomplete last batch is dropped unless it is the only one: batch normalization suffers from small batches.
         """
         images = self.training_images
         sampler = EpochSampler(images, *self._processes, seed=self.seed)

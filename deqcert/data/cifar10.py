@@ -26,8 +26,6 @@ SIZES = {"train": 50_000, "test": 10_000}
 _BATCHES_FOLDER = "cifar-10-batches-py"
 _MAXIMUM_BYTES = 2**30  # all pixels of CIFAR-10 take 184 MB
 
-_Pixels = npt.NDArray[np.uint8]
-
 
 class CIFAR10(ImageDataModule):
     """CIFAR-10: 50 000 training and 10 000 test color images of 32 x 32, ten classes.
@@ -177,13 +175,13 @@ def _torchvision(root: Path, **settings: bool) -> torchvision.datasets.CIFAR10:
         raise DataError(f"{root / _BATCHES_FOLDER}: cannot be read or downloaded: {error}") from error
 
 
-def _decode(source: Path | bytes, origin: str) -> _Pixels:
+def _decode(source: Path | bytes, origin: str) -> npt.NDArray[np.uint8]:
     with opened_image(source, origin, ("JPEG", "PNG")) as image:
         if image.size != (32, 32) or image.mode != "RGB":
             raise DataError(f"{origin}: must be 32 x 32 RGB, not {image.size} {image.mode}")
         return np.asarray(image)
 
 
-def _assemble(pixels: _Pixels, labels: list[int], indices: Tensor | None = None) -> TensorImages:
+def _assemble(pixels: npt.NDArray[np.uint8], labels: list[int], indices: Tensor | None = None) -> TensorImages:
     images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
     return TensorImages(images, torch.tensor(labels, dtype=torch.int64), CLASSES, "cifar10", indices)

@@ -36,7 +36,7 @@ def opened_image(source: Path | bytes, origin: str, formats: tuple[str, ...] = F
         raise DataError(f"{origin}: must be a regular file that exists (no folder, pipe, device or dangling link)")
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
-            demand_pixels(*image.size, origin)
+            demand_pixels(image.width, image.height, origin)
             # Cameras put a preview behind a JPEG (MPO); the first frame is the photograph.
             if getattr(image, "is_animated", False) and image.format != "MPO":
                 raise DataError(f"{origin}: an animation or several pages ({image.format}); must be one image")

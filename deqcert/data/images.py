@@ -38,12 +38,10 @@ class IndexedImages(Dataset[Example], ABC):
         classes: Class names; label ``k`` is ``classes[k]``.
         name: Name of the data set.
         indices: Original indices, int64 (N,).
-
-    Attributes:
-        preprocessing: How stored pixels become those that a model sees.
     """
 
     preprocessing: Mapping[str, object] = {"scale": "1/255"}
+    """How stored pixels become those that a model sees."""
 
     def __init__(self, labels: Tensor, classes: tuple[str, ...], name: str, indices: Tensor) -> None:
         self.labels = labels

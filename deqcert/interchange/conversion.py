@@ -133,8 +133,7 @@ def _why_redundant(name: str, given: Mapping[str, Tensor], network: nn.Module, s
 
 def _on_trust(network: nn.Module, ignored: Mapping[str, str]) -> dict[str, Any] | None:
     """Return the settings that nothing in the file was compared with."""
-    architecture = architecture_of(network)
-    if architecture is None:
+    if (architecture := architecture_of(network)) is None:
         return None
     compared = {ours for name, ours in _NORMALIZATION.items() if name in ignored}
     settings = architecture["settings"]
