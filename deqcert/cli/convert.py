@@ -9,12 +9,12 @@ from pathlib import Path
 
 from deqcert.checkpoints import network_weights
 from deqcert.checkpoints.architecture import architecture_differences, architecture_of
-from deqcert.checkpoints.files import SAFETENSORS, demand_usable_weights, printable
+from deqcert.checkpoints.files import demand_usable_weights, printable
 from deqcert.cli.arguments import CONFIG, demand_free, parse_with_settings, values_of
 from deqcert.cli.trainer_verbs import instantiate
 from deqcert.errors import require
 from deqcert.files import file_digest
-from deqcert.interchange import convert_weights, read_weights, write_checkpoint, write_safetensors
+from deqcert.interchange import SAFETENSORS, convert_weights, read_weights, write_checkpoint, write_safetensors
 
 _SHOWN = 5
 # A configuration for other machines names a model all the same.

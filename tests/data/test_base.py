@@ -96,20 +96,20 @@ def test_bad_settings_are_refused_by_name(field, value):
 
 
 @pytest.mark.parametrize(
-    ("stage", "settings", "loaded"),
+    ("use", "settings", "loaded"),
     [
-        ("fit", {}, ["train", "test"]),
-        ("fit", {"validation_size": 5}, ["train"]),
-        ("validate", {}, ["test"]),
-        ("validate", {"validation_size": 5}, ["train"]),
-        ("test", {}, ["test"]),
-        ("predict", {}, ["test"]),
-        ("predict", {"split": "train", "validation_size": 5}, ["train"]),
+        ("train_dataloader", {}, ["train"]),
+        ("val_dataloader", {}, ["test"]),
+        ("val_dataloader", {"validation_size": 5}, ["train"]),
+        ("test_dataloader", {}, ["test"]),
+        ("certification_set", {}, ["test"]),
+        ("certification_set", {"split": "train", "validation_size": 5}, ["train"]),
     ],
 )
-def test_a_stage_reads_only_what_it_needs(stage, settings, loaded):
+def test_a_split_is_read_once_and_when_it_is_needed(use, settings, loaded):
     module = RandomImages(**settings)
-    module.setup(stage)
+    for _ in range(2):
+        getattr(module, use)()
     assert module.loaded == loaded
 
 
@@ -130,7 +130,7 @@ def test_validation_images_are_held_out_by_seed():
 
 def test_validation_must_leave_images_to_train_on():
     with pytest.raises(SettingError, match=r"validation_size = 40: .*40 images"):
-        RandomImages(validation_size=40).setup("fit")
+        RandomImages(validation_size=40).train_dataloader()
 
 
 @pytest.mark.parametrize(
