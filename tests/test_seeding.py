@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from deqcert.callbacks import ConvergenceHealth
 from deqcert.data.streams import DataPurpose, raw_stream
 from deqcert.errors import SettingError
+from deqcert.lightning import ConvergenceHealth
 from deqcert.seeding import Purpose, image_seed, mixed_seed, purpose_seed
 from deqcert.training import classifier
 from deqcert.training.classifier import DEQClassifier
