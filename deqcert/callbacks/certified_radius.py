@@ -125,7 +125,7 @@ class CertifiedRadius(CertificationCallback):
     @property
     def run_name(self) -> str:
         """Name of the run in tables, e.g. ``SRS-3A exact``."""
-        name, audited = self._run.name, "audit" in self._run.sampling.identity
+        name, audited = self._run.name, hasattr(self._run.sampling, "audit")
         return f"{name} {self.rule.audit}" if audited else name
 
     def _certify(self, votes: Votes) -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from deqcert.smoothing import Sampling, Smoothing
-from deqcert.smoothing.sampling import describe, stable_name
+from deqcert.smoothing.identity import describe, stable_name
 from deqcert.version import __version__
 
 
@@ -79,7 +79,7 @@ def run_identity(
     """
     return {
         "smoothing": describe(smoothing),
-        "sampling": sampling.identity,
+        "sampling": describe(sampling),
         "seed": seed,
         "classifier": {"class": stable_name(type(network)), "digest": classifier_digest(network)},
         "data": data,

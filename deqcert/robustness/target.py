@@ -11,8 +11,8 @@ from deqcert.attacks import Classifier, WarmStarted, few_step_logits, frozen
 from deqcert.implicit import GradientEstimator
 from deqcert.seeding import Purpose
 from deqcert.smoothing import SmoothedClassifier, SolvedClassifier, Stream
+from deqcert.smoothing.execution import Workers
 from deqcert.smoothing.noise import noisy_batches
-from deqcert.smoothing.workers import Workers
 
 
 class Target:

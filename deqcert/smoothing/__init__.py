@@ -1,6 +1,6 @@
 """Randomized smoothing: base classifier f, smoothed classifier g, and strategies that take votes. No Lightning."""
 
-from deqcert.smoothing.base_classifier import SolvedClassifier, base_classifier
+from deqcert.smoothing.base_classifier import SolvedClassifier
 from deqcert.smoothing.convergence import (
     ConvergenceReport,
     ConvergenceSettings,
@@ -8,7 +8,8 @@ from deqcert.smoothing.convergence import (
     convergence_report,
     residual_curve,
 )
-from deqcert.smoothing.engine import Engine, Execution
+from deqcert.smoothing.engine import Engine
+from deqcert.smoothing.execution import Execution
 from deqcert.smoothing.noise import Stream
 from deqcert.smoothing.sampling import Sampling
 from deqcert.smoothing.serialized import Serialized
@@ -28,7 +29,6 @@ __all__ = [
     "SolvedClassifier",
     "Standard",
     "Stream",
-    "base_classifier",
     "convergence_report",
     "residual_curve",
 ]
