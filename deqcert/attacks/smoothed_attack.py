@@ -15,8 +15,8 @@ from deqcert.errors import require_count
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint
 from deqcert.seeding import Purpose, purpose_seed
 from deqcert.smoothing import SmoothedClassifier, SolvedClassifier, Stream
+from deqcert.smoothing.execution import Workers
 from deqcert.smoothing.noise import noisy_batches
-from deqcert.smoothing.workers import Workers
 
 # Far above the rounding of a float32 norm, far below what matters to an attack.
 _SHORTER = 1 - 1e-6

@@ -19,11 +19,11 @@ def warn_of_another_sigma(module: LightningModule, sigma: float) -> None:
 
 def warn_of_unconverged(engine: Engine) -> None:
     """Say so if many solves ended at their step limit: the tolerance then says nothing about f."""
-    share, residual = engine.unconverged
+    share = engine.unconverged
     if share > _UNCONVERGED and isinstance(engine.base, SolvedClassifier):
         solver = engine.base.solver
         rank_zero_warn(
             f"{share:.0%} of the solves of the base classifier ended after {solver.max_steps} steps above "
-            f"their tolerance of {solver.tolerance:g}, with a residual of {residual:.1e} on the average. "
+            f"their tolerance of {solver.tolerance:g}. "
             "Certificates are about the network solved this far, which is not at its fixed points."
         )

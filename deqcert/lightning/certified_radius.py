@@ -52,7 +52,7 @@ class CertifiedRadius(CertificationCallback):
     def on_certify_start(self, trainer: Trainer, module: LightningModule, run: CertificationRun) -> None:
         """Begin with the votes that the ledger already holds."""
         self._run = run
-        self._name = f"{run.name} {self.rule.audit}" if "audit" in run.sampling.identity else run.name
+        self._name = f"{run.name} {self.rule.audit}" if hasattr(run.sampling, "audit") else run.name
         self._radii = self.radii or list(automatic_radii(run.smoothing.sigma, self.rule.alpha, run.sampling.n))
         # Rank 0 hears of every image, so nothing is left to reduce; a collective would wait for busy ranks.
         self._metrics = MetricCollection(

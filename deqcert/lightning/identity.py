@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deqcert.data import CertificationSet
 from deqcert.smoothing import Sampling, Smoothing
-from deqcert.smoothing.sampling import describe, stable_name
+from deqcert.smoothing.identity import describe, stable_name
 from deqcert.version import __version__
 
 
@@ -76,7 +76,7 @@ def run_identity(
     tf32 = {"matmul": torch.get_float32_matmul_precision(), "convolutions": torch.backends.cudnn.allow_tf32}
     return {
         "smoothing": describe(smoothing),
-        "sampling": sampling.identity,
+        "sampling": describe(sampling),
         "seed": seed,
         "classifier": {"class": stable_name(type(network)), "digest": classifier_digest(network)},
         "data": examples.identity(),

@@ -1,7 +1,8 @@
 """Randomized smoothing: base classifier f, smoothed classifier g, and strategies that take votes. No Lightning."""
 
-from deqcert.smoothing.base_classifier import SolvedClassifier, base_classifier
-from deqcert.smoothing.engine import Engine, Execution
+from deqcert.smoothing.base_classifier import SolvedClassifier
+from deqcert.smoothing.engine import Engine
+from deqcert.smoothing.execution import Execution
 from deqcert.smoothing.noise import Stream
 from deqcert.smoothing.sampling import Sampling
 from deqcert.smoothing.serialized import Serialized
@@ -18,5 +19,4 @@ __all__ = [
     "SolvedClassifier",
     "Standard",
     "Stream",
-    "base_classifier",
 ]

@@ -206,7 +206,7 @@ def test_a_run_whose_solves_end_at_the_step_limit_says_so(tmp_path, threshold_mo
     """Residuals from zero at rate 1/2 are 1 and 1/3 after one and two steps, then 1/7."""
     solver = Picard(max_steps=2, tolerance=0.2)
     sampling = kind(n0=10, n=30, batch_size=20, **({} if kind is Standard else {"audit": FixedAudit(20)}))
-    said = r"100% of the solves .* ended after 2 steps above their tolerance of 0\.2, with a residual of 3\.3e-01"
+    said = r"100% of the solves .* ended after 2 steps above their tolerance of 0\.2\."
     with pytest.warns(UserWarning, match=said):
         certify_by(tmp_path / "some", threshold_module, solver, sampling)
     enough = dataclasses.replace(solver, max_steps=3)

@@ -49,23 +49,10 @@ class _Table(NamedTuple):
 
 
 def integer_noise(shape: tuple[int, ...], sigma: float, generator: torch.Generator) -> Tensor:
-    """Draw round(255 eps) for Gaussian eps of standard deviation ``sigma``, on the device of ``generator``.
-
-    Args:
-        shape: Shape of the result.
-        sigma: Standard deviation, in pixels of [0, 1].
-        generator: Source of uniform integers; its state determines the result.
-
-    Returns:
-        Integers as int16.
-
-    Raises:
-        SettingError: ``sigma`` is out of range.
-    """
-    device = generator.device
-    table = _table(float(sigma), device)
-    noise = torch.empty(shape, dtype=torch.int16, device=device)
-    for part in torch.split(noise.view(-1), _AT_A_TIME_CPU if device.type == "cpu" else _AT_A_TIME):
+    """Draw round(255 ε) as int16, ε ~ N(0, sigma²) in pixels of [0, 1], on the device of ``generator``."""
+    table = _table(float(sigma), generator.device)
+    noise = torch.empty(shape, dtype=torch.int16, device=generator.device)
+    for part in torch.split(noise.view(-1), _AT_A_TIME_CPU if noise.device.type == "cpu" else _AT_A_TIME):
         # Without bounds int64 is uniform on all of its 2^63 non-negative values.
         part.copy_(table.levels(torch.empty_like(part, dtype=torch.int64).random_(generator=generator)))
     return noise
@@ -74,26 +61,22 @@ def integer_noise(shape: tuple[int, ...], sigma: float, generator: torch.Generat
 def pixel_levels(image: Tensor) -> Tensor:
     """Return the levels v of an 8-bit image v/255, integers in [0, 255] as float32.
 
-    Args:
-        image: Image in [0, 1], any shape.
-
     Raises:
-        SettingError: A pixel is no v/255, up to the two units in the last place by which devices round it differently.
+        SettingError: A pixel is not a v/255, up to the two units in the last place by which devices round it.
     """
     # float32 holds all sums of levels and noise; bfloat16, in which an image of 0 and 1 may come, rounds them.
     scaled = image.to(torch.float32) * 255
     levels = scaled.round()
-    foreign = ~(((scaled - levels).abs() <= levels * 2.0**-22) & (levels <= 255))  # true for NaN too
-    if bool(foreign.any()):
-        value = image[foreign][0].item()
-        raise SettingError("noise", "quantised", f"needs 8-bit images, pixels v/255, but a pixel is {value!r}")
+    foreign = image[~(((scaled - levels).abs() <= levels * 2.0**-22) & (levels <= 255))]  # NaN too
+    if len(foreign):
+        allowed = f"needs 8-bit images, pixels v/255, but a pixel is {foreign[0].item()!r}"
+        raise SettingError("noise", "quantised", allowed)
     return levels
 
 
 @lru_cache(maxsize=8)
 def _table(sigma: float, device: torch.device) -> _Table:
-    ascending = torch.from_numpy(thresholds(sigma))
-    table = _Table(ascending.to(device), None)
+    table = _Table(torch.from_numpy(thresholds(sigma)).to(device), None)
     if device.type != "cpu":
         return table
     first = torch.arange(2**_GUIDE_BITS) << (BITS - _GUIDE_BITS)

@@ -12,7 +12,7 @@ from deqcert.data.images import to_unit_interval
 from deqcert.errors import SettingError
 from deqcert.seeding import Purpose, mixed_seed
 from deqcert.smoothing.noise import Stream, noisy_batches
-from deqcert.smoothing.quantised import _table, integer_noise, pixel_levels
+from deqcert.smoothing.quantized import _table, integer_noise, pixel_levels
 from deqcert.statistics import CertificationRule, Votes
 from deqcert.statistics.noise_error import noise_error, thresholds
 
@@ -122,7 +122,7 @@ def test_a_gpu_draws_the_levels_of_the_search_from_its_own_integers():
     assert (batch.double() * 255).frac().abs().sub(0.5).abs().min() > 0.499
 
 
-def test_every_level_is_recognised_also_when_a_device_rounds_it_differently():
+def test_every_level_is_recognized_also_when_a_device_rounds_it_differently():
     expected = LEVELS.float()
     for image in (IMAGE, LEVELS * torch.tensor(1 / 255), torch.nextafter(IMAGE, torch.ones(()))[:, 1:]):
         assert torch.equal(pixel_levels(image), expected[:, -image.shape[1] :])
@@ -188,12 +188,12 @@ def certificate(level, noise):
     return CertificationRule().certify(votes)
 
 
-def test_rounded_noise_issues_a_false_certificate_and_quantised_noise_does_not():
+def test_rounded_noise_issues_a_false_certificate_and_quantized_noise_does_not():
     distance = math.sqrt(3072) / 255
-    grey, black = certificate(1, "float32"), certificate(0, "float32")
-    assert grey.radius > 5 * distance  # certified to be of class 1 far beyond the black image
+    gray, black = certificate(1, "float32"), certificate(0, "float32")
+    assert gray.radius > 5 * distance  # certified to be of class 1 far beyond the black image
     assert black.radius > distance  # which is certified to be of class 0
-    assert (grey.prediction, black.prediction) == (1, 0)
+    assert (gray.prediction, black.prediction) == (1, 0)
 
-    grey, black = certificate(1, "quantised"), certificate(0, "quantised")
-    assert grey.prediction == black.prediction == 1
+    gray, black = certificate(1, "quantised"), certificate(0, "quantised")
+    assert gray.prediction == black.prediction == 1
