@@ -13,7 +13,7 @@ from deqcert.checkpoints import read_checkpoint
 from deqcert.checkpoints.architecture import architecture_of, demand_same_architecture
 from deqcert.checkpoints.files import demand_usable_weights
 from deqcert.cli.arguments import demand_free, parse_with_settings
-from deqcert.cli.trainer_verbs import instantiate
+from deqcert.cli.instantiation import instantiate
 from deqcert.data import ImageDataModule
 from deqcert.data.images import to_unit_interval
 from deqcert.errors import SettingError

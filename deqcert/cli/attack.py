@@ -24,7 +24,8 @@ from deqcert.attacks import (
 )
 from deqcert.checkpoints import load_network
 from deqcert.cli.arguments import parse_with_settings
-from deqcert.cli.trainer_verbs import NO_CHECKPOINT, DeqCertCLI, instantiate
+from deqcert.cli.instantiation import instantiate
+from deqcert.cli.trainer_verbs import NO_CHECKPOINT, DeqCertCLI
 from deqcert.cli.verify import print_verification
 from deqcert.data import CertificationSet
 from deqcert.errors import DataError, LedgerError, require, require_count
@@ -118,7 +119,8 @@ def _certified(run: Run, device: str | None, overrides: Sequence[str]) -> tuple[
     examples = data.certification_set()
     settings = chosen["smoothing"], chosen["sampling"], chosen["seed"]
     built = run_identity(*settings, cli.model, examples, str(trainer.precision))
-    differences = identity_differences(*({key: each[key] for key in _DECISIVE} for each in (run.identity, built)))
+    theirs, ours = ({key: each[key] for key in _DECISIVE} for each in (run.identity, built))
+    differences = identity_differences(theirs, ours)
     if differences:
         others = "; ".join(differences)
         raise LedgerError(f"{run.directory}: was certified with another model, data or settings ({others})")

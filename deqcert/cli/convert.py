@@ -11,7 +11,7 @@ from deqcert.checkpoints import network_weights
 from deqcert.checkpoints.architecture import architecture_differences, architecture_of
 from deqcert.checkpoints.files import demand_usable_weights, printable
 from deqcert.cli.arguments import CONFIG, demand_free, parse_with_settings, values_of
-from deqcert.cli.trainer_verbs import instantiate
+from deqcert.cli.instantiation import instantiate
 from deqcert.errors import require
 from deqcert.files import file_digest
 from deqcert.interchange import SAFETENSORS, convert_weights, read_weights, write_checkpoint, write_safetensors

@@ -29,8 +29,6 @@ _LATE = "lightning.pytorch.loops.fit_loop", "lightning.pytorch.callbacks.early_s
 # Not the user's to fix: lightning 2.6 uses old names of torch, and takes what we do on purpose for a slip.
 _NOT_THE_USERS = "isinstance.treespec, LeafSpec|does not have many workers|args parameter is intended"
 _AVERAGED = "WeightAveraging callback, but loading"  # which is to be certified
-_ALONE = "devices=1", "num_nodes=1", "strategy=auto", "logger=false", "callbacks=null"
-_QUIET = "enable_checkpointing=false", "enable_progress_bar=false", "enable_model_summary=false"
 
 
 class DeqCertCLI(LightningCLI):
@@ -86,22 +84,13 @@ class DeqCertCLI(LightningCLI):
 @settings_as_written()  # also where they are saved
 def run_trainer_verb(args: Sequence[str]) -> DeqCertCLI:
     """Do what a command line says, the verb first; return its model, data and trainer as the verb has left them."""
-    built = _built(in_order_of_precedence(args))
+    built = build(in_order_of_precedence(args))
     built.run()
     return built
 
 
-@settings_as_written()
-def instantiate(args: Sequence[str]) -> DeqCertCLI:
-    """Build what a command line describes, for verbs of ours that need a model but no run of the trainer.
-
-    Devices, loggers and callbacks, which a configuration for other machines names all the same, are ignored. What is
-    returned has ``model``, ``datamodule`` and ``trainer``, and other arguments of the verb in ``config_init[verb]``.
-    """
-    return _built([*in_order_of_precedence(args), *(f"--trainer.{each}" for each in (*_ALONE, *_QUIET))])
-
-
-def _built(args: Sequence[str]) -> DeqCertCLI:
+def build(args: Sequence[str]) -> DeqCertCLI:
+    """Build model, data and trainer."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     warnings.filterwarnings("ignore", message=f".*({_NOT_THE_USERS}|{_AVERAGED})")
     demand_sound_configs(args)

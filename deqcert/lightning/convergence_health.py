@@ -108,16 +108,17 @@ class ConvergenceHealth(Callback):
     def _measure(self, network: DEQ, images: Tensor, indices: Sequence[int]) -> list[Convergence]:
         """Return what 1, 2, ... steps are worth on clean images, whose indices choose the noise."""
         g = self._smoothing.of(network)
-        assert isinstance(g.base, SolvedClassifier)
+        f = g.base
+        assert isinstance(f, SolvedClassifier)
         streams = [Stream(self.stream_seed, index) for index in indices[: len(images)]]
         width = min(_WIDTH, self.noisy_samples)
         curves = []
         for image, stream in zip(images, streams, strict=True):
             purposes = Purpose.SELECTION, Purpose.ESTIMATION
             previous, current = (next(g.noisy(image, stream, purpose, width, width)) for purpose in purposes)
-            start = g.base.solve(previous)[1].value
+            start = f.network.solve(previous, f.solver, f.start)[1].value
             curves.append([residual_curve(network, current, self.solver.max_steps, each) for each in (None, start)])
-        cold, warm = (_geometric_mean(torch.cat(rows, dim=1)) for rows in zip(*curves, strict=True))
+        cold, warm = (_geometric_mean(torch.cat([pair[i] for pair in curves], dim=1)) for i in (0, 1))
         measured = [Convergence(*residuals) for residuals in zip(cold, warm, strict=True)]
         for steps in self.mismatch_steps:
             audit, proposal = FixedAudit(self.noisy_samples), Anderson(max_steps=steps)

@@ -1,4 +1,4 @@
-"""The certification loop. With trainer.py, the only module that uses Lightning's private names."""
+"""The certification loop."""
 
 from __future__ import annotations
 

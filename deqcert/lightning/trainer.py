@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning.pytorch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.trainer.states import TrainerFn
 
 from deqcert.errors import require
 from deqcert.lightning.hooks import CertificationCallback
 from deqcert.lightning.loop import CertificationLoop
+from deqcert.lightning.signals import Signals
 from deqcert.runs import read_ledger
 from deqcert.seeding import require_seed
 from deqcert.smoothing import Sampling, Serialized, Smoothing
@@ -23,19 +22,6 @@ from deqcert.statistics import Certificate, CertificationRule
 from deqcert.training import SafeCheckpointIO
 
 _PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed")
-
-
-class _Signals(_SignalConnector):
-    """Notes SIGTERM, and passes the first one on to the processes that this one has launched.
-
-    Lightning's own handler broadcasts, which ranks that are told at different moments take for another collective.
-    """
-
-    def _sigterm_notifier_fn(self, signum: int, _: FrameType | None) -> None:
-        first, self.received_sigterm = not self.received_sigterm, True
-        launcher = self.trainer.strategy.launcher
-        if first and launcher is not None:
-            launcher.kill(signum)
 
 
 class Trainer(lightning.pytorch.Trainer):
@@ -55,7 +41,7 @@ class Trainer(lightning.pytorch.Trainer):
         require(self.precision in _PRECISIONS, "trainer.precision", self.precision, allowed)
         fewer = "must be 0; limit_train_batches and limit_val_batches take fewer batches"
         require(self.overfit_batches == 0, "trainer.overfit_batches", self.overfit_batches, fewer)
-        self._signal_connector = _Signals(self)
+        self._signal_connector = Signals(self)
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:  # no plugin of the user's
             self.strategy.checkpoint_io = SafeCheckpointIO()
 

@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple, get_args
 
 from deqcert.errors import require
 from deqcert.statistics.anytime import anytime_lower
-from deqcert.statistics.audit import binomial_effective_count, exact_effective_count, split_alpha
+from deqcert.statistics.audit import exact_effective_count, split_alpha
+from deqcert.statistics.authors import binomial_effective_count, published_p_a_lower
 from deqcert.statistics.bounds import DEFAULT_ALPHA, certified_radius, clopper_pearson_lower
-from deqcert.statistics.published import published_p_a_lower
 from deqcert.statistics.votes import Votes, expect
 
 ABSTAIN = -1
@@ -80,9 +80,6 @@ class CertificationRule:
         probability at most alpha_audit; the union bound gives alpha in all. p_A, under exact Gaussian noise, is at
         least p - ``votes.noise_error``, with certainty, which is why it costs no alpha.
 
-        Args:
-            votes: The measurement.
-
         Raises:
             SettingError: ``votes.noise_error`` is out of range, or the votes' counts are inconsistent.
             DataError: The votes have an audit and say that sampling could stop because of them.
@@ -107,16 +104,8 @@ class CertificationRule:
     def certify(self, votes: Votes) -> Certificate:
         """Turn the votes of one image into its certificate (CERTIFY of Cohen et al., ICML 2019).
 
-        Args:
-            votes: The measurement; the radius is in the unit of its sigma, which no caller can mistake.
-
-        Returns:
-            The certificate; an abstention where p_a_lower <= 1/2.
-
-        Raises:
-            SettingError: The votes' sigma is not positive and finite, their noise error is not in [0, 1), or their
-                counts are inconsistent.
-            DataError: The votes have an audit and say that sampling could stop because of them.
+        The radius is in the unit of the votes' sigma, which no caller can mistake; where p_a_lower <= 1/2 the
+        certificate is an abstention. Errors are those of :meth:`p_a_lower`, and that sigma is not positive and finite.
         """
         p_a_lower = self.p_a_lower(votes)
         return Certificate(

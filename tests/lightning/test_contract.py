@@ -22,7 +22,7 @@ PACKAGE = Path(deqcert.__file__).parent
 PRIVATE_IMPORTS = {
     ("lightning/loop.py", "lightning.pytorch.loops.loop", "_Loop"),
     ("lightning/loop.py", "lightning.pytorch.trainer.connectors.data_connector", "_DataLoaderSource"),
-    ("lightning/trainer.py", "lightning.pytorch.trainer.connectors.signal_connector", "_SignalConnector"),
+    ("lightning/signals.py", "lightning.pytorch.trainer.connectors.signal_connector", "_SignalConnector"),
 }
 OVERRIDDEN_METHODS = {"_parse_ckpt_path", "_prepare_subcommand_parser", "_run_subcommand"}
 
