@@ -84,8 +84,7 @@ class Trainer(lightning.pytorch.Trainer):
                 the configuration builds the model: none).
 
         Returns:
-            The certificates of all images by the rule of the trainer's :class:`CertifiedRadius` (or the default one),
-            sorted by index.
+            The certificates of all images, sorted by index, by the rule of the trainer's :class:`CertifiedRadius`.
 
         Raises:
             SettingError: If a setting is out of range.

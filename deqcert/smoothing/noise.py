@@ -58,7 +58,9 @@ def noisy_batches(
     Args:
         image: Clean image in [0, 1], shape (C, H, W); its device draws the noise.
         stream: Random numbers of the image, of which each purpose has its own.
+        purpose: What the noise is for.
         sigma: Standard deviation of the noise, in pixels of [0, 1].
+        count: Number of samples.
         batch_size: Samples per batch; part of what determines the noise.
         noise: "float32" adds Gaussian floats, whose rounding is outside of any theorem. "quantised" adds whole levels
             of 1/255, distributed as Gaussian noise rounded to them, to an 8-bit image: a certificate for the network

@@ -2,8 +2,8 @@
 
 Serialized smoothing gives every noisy sample a cheap prediction S. Of the ``n_a`` samples with S = A a uniformly random
 subset of ``audited`` samples gets the prediction Y of the base classifier as well; ``mismatches`` of them have Y != A.
-Whatever the dependence among the S, this bounds how many of all ``n_a`` samples have Y != A, and what is left is a
-lower bound on the Binomial(n, p_A) count of Y = A, up to an error probability.
+Whatever the dependence among the S, this bounds how many of all ``n_a`` have Y = A, a Binomial(n, p_A) count, from
+below.
 """
 
 from __future__ import annotations

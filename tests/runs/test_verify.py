@@ -19,6 +19,7 @@ from deqcert.runs.lines import START, seal, unseal
 from deqcert.runs.results import sealed
 from deqcert.runs.verify import _unknown_classes
 from deqcert.smoothing import Serialized, Smoothing, Standard
+from deqcert.smoothing.identity import describe
 from deqcert.solvers import Picard
 from deqcert.statistics import AdaptiveAudit, CertificationRule, FixedAudit, InputSpecific, TargetRadius
 
@@ -297,7 +298,7 @@ def test_a_rule_of_the_user_is_not_verified(tmp_path, capsys, sampling, name, se
 
 @pytest.mark.parametrize("sampling", [Serialized(**SHORT), Standard(**SHORT)])
 def test_the_strategies_of_deqcert_are_known(sampling):
-    assert _unknown_classes(sampling.identity) == []
+    assert _unknown_classes(describe(sampling)) == []
 
 
 def test_the_command_line(run, tmp_path, capsys):
