@@ -23,12 +23,11 @@ from torchvision.transforms import v2
 from deqcert.data import CIFAR10
 from deqcert.data.augmentation import CropAndFlip
 from deqcert.data.images import to_unit_interval
-from deqcert.implicit import ImplicitAdjoint, OneStep
-from deqcert.implicit.base import EquilibriumEstimator
+from deqcert.implicit import EquilibriumEstimator, ImplicitAdjoint, OneStep
 from deqcert.models import MDEQ
 from deqcert.solvers import Anderson, Broyden, Solver
 from deqcert.training import Gaussian
-from deqcert.training.step import TrainingStep
+from deqcert.training.step import ImplicitStep
 
 SIGMA = 0.5
 
@@ -67,7 +66,7 @@ class Step:
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=1e-3, fused=device == "cuda")
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
-        step = TrainingStep(self.network, SIGMA, 0, self.gradient, self.solver, self.cell)
+        step = ImplicitStep(self.network, SIGMA, 0, self.cell, self.gradient, self.solver)
         with torch.autocast(self.device, torch.bfloat16) if self.autocast else nullcontext():
             loss, _ = Gaussian().loss(step, images, labels)
         self.optimizer.zero_grad()

@@ -1,8 +1,4 @@
-"""Errors a user can cause and fix.
-
-The command line prints their message without a traceback. Everything else that is raised is a bug and
-keeps its traceback.
-"""
+"""Errors that a user can cause and fix: the command line prints them without a traceback, which all others keep."""
 
 from __future__ import annotations
 
@@ -18,13 +14,7 @@ class DeqcertError(Exception):
 
 
 class SettingError(DeqcertError, ValueError):
-    """A setting is outside of what is allowed.
-
-    Args:
-        field: Name of the setting as the user writes it.
-        value: The value that was given.
-        allowed: What is allowed, in words, e.g. ``"must be > 0"``.
-    """
+    """A setting, named as the user writes it, is outside of what is ``allowed``, e.g. ``"must be > 0"``."""
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
         super().__init__(f"{field} = {value!r}: {allowed}")
@@ -53,7 +43,7 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
 
 
 def require_count(field: str, value: int, minimum: int) -> None:
-    """Raise :class:`SettingError` unless ``value`` is an integer >= ``minimum``; a bool or a whole float is none."""
+    """Raise :class:`SettingError` unless ``value`` is an integer >= ``minimum``; neither a bool nor 2.0 is one."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     require(whole and value >= minimum, field, value, f"must be an integer >= {minimum}")
 

@@ -9,11 +9,7 @@ from pathlib import Path
 
 
 def write_atomically(path: str | Path, content: bytes | memoryview) -> None:
-    """Write ``content`` to ``path``, replacing what is there in one step.
-
-    Args:
-        path: Target; its folder is created if missing.
-        content: Everything the file shall hold.
+    """Write ``content`` to ``path`` in one step; its folder is created if missing.
 
     Raises:
         OSError: The file cannot be written. The old one is left as it was.
@@ -34,11 +30,7 @@ def write_atomically(path: str | Path, content: bytes | memoryview) -> None:
 
 
 def file_digest(path: str | Path) -> str:
-    """Return the SHA-256 of a file.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
+    """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as stream:
         while block := stream.read(1 << 20):

@@ -9,15 +9,10 @@ import numpy as np
 from deqcert.errors import require, require_count
 
 _WORD = 2**32
-_WORDS = 4
 
 
 class Purpose(IntEnum):
-    """What a random stream is for; different purposes never share one.
-
-    Noise that belongs to an image takes :func:`image_seed`, everything else :func:`purpose_seed`. What
-    :mod:`deqcert.data.streams` draws is not seeded by either.
-    """
+    """What a random stream is for; what :mod:`deqcert.data.streams` draws is not seeded here."""
 
     SELECTION = 0
     ESTIMATION = 1
@@ -41,9 +36,6 @@ def image_seed(seed: int, index: int, purpose: Purpose, part: int = 0) -> int:
         index: Original index of the image, in [0, 2^32).
         purpose: What the noise is for.
         part: Each part of a purpose has a stream of its own, in [0, 2^32).
-
-    Raises:
-        SettingError: A number is out of range.
     """
     require_seed(seed)
     for field, value in (("index", index), ("part", part)):
@@ -60,13 +52,10 @@ def purpose_seed(purpose: Purpose, *words: int) -> int:
     Args:
         purpose: What the stream is for.
         *words: At most four integers in [0, 2^64).
-
-    Raises:
-        SettingError: A word is out of range, or there are more.
     """
-    require(len(words) <= _WORDS, "words", words, f"must be at most {_WORDS}")
+    require(len(words) <= 4, "words", words, "must be at most 4")
     halves = []
-    for word in (*words, *[0] * (_WORDS - len(words))):
+    for word in (*words, *[0] * (4 - len(words))):
         require_seed(word)
         halves += [word % _WORD, word // _WORD]
     return mixed_seed(purpose, *halves)
@@ -81,9 +70,8 @@ def require_seed(seed: int) -> None:
 def mixed_seed(*words: int) -> int:
     """Mix non-negative integers into one 64-bit seed (numpy ``SeedSequence``).
 
-    Nearby or permuted words give unrelated seeds, also in their low 32 bits, which are all that torch's CPU
-    generator reads. Up to four words, trailing zeros make no difference; integers from 2^32 on count as several words.
-    Keys that are to differ whatever the numbers are take the functions above.
+    Nearby or permuted words give unrelated seeds, also in their low 32 bits, all that torch's CPU generator reads. Up
+    to four words, trailing zeros make no difference; integers from 2^32 on count as several words.
     """
     high, low = np.random.SeedSequence(words).generate_state(2)
     return int(high) << 32 | int(low)

@@ -14,19 +14,17 @@ LAYERS = [
     {"solvers"},
     {"implicit"},
     {"models"},
-    {"attacks"},
     {"checkpoints"},
-    {"data"},
-    {"training"},
     {"statistics"},
     {"metrics"},
     {"runs"},
-    {"smoothing"},
     {"report"},
-    {"certification"},
+    {"smoothing"},
+    {"attacks"},
+    {"data"},
+    {"training"},
     {"interchange"},
-    {"robustness"},
-    {"callbacks"},
+    {"lightning"},
     {"cli"},
     {"__main__"},
 ]
@@ -62,5 +60,5 @@ def test_imports_only_go_up(path: Path) -> None:
                 assert ".".join(parts[1:3]) not in WITH_TORCH
         if without_torch:
             assert parts[0] not in {"torch", "torchvision", "torchmetrics", "lightning"}
-        if own in {"solvers", "implicit", "models", "attacks", "checkpoints", "smoothing", "robustness"}:
+        if own in {"solvers", "implicit", "models", "checkpoints", "smoothing", "attacks"}:
             assert parts[0] != "lightning"

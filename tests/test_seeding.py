@@ -12,8 +12,8 @@ from torch import nn
 
 from deqcert.data.streams import DataPurpose, raw_stream
 from deqcert.errors import SettingError
+from deqcert.lightning import ConvergenceHealth
 from deqcert.seeding import Purpose, image_seed, mixed_seed, purpose_seed
-from deqcert.smoothing import ConvergenceSettings
 from deqcert.training import classifier
 from deqcert.training.classifier import DEQClassifier
 
@@ -45,7 +45,7 @@ def other_seeds():
 def test_streams_of_all_purposes_are_distinct():
     assert {*OF_IMAGES, *WORDS} == set(Purpose)
     seeds = image_seeds() + other_seeds()
-    measured = [ConvergenceSettings(seed=seed).stream_seed for seed in SEEDS]
+    measured = [ConvergenceHealth(seed=seed).stream_seed for seed in SEEDS]
     seeds += [image_seed(*key) for key in itertools.product(measured, range(3), OF_IMAGES[:2])]
     assert len(set(seeds)) == len(seeds) > 1000
     assert len({seed % 2**32 for seed in seeds}) == len(seeds)  # what torch's CPU generator reads
@@ -90,7 +90,7 @@ def test_validation_draws_from_no_other_stream(monkeypatch):
             global_rank=rank,
             sigma=0.5,
             _classify=lambda x: (nn.functional.one_hot(torch.zeros(len(x), dtype=torch.int64), 2).float(), None),
-            _add=lambda name, values: None,
+            _log_mean=lambda stage, name, values: None,
         )
         DEQClassifier._evaluate(
             module, "val", (torch.zeros(2, 1, 2, 2), torch.zeros(2, dtype=torch.int64), None), batch
@@ -103,7 +103,7 @@ def test_validation_draws_from_no_other_stream(monkeypatch):
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.0, True])
 def test_seeds_out_of_range_are_refused(seed):
     with pytest.raises(SettingError, match=r"^seed = "):
-        ConvergenceSettings(seed=seed)
+        ConvergenceHealth(seed=seed)
 
 
 def test_keys_out_of_range_are_refused():

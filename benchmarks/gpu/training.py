@@ -92,7 +92,7 @@ def _overlay(recipe: Recipe, setting: Setting, weights: Path | None) -> dict[str
         "callbacks": [
             {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saver},
             {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.998}},
-            {"class_path": "deqcert.callbacks.TimeBudget", "init_args": {"seconds": seconds}},
+            {"class_path": "deqcert.lightning.TimeBudget", "init_args": {"seconds": seconds}},
         ],
     }
     if setting.smoke:

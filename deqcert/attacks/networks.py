@@ -26,8 +26,7 @@ Cell = Callable[[Tensor, Any], Tensor]
 def frozen(module: nn.Module) -> Iterator[None]:
     """Put a module in evaluation mode and its parameters out of the graph.
 
-    On exit, also by an error, every submodule and every parameter is again as it was, each on its own. Batch
-    statistics are not updated in between.
+    On exit, also by an error, every submodule and every parameter is again as it was, each on its own.
     """
     modes = [(submodule, submodule.training) for submodule in module.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
@@ -43,16 +42,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def few_step_logits(network: DEQ, x: Tensor, steps: int) -> Tensor:
-    """Return the logits after ``steps`` plain steps from the anchor, with a graph to images and parameters.
-
-    Args:
-        network: The network.
-        x: Images, shape (B, C, H, W).
-        steps: Evaluations of the cell, >= 1.
-
-    Returns:
-        Logits, shape (B, classes).
-    """
+    """Return logits (B, classes) of ``x`` (B, C, H, W) with their graph, after plain steps from the anchor."""
     injection = network.inject(x)
     z = network.anchor(injection)
     for _ in range(steps):
@@ -75,32 +65,21 @@ class WarmStarted:
     """Classifies images with a graph to them; each solve starts from the fixed points of the one before it.
 
     The steps of an attack are small, so its next fixed points are near. A batch of another size and rows whose last
-    fixed point is not finite start cold, and so does every batch where the gradient is unrolled.
-
-    Args:
-        network: The network, in evaluation mode.
-        cell: Its cell; compiled where that is asked for.
-        solver: Forward solver.
-        gradient: Gradient through the fixed point.
+    fixed point is not finite start cold, and so does every batch where the gradient is unrolled. The network is in
+    evaluation mode; ``cell`` is its cell, or the compiled form of it.
     """
 
     def __init__(self, network: DEQ, cell: Cell, solver: Solver, gradient: GradientEstimator) -> None:
-        self._network = network
-        self._cell = cell
-        self._solver = solver
-        self._gradient = gradient
+        self._network, self._cell, self._solver, self._gradient = network, cell, solver, gradient
         self._last: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the logits of ``x``, shape (B, C, H, W) to (B, classes)."""
         injection = self._network.inject(x)
-        start = self._start(self._network.initial_state(injection))
+        start = self._network.initial_state(injection)
+        if self._last is not None and len(self._last) == len(start):
+            finite = self._last.flatten(1).isfinite().all(dim=1).view(-1, *[1] * (start.dim() - 1))
+            start = torch.where(finite, self._last, start)
         fixed_point = self._gradient.fixed_point(lambda z: self._cell(z, injection), start, self._solver)
         self._last = None if fixed_point.solution is None else fixed_point.state.detach()
         return self._network.head(fixed_point.value)
-
-    def _start(self, cold: Tensor) -> Tensor:
-        if self._last is None or len(self._last) != len(cold):
-            return cold
-        finite = self._last.flatten(1).isfinite().all(dim=1).view(-1, *[1] * (cold.dim() - 1))
-        return torch.where(finite, self._last, cold)

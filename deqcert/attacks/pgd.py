@@ -1,47 +1,28 @@
-"""Attacks by projected gradient ascent: on images, and on the noise added to them."""
+"""Projected gradient ascent in l2 balls: on images, and on the noise added to them; each row on its own."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from deqcert.attacks.geometry import ascent_direction, into_ball, into_box
 from deqcert.errors import require_count, require_nonnegative
 from deqcert.implicit import GradientEstimator, OneStep
 
-
-class Score(NamedTuple):
-    """How far an attack has come.
-
-    Attributes:
-        loss: What the attack maximizes, with its graph to the perturbed images; shape (B,).
-        fooled: Which images are misclassified; bool, shape (B,).
-    """
-
-    loss: Tensor
-    fooled: Tensor
-
-
-ScoreFunction = Callable[[Tensor], Score]
-"""Scores perturbed images ``images + delta`` of shape (B, C, H, W), row by row."""
+Loss = Callable[[Tensor], Tensor]
+"""Maps inputs of shape (B, C, H, W) to what an attack maximizes, shape (B,), with its graph to them."""
 
 
 @dataclass(frozen=True)
-class Attack(ABC):
-    """Search for the perturbation of an image that hurts most.
+class PGD:
+    """Projected gradient ascent from zero with steps of length 2ε / steps (Salman et al., NeurIPS 2019).
 
     Args:
         epsilon: l2 radius of the perturbation, in pixels of [0, 1], >= 0.
-        steps: Gradient steps, >= 0; 0 = no perturbation.
+        steps: Gradient steps, >= 0; 0 = no perturbation. Published: 2 to 10.
         gradient: Gradient through the fixed point inside the attack.
-
-    Raises:
-        SettingError: If a setting is out of range.
     """
 
     epsilon: float = 1.0
@@ -52,73 +33,60 @@ class Attack(ABC):
         require_nonnegative("attack.epsilon", self.epsilon)
         require_count("attack.steps", self.steps, minimum=0)
 
-    def perturb(self, images: Tensor, score: ScoreFunction, epsilon: float | Tensor) -> Tensor:
-        """Return a perturbation per image; without steps or radius it is zero and the score is not asked.
+    def perturb(self, images: Tensor, loss: Loss, epsilon: float | Tensor) -> Tensor:
+        """Return a perturbation for each image in [0, 1], shape (B, C, H, W), without graph.
 
-        Args:
-            images: Images in [0, 1], shape (B, C, H, W).
-            score: What to maximize.
-            epsilon: Current l2 radius; separate from the setting because objectives warm up to that. A tensor of shape
-                (B, 1, 1, 1) gives each image a radius of its own.
-
-        Returns:
-            ``delta`` without graph, shape (B, C, H, W): each row within ``epsilon``, ``images + delta`` in [0, 1].
+        Each row is within ``epsilon``, the current radius or one per image, shape (B, 1, 1, 1); image and perturbation
+        together stay in [0, 1]. Without steps or radius it is zero and the loss is not evaluated.
         """
-        if not isinstance(epsilon, Tensor) and epsilon == 0:
-            return torch.zeros_like(images)
-        return self._search(images, score, epsilon)
-
-    @abstractmethod
-    def _search(self, images: Tensor, score: ScoreFunction, epsilon: float | Tensor) -> Tensor:
-        """Return ``delta`` as :meth:`perturb`, for ``epsilon`` > 0 or a tensor >= 0; zero without steps."""
-
-
-@dataclass(frozen=True)
-class PGD(Attack):
-    """Projected gradient ascent from zero with steps of length 2ε / steps (Salman et al., NeurIPS 2019).
-
-    Args:
-        epsilon: l2 radius of the perturbation, in pixels of [0, 1], >= 0.
-        steps: Gradient steps, >= 0; 0 = no perturbation. Published: 2 to 10.
-        gradient: Gradient through the fixed point inside the attack.
-    """
-
-    def _search(self, images: Tensor, score: ScoreFunction, epsilon: float | Tensor) -> Tensor:
         delta = torch.zeros_like(images)
-        for _ in range(self.steps):
+        for _ in range(self.steps if isinstance(epsilon, Tensor) or epsilon > 0 else 0):
             point = (images + delta).requires_grad_()
-            delta = delta + 2 * epsilon / self.steps * ascent_direction(score(point).loss, point)
+            delta = delta + 2 * epsilon / self.steps * _ascent_direction(loss(point), point)
             # The ball comes last: a shorter perturbation stays in the box and still fills the ball if it can.
-            delta = into_ball(into_box(images, delta), epsilon)
+            delta = _into_ball(delta.clamp(-images, 1 - images), epsilon)
         return delta
 
 
-def shift_noise(noise: Tensor, loss: Callable[[Tensor], Tensor], epsilon: float, steps: int) -> Tensor:
+def shift_noise(noise: Tensor, loss: Loss, epsilon: float, steps: int) -> Tensor:
     """Shift noise vectors so that a loss grows while they stay plausible noise (Jeong, Kim, Shin, AAAI 2023).
 
-    Projected gradient ascent with steps of length 2ε / steps. After each step the shift is projected to the ball
-    around the original noise; then each vector gets back the mean and the standard deviation that it had, for
-    which it may leave the ball again by a little. The public code does the same with the root mean square in
-    place of the standard deviation.
-
-    Args:
-        noise: Noise vectors, shape (N, C, H, W).
-        loss: What to maximize, noise of shape (N, C, H, W) to (N,).
-        epsilon: l2 radius of the shift, in pixels of [0, 1], >= 0.
-        steps: Gradient steps, >= 0.
-
-    Returns:
-        The shifted noise without graph, shape (N, C, H, W); the noise itself without steps or radius, when the
-        loss is not asked.
+    Projected gradient ascent with steps of length 2ε / steps, ε in pixels. After each step the shift is projected to
+    the ball around the original noise; then each vector gets back the mean and the standard deviation that it had, for
+    which it may leave the ball again by a little. The public code does the same with the root mean square in place of
+    the standard deviation. Without steps or radius the noise is returned as it is and the loss is not evaluated.
     """
-    if epsilon == 0:
-        return noise
     shifted = noise
-    for _ in range(steps):
+    for _ in range(steps if epsilon > 0 else 0):
         point = shifted.detach().requires_grad_()
-        shift = shifted - noise + 2 * epsilon / steps * ascent_direction(loss(point), point)
-        shifted = _standardized_like(noise, noise + into_ball(shift, epsilon))
+        shift = shifted - noise + 2 * epsilon / steps * _ascent_direction(loss(point), point)
+        shifted = _standardized_like(noise, noise + _into_ball(shift, epsilon))
     return shifted
+
+
+def row_norms(x: Tensor) -> Tensor:
+    """Return the l2 norms of the rows of ``x``, shape (B, ...) to (B, 1, ...)."""
+    return _per_row(x.flatten(1).norm(dim=1), x)
+
+
+def _ascent_direction(loss: Tensor, point: Tensor) -> Tensor:
+    """Return the l2-normalized gradient of each row's loss at ``point``, shape (B, ...), without graph.
+
+    A row whose gradient is zero or not finite gets a random direction from torch's global generator.
+    """
+    (gradient,) = torch.autograd.grad(loss.sum(), point)
+    # Where the model is confident the squares in a norm would underflow; quotients by the largest entry do not.
+    largest = _per_row(gradient.flatten(1).abs().amax(dim=1), gradient)
+    usable = largest.isfinite() & (largest > 0)
+    # Drawn for every row, so that what is drawn next does not depend on the model.
+    direction = torch.where(usable, gradient / largest, torch.randn_like(gradient))
+    return direction / row_norms(direction)
+
+
+def _into_ball(delta: Tensor, radius: float | Tensor) -> Tensor:
+    """Return ``delta`` with the rows longer than ``radius`` shortened to it, shape (B, ...); radii (B, 1, ...)."""
+    norms = row_norms(delta).clamp_min(torch.finfo(delta.dtype).tiny)
+    return delta * (radius / norms).clamp(max=1)
 
 
 def _standardized_like(noise: Tensor, shifted: Tensor) -> Tensor:
@@ -127,3 +95,7 @@ def _standardized_like(noise: Tensor, shifted: Tensor) -> Tensor:
     deviation, mean = torch.std_mean(noise, dims, correction=0, keepdim=True)
     now, center = torch.std_mean(shifted, dims, correction=0, keepdim=True)
     return mean + (shifted - center) * (deviation / now.clamp_min(torch.finfo(now.dtype).tiny))
+
+
+def _per_row(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.dim() - 1))

@@ -18,17 +18,12 @@ from deqcert.models import MDEQ, CifarResNet, ResNet50
 ARCHITECTURE = "architecture"
 """Where it stands in a checkpoint."""
 
-PREFIX = "network."
-"""Begins the name of every weight of the network in a checkpoint, which is of the module around it."""
-
 _NETWORKS: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (MDEQ, CifarResNet, ResNet50)}
 """All that a checkpoint may choose from: a class named by a file would have to be imported."""
 
 _OBJECTS = {"solver"}
 """Arguments of theirs that are not plain data: a string in their place would name a class too."""
 
-_OPTION = "model.network.init_args"
-_LONGEST = 200
 _RETIRED = {"mixing_steps": 0}
 """Settings that networks no longer have, with the value that meant they did without."""
 
@@ -43,18 +38,10 @@ def architecture_of(network: nn.Module) -> dict[str, Any] | None:
     return None if settings is None else {"network": type(network).__name__, "settings": dict(settings)}
 
 
-def plain_architecture(stated: Any, shown: str) -> Mapping[str, Any] | None:
-    """Return what a file has under ``architecture``, in the form of :func:`architecture_of`.
-
-    Args:
-        stated: What it has there; None for nothing.
-        shown: The file, for the error.
-
-    Raises:
-        CheckpointError: It has another form.
-    """
+def demand_plain_architecture(stated: Any, shown: str) -> None:
+    """Raise :class:`CheckpointError` unless what a file states is None or of the form of :func:`architecture_of`."""
     if stated is None:
-        return None
+        return
     form = isinstance(stated, Mapping) and stated.keys() == {"network", "settings"}
     if not (form and isinstance(stated["network"], str) and isinstance(stated["settings"], Mapping)):
         raise CheckpointError(f"{shown}: {ARCHITECTURE} must have the name of a network and its settings")
@@ -63,18 +50,13 @@ def plain_architecture(stated: Any, shown: str) -> Mapping[str, Any] | None:
         plain = isinstance(value, str) or all(isinstance(each, int | float) for each in numbers)
         if not (isinstance(name, str) and plain):
             raise CheckpointError(f"{shown}: {ARCHITECTURE} must have numbers, strings and lists of numbers only")
-    return dict(stated)
 
 
 def network_of(stated: Mapping[str, Any] | None) -> tuple[type[nn.Module], dict[str, Any]] | None:
-    """Return class and arguments of the network that a file states; None if that is not one of deqcert's.
-
-    Args:
-        stated: What the file says, checked by :func:`plain_architecture`; None for nothing.
-    """
-    kind = None if stated is None else _NETWORKS.get(stated["network"])
-    if stated is None or kind is None:
+    """Return class and arguments of the network that a checked file states; None if that is not one of deqcert's."""
+    if stated is None or stated["network"] not in _NETWORKS:
         return None
+    kind = _NETWORKS[stated["network"]]
     known = inspect.signature(kind).parameters.keys() - _OBJECTS
     return kind, {name: value for name, value in stated["settings"].items() if name in known}
 
@@ -82,14 +64,10 @@ def network_of(stated: Mapping[str, Any] | None) -> tuple[type[nn.Module], dict[
 def architecture_differences(
     network: nn.Module, stated: Mapping[str, Any] | None, ignoring: Collection[str] = ()
 ) -> list[str]:
-    """Name each setting of ``network`` that is another one in a file, with both values.
+    """Name each setting of ``network`` that is another one in a checked file, with both values.
 
-    Settings that the file does not state are taken for equal, so that a later version may have more.
-
-    Args:
-        network: The configured network; there are no differences from one that does not state its settings.
-        stated: What the file says, checked by :func:`plain_architecture`; None for nothing.
-        ignoring: Names of settings that need not be equal.
+    Settings that the file does not state are taken for equal, so that a later version may have more; those named in
+    ``ignoring`` need not be.
     """
     own = architecture_of(network)
     if own is None or stated is None:
@@ -98,7 +76,7 @@ def architecture_differences(
         return [f"model.network is {own['network']}, must be {_shown(stated['network'])[1:-1]}"]
     known = own["settings"]
     return [
-        f"{_OPTION}.{_shown(name)[1:-1]} = {known[name]!r}, must be {_shown(value)}"
+        f"model.network.init_args.{_shown(name)[1:-1]} = {known[name]!r}, must be {_shown(value)}"
         if name in known
         else f"{_shown(name)[1:-1]} = {_shown(value)} is not a setting of {own['network']} in this version of deqcert"
         for name, value in stated["settings"].items()
@@ -109,33 +87,12 @@ def architecture_differences(
 def demand_same_architecture(
     network: nn.Module, checkpoint: Mapping[str, Any], field: str, ignoring: Collection[str] = ()
 ) -> None:
-    """Raise :class:`CheckpointError` unless ``network`` has the settings of the one that a checkpoint is of.
-
-    Older checkpoints do not state them; the start that ``deqcert anchor`` adds to an MDEQ is then read off the names of
-    its weights.
-
-    Args:
-        network: The configured network.
-        checkpoint: Checked by :func:`demand_plain`.
-        field: What named the checkpoint, for the error.
-        ignoring: Names of settings that need not be equal.
-    """
-    stated = checkpoint.get(ARCHITECTURE)
-    if stated is None and isinstance(network, MDEQ):
-        stated = {"network": type(network).__name__, "settings": _of_names(checkpoint["state_dict"])}
-    if differences := architecture_differences(network, stated, ignoring):
-        raise CheckpointError(
-            f"{field}: the checkpoint is of another architecture than the model: {'; '.join(differences)}"
-        )
-
-
-def _of_names(weights: Collection[str]) -> dict[str, Any]:
-    """Return the start of an MDEQ, which the names of its weights show."""
-    start = [name.removeprefix(f"{PREFIX}start.") for name in weights if name.startswith(f"{PREFIX}start.")]
-    learned = any(name.startswith("correction.") for name in start)
-    return {"start": "learned" if learned else "mean" if start else "zero"}
+    """Raise :class:`CheckpointError` if a setting of ``network`` is another one in what a checked checkpoint states."""
+    if differences := architecture_differences(network, checkpoint.get(ARCHITECTURE), ignoring):
+        problems = "; ".join(differences)
+        raise CheckpointError(f"{field}: the checkpoint is of another architecture than the model: {problems}")
 
 
 def _shown(value: object) -> str:
     """Return what a file says as it may be shown: escape sequences could command the terminal."""
-    return ascii(value)[:_LONGEST]
+    return ascii(value)[:200]

@@ -8,25 +8,30 @@ import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deqcert.checkpoints.architecture import ARCHITECTURE, plain_architecture
-from deqcert.errors import CheckpointError
+from deqcert.checkpoints.architecture import ARCHITECTURE, demand_plain_architecture
+from deqcert.errors import CheckpointError, is_real
 from deqcert.files import write_atomically
-
-SAFETENSORS = ".safetensors"
 
 _SHOWN = 3
 _LONGEST_NAME = 100
-_START, _BLANK = 512, b"\xef\xbb\xbf \t\r\n"
 _ZIP = b"PK\x03\x04"
 _REFUSED = "refused: "
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+
+_WEB_PAGE = "is a web page, not a file of weights; download the file itself"
+_OTHER_KINDS = {
+    b"<!doctype html": _WEB_PAGE,
+    b"<html": _WEB_PAGE,
+    b"version https://git-lfs": "is a pointer of git-lfs, not the file itself; git lfs pull fetches it",
+}
+"""How a file begins that often stands where weights should, and what to do."""
 
 _HYPERPARAMETERS = ("hyper_parameters", "hparams", "module_arguments")
 """Where Lightning looks for the arguments of a module, now and in versions before."""
@@ -36,14 +41,10 @@ _CODE = {"_instantiator", "_class_path", "class_path"}
 
 
 def read_checkpoint(path: str | Path, field: str = "ckpt_path") -> dict[str, Any]:
-    """Read a checkpoint of plain tensors and data onto the CPU.
-
-    Args:
-        path: File written by ``deqcert fit``.
-        field: Setting that named it, for the error.
+    """Read a checkpoint written by ``deqcert fit``, named by the setting ``field``, onto the CPU.
 
     Raises:
-        CheckpointError: If there is no such file, or it is damaged, holds more than tensors and plain data, is
+        CheckpointError: There is no such file, or it is damaged, holds more than tensors and plain data, is
             compressed (a small file could fill the memory), has no weights, or see :func:`demand_plain`.
     """
     shown = f"{field} = {str(path)!r}"
@@ -53,39 +54,26 @@ def read_checkpoint(path: str | Path, field: str = "ckpt_path") -> dict[str, Any
 
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
-    """Write ``checkpoint`` to ``path`` in one step: a reader sees the old file or the new one.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Write ``checkpoint`` to ``path`` in one step: a reader sees the old file or the new one."""
     content = io.BytesIO()
     torch.save(dict(checkpoint), content)
     write_atomically(path, content.getbuffer())
 
 
-def load_plain(
-    path: str | Path,
-    shown: str,
-    expected: str | None = None,
-    stand_ins: Sequence[tuple[Callable[..., Any], str]] = (),
-) -> Any:
+def load_plain(path: str | Path, shown: str, expected: str | None = None) -> Any:
     """Load tensors and plain data from a file of ``torch.save``; nothing in it can run code.
 
-    Args:
-        path: The file.
-        shown: What named it, for the error.
-        expected: What it must be, for the error; files of torch before 1.6, without checksums, are then refused.
-        stand_ins: What may be called besides, each in place of the function or class of that name.
+    Where ``expected`` says what the file must be, files of torch before 1.6, which have no checksums, are refused.
 
     Raises:
-        CheckpointError: If there is no such file, or it is damaged, compressed or holds anything else.
+        CheckpointError: There is no such file, or it is damaged, compressed or holds anything else.
     """
     if not os.path.isfile(path):
         raise CheckpointError(f"{shown}: must be an existing checkpoint file")
     try:
         demand_no_other_kind(path, shown)
         _demand_intact(path, shown, expected)
-        with warnings.catch_warnings(), torch.serialization.safe_globals(list(stand_ins)):
+        with warnings.catch_warnings():
             # A pickle of another protocol than torch's is loaded or refused like any other.
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -100,12 +88,8 @@ def load_plain(
 def demand_plain(checkpoint: Any, shown: str = "ckpt_path") -> None:
     """Raise :class:`CheckpointError` unless a checkpoint holds what ``fit`` writes, as far as deqcert uses it.
 
-    Hyperparameters may not name code, in whatever package: ``fit`` saves ``sigma`` alone, so no checkpoint has any
-    business choosing what is called, and torch and lightning have enough functions that run what they are given.
-
-    Args:
-        checkpoint: What was read.
-        shown: The setting that named it, for the error.
+    Hyperparameters may not name code, in whatever package: torch and lightning have enough functions that run what they
+    are given.
     """
     if not isinstance(checkpoint, Mapping) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{shown}: not a checkpoint written by fit (no state_dict)")
@@ -117,16 +101,19 @@ def demand_plain(checkpoint: Any, shown: str = "ckpt_path") -> None:
         parameters = checkpoint.get(field, {})
         if not isinstance(parameters, Mapping):
             raise CheckpointError(f"{shown}: {field} must be a dictionary, not {type(parameters).__name__}")
-        named = sorted(_CODE & set(_strings_as_keys(parameters)))
-        if named:
+        demand_sigma(parameters.get("sigma", 0.0), f"{shown}: {field}")
+        if named := sorted(_CODE & parameters.keys()):
             raise CheckpointError(f"{shown}: {field} names code to run ({', '.join(named)}); no checkpoint may")
-        sigma = parameters.get("sigma", 0.0)
-        if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 <= sigma <= sys.float_info.max:
-            raise CheckpointError(f"{shown}: {field} must have a finite sigma >= 0")
-    plain_architecture(checkpoint.get(ARCHITECTURE), shown)
+    demand_plain_architecture(checkpoint.get(ARCHITECTURE), shown)
     seed = checkpoint.get("stream_seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
         raise CheckpointError(f"{shown}: stream_seed must be an integer in [0, 2**64)")
+
+
+def demand_sigma(sigma: Any, shown: str) -> None:
+    """Raise :class:`CheckpointError` unless a file states a usable ``sigma``; an integer may exceed all floats."""
+    if not is_real(sigma) or not 0 <= sigma <= sys.float_info.max:
+        raise CheckpointError(f"{shown} must have a finite sigma >= 0")
 
 
 def demand_tensors(weights: Mapping[Any, Any], shown: str) -> None:
@@ -134,8 +121,10 @@ def demand_tensors(weights: Mapping[Any, Any], shown: str) -> None:
     for key, value in weights.items():
         if not isinstance(key, str):
             raise CheckpointError(f"{shown}: names in state_dict must be strings, not {type(key).__name__}")
-        if not isinstance(value, Tensor) or not _is_dense(value):
-            raise CheckpointError(f"{shown}: {printable(key)} must be a dense tensor, not {_kind(value)}")
+        dense = isinstance(value, Tensor) and value.layout is torch.strided and not (value.is_nested or value.is_meta)
+        if not dense:
+            kind = getattr(value, "layout", type(value).__name__)
+            raise CheckpointError(f"{shown}: {printable(key)} must be a dense tensor with data, not {kind}")
 
 
 def demand_usable_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], field: str = "ckpt_path") -> None:
@@ -173,18 +162,10 @@ def demand_usable_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor]
 def demand_no_other_kind(path: str | Path, shown: str) -> None:
     """Raise :class:`CheckpointError` if a file is what often stands where weights should, and say what to do."""
     with open(path, "rb") as stream:
-        start = stream.read(_START)
-    if start.lstrip(_BLANK).lower().startswith((b"<!doctype html", b"<html")):
-        raise CheckpointError(f"{shown}: is a web page, not a file of weights; download the file itself")
-    if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{shown}: is a pointer of git-lfs, not the file itself; git lfs pull fetches it")
-    named = Path(path).suffix == SAFETENSORS
-    # A length in 8 bytes, and a header of JSON.
-    is_safetensors = start[8:9] == b"{" and int.from_bytes(start[:8], "little") < os.path.getsize(path)
-    if is_safetensors and not named:
-        raise CheckpointError(f"{shown}: is safetensors; deqcert convert reads it if its name ends in {SAFETENSORS}")
-    if start.startswith(_ZIP) and named:
-        raise CheckpointError(f"{shown}: is a file of torch.save; its name must not end in {SAFETENSORS}")
+        start = stream.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for begin, complaint in _OTHER_KINDS.items():
+        if start.startswith(begin):
+            raise CheckpointError(f"{shown}: {complaint}")
 
 
 def _demand_intact(path: str | Path, shown: str, expected: str | None) -> None:
@@ -212,30 +193,6 @@ def _cause(error: Exception) -> str:
     refused = re.search(r"GLOBAL (\S+)", text)
     lines = text.split("\n") if refused is None else [_REFUSED + refused[1]]
     return next((line.strip() for line in lines if line.strip()), type(error).__name__)
-
-
-def _is_dense(value: Tensor) -> bool:
-    return value.layout is torch.strided and not (value.is_nested or value.is_meta)
-
-
-def _kind(value: object) -> str:
-    return f"a tensor with layout {value.layout}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _strings_as_keys(value: object) -> Iterator[str]:
-    """Yield the keys of all dictionaries inside ``value``, however deep or often it contains itself."""
-    seen: set[int] = set()
-    pending = [value]
-    while pending:
-        each = pending.pop()
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        if isinstance(each, Mapping):
-            yield from (key for key in each if isinstance(key, str))
-            pending += each.values()
-        elif isinstance(each, list | tuple | set):
-            pending += each
 
 
 def printable(name: str) -> str:

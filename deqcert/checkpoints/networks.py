@@ -9,18 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from deqcert.checkpoints.architecture import ARCHITECTURE, PREFIX, demand_same_architecture, network_of
-from deqcert.checkpoints.files import demand_plain, demand_usable_weights, printable, read_checkpoint
+from deqcert.checkpoints.architecture import ARCHITECTURE, demand_same_architecture, network_of
+from deqcert.checkpoints.files import demand_usable_weights, printable, read_checkpoint
 from deqcert.errors import CheckpointError
+
+PREFIX = "network."
+"""Begins the name of every weight of the network in a checkpoint, which is of the module around it."""
 
 
 class LoadedNetwork(NamedTuple):
-    """What :func:`load_network` returns.
-
-    Attributes:
-        network: The network in evaluation mode, on the CPU unless it was given on another device.
-        sigma: Standard deviation of the noise that it was trained with; None if the checkpoint does not say.
-    """
+    """A network in evaluation mode, and the sigma of the noise it was trained with; None if its checkpoint has none."""
 
     network: nn.Module
     sigma: float | None
@@ -38,41 +36,34 @@ def network_weights(weights: Mapping[str, Tensor], field: str = "ckpt_path") -> 
     return {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
 
 
-def load_network(
-    source: str | Path | Mapping[str, Any], network: nn.Module | None = None, field: str = "ckpt_path"
-) -> LoadedNetwork:
-    """Return the network of a checkpoint, ready to classify.
+def load_network(path: str | Path, network: nn.Module | None = None) -> LoadedNetwork:
+    """Return the network of a file written by ``deqcert fit``, ``convert`` or ``anchor``, ready to classify.
 
-    Args:
-        source: File written by ``deqcert fit``, ``convert`` or ``anchor``, or what :func:`read_checkpoint` returned.
-        network: Takes the weights; None builds the network that the checkpoint states.
-        field: Setting that named the checkpoint, for the error.
+    ``network`` takes the weights; without it the network that the checkpoint states is built, on the CPU.
 
     Raises:
         CheckpointError: The checkpoint cannot be used, is of another architecture than ``network``, or does not state
             a network of deqcert while none is given.
     """
-    if isinstance(source, Mapping):
-        demand_plain(source, field)
-    checkpoint = source if isinstance(source, Mapping) else read_checkpoint(source, field)
-    weights = network_weights(checkpoint["state_dict"], field)
+    checkpoint = read_checkpoint(path)
+    weights = network_weights(checkpoint["state_dict"])
     if network is None:
         with torch.device("meta"):  # a file could state a network far larger than itself
-            demand_usable_weights(_stated_network(checkpoint, field).state_dict(), weights, field)
-        network = _stated_network(checkpoint, field)
+            demand_usable_weights(_stated_network(checkpoint).state_dict(), weights)
+        network = _stated_network(checkpoint)
     else:
-        demand_same_architecture(network, checkpoint, field)
-        demand_usable_weights(network.state_dict(), weights, field)
+        demand_same_architecture(network, checkpoint, "ckpt_path")
+        demand_usable_weights(network.state_dict(), weights)
     network.load_state_dict(weights)
     return LoadedNetwork(network.eval(), checkpoint.get("hyper_parameters", {}).get("sigma"))
 
 
-def _stated_network(checkpoint: Mapping[str, Any], field: str) -> nn.Module:
+def _stated_network(checkpoint: Mapping[str, Any]) -> nn.Module:
     found = network_of(checkpoint.get(ARCHITECTURE))
     if found is None:
-        raise CheckpointError(f"{field}: states no network of deqcert; build the network and pass it too")
+        raise CheckpointError("ckpt_path: states no network of deqcert; build the network and pass it too")
     kind, settings = found
     try:
         return kind(**settings)
     except Exception as error:  # constructors raise whatever wrong types lead to
-        raise CheckpointError(f"{field}: states a network that cannot be built: {error}") from error
+        raise CheckpointError(f"ckpt_path: states a network that cannot be built: {error}") from error

@@ -12,9 +12,8 @@ from torch import Tensor
 from deqcert.checkpoints import read_checkpoint
 from deqcert.checkpoints.architecture import architecture_of, demand_same_architecture
 from deqcert.checkpoints.files import demand_usable_weights
-from deqcert.cli.arguments import parse_with_settings
-from deqcert.cli.targets import demand_free
-from deqcert.cli.trainer_verbs import instantiate
+from deqcert.cli.arguments import demand_free, parse_with_settings
+from deqcert.cli.instantiation import instantiate
 from deqcert.data import ImageDataModule
 from deqcert.data.images import to_unit_interval
 from deqcert.errors import SettingError
@@ -31,8 +30,7 @@ _DEFAULT_STEPS = {"mean": 50, "learned": 1000}
 def run_anchor(args: Sequence[str]) -> int:
     """Compute a start, write the checkpoint that has it, and return 0.
 
-    Args:
-        args: Arguments after the verb; those that it does not know go to the configuration of model and data.
+    ``args`` are the arguments after the verb; those that it does not know go to the configuration of model and data.
     """
     parsed, config_args = parse_with_settings(_parser(), args)
     target = Path(parsed.to)
@@ -56,10 +54,8 @@ def run_anchor(args: Sequence[str]) -> int:
     solver = Anderson(max_steps=parsed.max_steps, tolerance=parsed.tolerance)
     steps = _DEFAULT_STEPS[parsed.start] if parsed.steps is None else parsed.steps
     start = compute_start(network.to(device), _Images(built.datamodule, device), sigma, solver, steps)
-    print(
-        f"{parsed.start} start at sigma = {sigma}: from {start.images} noisy images, relative distance to the fixed "
-        f"points {start.error:.3f}"
-    )
+    found = f"from {start.images} noisy images, relative distance to the fixed points {start.error:.3f}"
+    print(f"{parsed.start} start at sigma = {sigma}: {found}")
     write_checkpoint(target, network.cpu().state_dict(), sigma, architecture_of(network))
     print(f"written to {target}; use it with {setting} --smoothing.start=anchor")
     return 0
@@ -88,12 +84,13 @@ def _parser() -> argparse.ArgumentParser:
         "Model and data are those of --config, the noise is model.sigma.",
         allow_abbrev=False,
     )
-    parser.add_argument("source", metavar="CHECKPOINT", help="checkpoint of a trained MDEQ")
-    parser.add_argument("--to", metavar="TARGET", required=True, help="checkpoint to write")
-    parser.add_argument("--start", choices=[*_DEFAULT_STEPS], required=True, help="what to compute")
-    parser.add_argument("--steps", type=int, help=f"batches that it takes ({_DEFAULT_STEPS})")
-    parser.add_argument("--max_steps", type=int, default=30, help="Anderson steps of the fixed points (%(default)s)")
-    parser.add_argument("--tolerance", type=float, default=1e-3, help="their relative residual (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (%(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace TARGET if it exists")
+    option = parser.add_argument
+    option("source", metavar="CHECKPOINT", help="checkpoint of a trained MDEQ")
+    option("--to", metavar="TARGET", required=True, help="checkpoint to write")
+    option("--start", choices=[*_DEFAULT_STEPS], required=True, help="what to compute")
+    option("--steps", type=int, help=f"batches that it takes ({_DEFAULT_STEPS})")
+    option("--max_steps", type=int, default=30, help="Anderson steps of the fixed points (%(default)s)")
+    option("--tolerance", type=float, default=1e-3, help="their relative residual (%(default)s)")
+    option("--seed", type=int, default=0, help="seed of the noise (%(default)s)")
+    option("--overwrite", action="store_true", help="replace TARGET if it exists")
     return parser

@@ -1,17 +1,21 @@
-"""The arguments of a verb before a parser sees them, and the configuration files that they name."""
+"""The arguments of a verb before a parser sees them, and the files that they name."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
-from deqcert.errors import SettingError
+from deqcert.checkpoints import read_checkpoint
+from deqcert.checkpoints.architecture import ARCHITECTURE, network_of
+from deqcert.errors import SettingError, require
 
-_CONFIG = ("--config", "-c")
+CONFIG = ("--config", "-c")
 _OPTION = re.compile("-[-a-zA-Z]")  # a negative number is a value
 _MAX_CONFIG_BYTES = 2**18
 
@@ -19,30 +23,22 @@ _MAX_CONFIG_BYTES = 2**18
 def parse_with_settings(parser: argparse.ArgumentParser, args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Return what the parser of a verb reads, and the options that it does not have, each with its one value.
 
-    Those are settings of ``certify``. ``args`` are the arguments after the verb.
+    Those are settings of ``certify``. The verb is not among ``args``.
     """
     own: list[str] = []
     settings: list[str] = []
-    remaining = list(args)
-    while remaining:
-        argument = remaining.pop(0)
-        name, equals, _ = argument.partition("=")
-        if not _OPTION.match(argument) or name in parser._option_string_actions:
-            own.append(argument)
-            continue
-        settings.append(argument)
-        if not equals and remaining and not _OPTION.match(remaining[0]):
-            settings.append(remaining.pop(0))
+    for option in _options(args):
+        foreign = _OPTION.match(option[0]) and _name(option) not in parser._option_string_actions
+        values = (1 if "=" in option[0] else 2) if foreign else 0
+        settings += option[:values]
+        own += option[values:]
     return parser.parse_args(own), settings
 
 
-def config_files(args: Sequence[str]) -> Iterator[str]:
-    """Yield what ``--config`` names."""
-    for position, argument in enumerate(args):
-        flag, equals, value = argument.partition("=")
-        if flag in _CONFIG:
-            following = args[position + 1] if position + 1 < len(args) else ""
-            yield value if equals else following
+def values_of(args: Sequence[str], *names: str) -> list[str]:
+    """Return the value of each use of an option, by whichever of its names; empty where it has none."""
+    found = [option for option in _options(args) if _name(option) in names]
+    return [option[0].partition("=")[2] or "".join(option[1:2]) for option in found]
 
 
 def in_order_of_precedence(args: Sequence[str]) -> list[str]:
@@ -52,23 +48,58 @@ def in_order_of_precedence(args: Sequence[str]) -> list[str]:
     goes before the settings within it, which it would replace. The verb is the first of ``args`` and of what is
     returned.
     """
-    options: list[list[str]] = []
-    for argument in args[1:]:
-        if _OPTION.match(argument) or not options:
-            options.append([])
-        options[-1].append(argument)
-    configs = [option for option in options if _name(option) in _CONFIG]
+    configs: list[list[str]] = []
     others: list[list[str]] = []
-    for option in options:
-        if _name(option) not in _CONFIG:
+    for option in _options(args[1:]):
+        if _name(option) in CONFIG:
+            configs.append(option)
+        else:
             prefix = f"{_name(option)}."
             within = (place for place, other in enumerate(others) if _name(other).startswith(prefix))
             others.insert(next(within, len(others)), option)
     return [*args[:1], *(argument for option in [*configs, *others] for argument in option)]
 
 
+def _options(args: Sequence[str]) -> list[list[str]]:
+    """Split arguments into options, each with the values that follow it."""
+    options: list[list[str]] = []
+    for argument in args:
+        if _OPTION.match(argument) or not options:
+            options.append([])
+        options[-1].append(argument)
+    return options
+
+
 def _name(option: Sequence[str]) -> str:
     return option[0].partition("=")[0]
+
+
+def with_checkpoint_network(args: Sequence[str]) -> list[str]:
+    """Put the network of ``--ckpt_path`` before the configurations of a command line, which overrule it.
+
+    Nothing is put there for ``fit``, or for a checkpoint that states no network of ours. The verb is the first of
+    ``args``. A checkpoint that cannot be used is a CheckpointError.
+    """
+    verb, *rest = args
+    path = (values_of(rest, "--ckpt_path") or [""])[-1]
+    found = None
+    if verb != "fit" and os.path.isfile(path):
+        found = network_of(read_checkpoint(path).get(ARCHITECTURE))
+    if found is None:
+        return list(args)
+    kind, settings = found
+    network = {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": settings}
+    return [verb, "--config", json.dumps({"model": {"network": network}}), *rest]
+
+
+def demand_free(target: Path, source: Path, overwrite: bool) -> None:
+    """Raise :class:`SettingError` unless ``--to`` may be written: it is not a directory, not ``source``, and new."""
+    require(not target.is_dir(), "to", str(target), "is a directory")
+    folder = next((parent for parent in target.parents if parent.exists()), Path())
+    require(folder.is_dir(), "to", str(target), f"cannot be written: {folder} is not a directory")
+    if target.exists():
+        require(overwrite, "to", str(target), "exists; --overwrite replaces it")
+        require(not source.exists() or not target.samefile(source), "to", str(target), "is SOURCE itself")
 
 
 def demand_sound_configs(args: Sequence[str]) -> None:
@@ -78,31 +109,28 @@ def demand_sound_configs(args: Sequence[str]) -> None:
         SettingError: A file is too large, too deep to be read or not UTF-8, or has a key twice, of which the parser
             would silently take the last one.
     """
-    for name in config_files(args):
+    for name in values_of(args, *CONFIG):
         path = Path(name)
         if not path.is_file():
             continue
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise SettingError("config", name, f"must be at most {_MAX_CONFIG_BYTES} bytes")
+        size = f"must be at most {_MAX_CONFIG_BYTES} bytes"
+        require(path.stat().st_size <= _MAX_CONFIG_BYTES, "config", name, size)
         try:
-            yaml.compose(path.read_text(encoding="utf-8"), _UniqueKeys)
+            with open(name, encoding="utf-8") as stream:
+                yaml.compose(stream, _UniqueKeys)
         except (UnicodeDecodeError, RecursionError) as error:
             raise SettingError("config", name, f"cannot be read: {error}") from None
-        except _DuplicateKeyError as error:
-            raise SettingError("config", name, str(error)) from None
         except yaml.YAMLError:
             pass
-
-
-class _DuplicateKeyError(Exception):
-    pass
 
 
 class _UniqueKeys(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for place, key in enumerate(keys):
-            if key.value in (earlier.value for earlier in keys[:place]):
-                raise _DuplicateKeyError(f"line {key.start_mark.line + 1}: has the key {key.value!r} twice")
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            place = key.start_mark
+            twice = f"line {place.line + 1}: has the key {key.value!r} twice"
+            require(key.value not in seen, "config", place.name, twice)
+            seen.add(key.value)
         return node

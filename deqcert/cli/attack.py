@@ -5,21 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from tqdm import tqdm
 
-from deqcert.cli.arguments import parse_with_settings
-from deqcert.cli.certified_model import CertifiedModel, certified_model
-from deqcert.cli.verify import print_verification
-from deqcert.errors import require_count
-from deqcert.files import write_atomically
-from deqcert.implicit import GradientEstimator, ImplicitAdjoint, OneStep
-from deqcert.report import format_text
-from deqcert.robustness import (
+from deqcert.attacks import (
     Campaign,
-    CampaignSummary,
     Outcome,
     SmoothedAttack,
     Target,
@@ -28,18 +22,28 @@ from deqcert.robustness import (
     found_violation,
     summarize_campaign,
 )
-from deqcert.runs import automatic_radii, verify_run
-from deqcert.statistics import Certificate
+from deqcert.checkpoints import load_network
+from deqcert.cli.arguments import parse_with_settings
+from deqcert.cli.instantiation import instantiate
+from deqcert.cli.trainer_verbs import NO_CHECKPOINT, DeqCertCLI
+from deqcert.cli.verify import print_verification
+from deqcert.data import CertificationSet
+from deqcert.errors import DataError, LedgerError, require, require_count
+from deqcert.files import write_atomically
+from deqcert.implicit import GradientEstimator, ImplicitAdjoint, OneStep
+from deqcert.lightning.identity import run_identity
+from deqcert.report import format_text
+from deqcert.runs import Run, automatic_radii, identity_differences, read_run, verify_run
 from deqcert.version import __version__
 
+_ACCELERATORS = {"cpu": "cpu", "cuda": "gpu"}
 _GRADIENTS: dict[str, GradientEstimator] = {"implicit": ImplicitAdjoint(), "one_step": OneStep()}
+# What determines g, but for the rounding of kernels: votes of any sampling would have been votes of it.
+_DECISIVE = ("smoothing", "classifier", "data", "image", "precision")
 
 
 def run_attack(args: Sequence[str]) -> int:
     """Verify a run, attack its certificates, print what was found and write ``attack.json`` beside them.
-
-    Args:
-        args: Arguments after the verb.
 
     Returns:
         1 if a file of the run does not follow from its votes, in which case nothing is attacked, or if a sound
@@ -50,40 +54,97 @@ def run_attack(args: Sequence[str]) -> int:
     attack = SmoothedAttack(parsed.steps, parsed.samples, parsed.restarts, _GRADIENTS[parsed.gradient])
     radii = (0.0,) if parsed.radii is None else tuple(parsed.radii)
     campaign = Campaign(attack, radii, tuple(parsed.factors), parsed.n, parsed.alpha_attack)
-    if not _follows(parsed.run):
+    if not (Path(parsed.run) / "certificates.json").exists():
+        print(f"{parsed.run}: has no certificates.json to verify; the votes that its ledger has so far are attacked")
+    elif print_verification(parsed.run, verify_run(parsed.run)) == 1:
         print(f"{parsed.run}: not attacked, since that would say nothing about these files")
         return 1
-    model = certified_model(parsed.run, parsed.device, overrides)
+    run = read_run(parsed.run)
+    cli, examples = _certified(run, parsed.device, overrides)
+    chosen = cli.config_init["certify"]
+    rule, sampling = chosen["certificate"].rule, chosen["sampling"]
+    g = chosen["smoothing"].of(getattr(cli.model, "network", cli.model))
     if parsed.radii is None:
-        campaign = dataclasses.replace(campaign, radii=_reported_radii(model))
-    certificates = model.certificates[: parsed.images]
-    outcomes = _attack(campaign, model, certificates, parsed.seed)
-    summary = summarize_campaign(campaign, certificates, outcomes, model.rule.alpha)
+        reported = chosen["certificate"].radii or automatic_radii(g.sigma, rule.alpha, sampling.n)
+        campaign = dataclasses.replace(campaign, radii=tuple(reported))
+    certificates = [rule.certify(votes) for votes in run.votes[: parsed.images]]
+    positions = {index: position for position, index in enumerate(examples.indices)}
+    images = [examples[positions[each.index]][0].to(cli.model.device) for each in certificates]
+
+    outcomes: list[Outcome] = []
+    with cli.trainer.precision_plugin.predict_step_context():
+        target = Target(g, images[0], parsed.seed)
+        with tqdm(desc="attack", total=len(images), unit="image", dynamic_ncols=True) as bar:
+            for found in campaign.run(target, images, certificates):
+                outcomes += found
+                bar.set_postfix(refuted=sum(each.violation for each in outcomes), refresh=False)
+                bar.update()
+    summary = summarize_campaign(campaign, certificates, outcomes, rule.alpha)
 
     path = Path(parsed.run) / "attack.json"
-    write_atomically(path, _document(parsed, campaign, model, summary, outcomes))
-    print(
-        f"attacked: the votes in the ledger (sha256 {model.votes_sha256}), certified again at alpha = "
-        f"{model.rule.alpha:g}, audit rule {model.rule.audit}"
-    )
+    settings = {name: getattr(parsed, name) for name in ("images", "steps", "samples", "restarts", "gradient", "n")}
+    settings |= {"radii": campaign.radii, "factors": campaign.factors, "alpha_attack": campaign.alpha}
+    settings |= {"seed": parsed.seed, "device": cli.model.device.type, "version": __version__}
+    settings |= {"votes_sha256": run.digest, "certificate": dataclasses.asdict(rule)}
+    numbers = summary._asdict() | {"radii": [row._asdict() for row in summary.radii]}
+    write_atomically(path, _document({"settings": settings, "run": run.identity, "summary": numbers}, outcomes))
+    again = f"certified again at alpha = {rule.alpha:g}, audit rule {rule.audit}"
+    print(f"attacked: the votes in the ledger (sha256 {run.digest}), {again}")
     print(format_text(campaign_table(summary)))
-    print(
-        f"{summary.images} images of {parsed.run} ({model.sampling.name(model.g.base)}), "
-        f"{summary.certified} of them certified and attacked; "
-        f"PGD of {attack.steps} steps on {attack.samples} noise vectors, {campaign.n} fresh noisy samples; {path}"
-    )
+    shown = f"{summary.images} images of {parsed.run} ({sampling.name(g.base)}), {summary.certified} of them certified"
+    search = f"PGD of {attack.steps} steps on {attack.samples} noise vectors, {campaign.n} fresh noisy samples"
+    print(f"{shown} and attacked; {search}; {path}")
     print("\n".join(finding_lines(summary, outcomes)))
     return int(found_violation(outcomes))
+
+
+def _certified(run: Run, device: str | None, overrides: Sequence[str]) -> tuple[DeqCertCLI, CertificationSet]:
+    """Build from ``certify.yaml`` and further arguments what a run has certified, ready to be evaluated.
+
+    Other weights, data, smoothing or precision are refused: attacking them would say nothing about the certificates.
+    """
+    kind = device or run.identity["device"]
+    require(kind in _ACCELERATORS, "device", kind, f"must be one of {', '.join(_ACCELERATORS)}")
+    require(kind == "cpu" or torch.cuda.is_available(), "device", kind, "is not here; --device cpu is")
+    config = run.directory / "certify.yaml"
+    if not config.is_file():
+        raise DataError(f"{config}: must be a file; deqcert certify writes it beside the ledger")
+    cli = instantiate(["certify", "--config", str(config), f"--trainer.accelerator={_ACCELERATORS[kind]}", *overrides])
+    chosen, trainer, data = cli.config_init["certify"], cli.trainer, cli.datamodule
+    if chosen["ckpt_path"] not in (None, NO_CHECKPOINT):
+        load_network(chosen["ckpt_path"], cli.model.network)
+    trainer.precision_plugin.convert_module(cli.model).to(trainer.strategy.root_device).eval()
+    data.prepare_data()
+    data.setup("predict")
+    examples = data.certification_set()
+    settings = chosen["smoothing"], chosen["sampling"], chosen["seed"]
+    built = run_identity(*settings, cli.model, examples, str(trainer.precision))
+    theirs, ours = ({key: each[key] for key in _DECISIVE} for each in (run.identity, built))
+    differences = identity_differences(theirs, ours)
+    if differences:
+        others = "; ".join(differences)
+        raise LedgerError(f"{run.directory}: was certified with another model, data or settings ({others})")
+    missing = {vote.index for vote in run.votes} - set(examples.indices)
+    if missing:
+        raise DataError(f"{run.directory}: image {min(missing)} has votes but is not among the selected images")
+    return cli, examples
+
+
+def _document(head: Mapping[str, Any], outcomes: Sequence[Outcome]) -> bytes:
+    """Return ``{"settings": …, "run": …, "summary": …, "attacks": […]}`` as strict JSON, one attack per line."""
+    parts = [f'"{name}": {json.dumps(content, indent=2, allow_nan=False)}' for name, content in head.items()]
+    lines = ",\n".join(json.dumps(outcome.to_json(), allow_nan=False) for outcome in outcomes)
+    return ("{\n" + ",\n".join([*parts, f'"attacks": [\n{lines}\n]']) + "\n}\n").encode()
 
 
 def _parser() -> argparse.ArgumentParser:
     defaults, search = Campaign(), SmoothedAttack()
     parser = argparse.ArgumentParser(
         prog="deqcert attack",
-        description="Attack the smoothed classifier of a run by projected gradient descent inside and outside of the "
-        "certified radii, and test each point that was found on fresh noise. Prints empirical robust accuracy beside "
-        "certified accuracy, writes RUN/attack.json, and ends with code 1 if a sound certificate is refuted. Begins "
-        "with deqcert verify: a run whose files do not follow from its votes is not attacked and ends with code 1 too.",
+        description="Verify a run, attack its smoothed classifier by projected gradient descent inside and outside of "
+        "the certified radii, and test each point that was found on fresh noise. Prints empirical robust accuracy "
+        "beside certified accuracy and writes RUN/attack.json. Ends with code 1 if a sound certificate is refuted, or, "
+        "without any attack, if a file of the run does not follow from its votes.",
         epilog="Model, data and smoothing are built from RUN/certify.yaml, whose relative paths are relative to the "
         "working directory; further options are those of deqcert certify and replace what it says, "
         "e.g. --ckpt_path FILE or --data.root DIR. Other weights or data than the certified ones are refused.",
@@ -106,57 +167,3 @@ def _parser() -> argparse.ArgumentParser:
     option("--seed", type=int, default=0, help="seed of attack and fresh noise (%(default)s)")
     option("--device", choices=["cpu", "cuda"], help="default: that of the run")
     return parser
-
-
-def _follows(run: str) -> bool:
-    """Verify a run, unless it has not finished; return whether nothing was found that contradicts its votes."""
-    if (Path(run) / "certificates.json").exists():
-        return print_verification(run, verify_run(run)) != 1
-    print(f"{run}: has no certificates.json to verify; the votes that its ledger has so far are attacked")
-    return True
-
-
-def _reported_radii(model: CertifiedModel) -> tuple[float, ...]:
-    return tuple(model.radii or automatic_radii(model.g.sigma, model.rule.alpha, model.sampling.n))
-
-
-def _attack(campaign: Campaign, model: CertifiedModel, certificates: Sequence[Certificate], seed: int) -> list[Outcome]:
-    positions = {index: position for position, index in enumerate(model.examples.indices)}
-    images = [model.examples[positions[each.index]][0].to(model.device) for each in certificates]
-    outcomes: list[Outcome] = []
-    with model.precision_context:
-        target = Target(model.g, images[0], seed)
-        with tqdm(desc="attack", total=len(images), unit="image", dynamic_ncols=True) as bar:
-            for found in campaign.run(target, images, certificates):
-                outcomes += found
-                bar.set_postfix(refuted=sum(each.violation for each in outcomes), refresh=False)
-                bar.update()
-    return outcomes
-
-
-def _document(
-    parsed: argparse.Namespace,
-    campaign: Campaign,
-    model: CertifiedModel,
-    summary: CampaignSummary,
-    outcomes: Sequence[Outcome],
-) -> bytes:
-    """Return ``{"settings": …, "run": …, "summary": …, "attacks": […]}`` as strict JSON, one attack per line."""
-    settings = {name: getattr(parsed, name) for name in ("images", "steps", "samples", "restarts", "gradient", "n")} | {
-        "radii": campaign.radii,
-        "factors": campaign.factors,
-        "alpha_attack": campaign.alpha,
-        "seed": parsed.seed,
-        "device": model.device.type,
-        "version": __version__,
-        "votes_sha256": model.votes_sha256,
-        "certificate": dataclasses.asdict(model.rule),
-    }
-    records = summary._asdict() | {"radii": [row._asdict() for row in summary.radii]}
-    lines = ",\n".join(json.dumps(outcome.to_json(), allow_nan=False) for outcome in outcomes)
-    return (
-        f'{{\n"settings": {json.dumps(settings, indent=2, allow_nan=False)},\n'
-        f'"run": {json.dumps(model.identity, indent=2)},\n'
-        f'"summary": {json.dumps(records, indent=2, allow_nan=False)},\n'
-        f'"attacks": [\n{lines}\n]\n}}\n'
-    ).encode()

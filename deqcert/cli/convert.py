@@ -9,25 +9,22 @@ from pathlib import Path
 
 from deqcert.checkpoints import network_weights
 from deqcert.checkpoints.architecture import architecture_differences, architecture_of
-from deqcert.checkpoints.files import SAFETENSORS, demand_usable_weights, printable
-from deqcert.cli.arguments import config_files, parse_with_settings
-from deqcert.cli.targets import demand_free
-from deqcert.cli.trainer_verbs import instantiate
+from deqcert.checkpoints.files import demand_usable_weights, printable
+from deqcert.cli.arguments import CONFIG, demand_free, parse_with_settings, values_of
+from deqcert.cli.instantiation import instantiate
 from deqcert.errors import require
 from deqcert.files import file_digest
-from deqcert.interchange import convert_weights, read_weights, write_checkpoint, write_safetensors
+from deqcert.interchange import SAFETENSORS, convert_weights, read_weights, write_checkpoint, write_safetensors
 
 _SHOWN = 5
-
+# A configuration for other machines names a model all the same.
 _ANYWHERE = "--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.plugins=null"
-"""A configuration for other machines names a model all the same."""
 
 
 def run_convert(args: Sequence[str]) -> int:
     """Convert one file, print what became of everything in it, and return 0.
 
-    Args:
-        args: Arguments after the verb; those that it does not know go to the configuration of the model.
+    ``args`` are the arguments after the verb; those that it does not know go to the configuration of the model.
     """
     parsed, model_args = parse_with_settings(_parser(), args)
     source, target = Path(parsed.source), Path(parsed.to)
@@ -60,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _import(source: Path, target: Path, model_args: Sequence[str]) -> list[str]:
-    named = any(config_files(model_args))
+    named = any(values_of(model_args, *CONFIG))
     require(named, "config", None, "must name the configuration of the model, e.g. configs/cifar10/mdeq_large.yaml")
     found = read_weights(source)
     module = instantiate(["certify", *model_args, *_ANYWHERE]).model
@@ -72,22 +69,17 @@ def _import(source: Path, target: Path, model_args: Sequence[str]) -> list[str]:
     lines += _by_reason("put in", conversion.supplied)
     if found.sigma is not None and found.sigma != sigma:
         lines.append(f"warning: the file says sigma = {found.sigma}, the configuration {sigma}, which was written")
-    lines += [
-        f"warning: the file says otherwise, what is configured was written: {difference}"
-        for difference in architecture_differences(module.network, found.architecture)
-    ]
-    if found.architecture is None:
-        lines.append(_on_trust(type(module.network).__name__, conversion.on_trust))
+    otherwise = "warning: the file says otherwise, what is configured was written: "
+    lines += [otherwise + each for each in architecture_differences(module.network, found.architecture)]
+    if found.architecture is None and conversion.on_trust is None:
+        network = type(module.network).__name__
+        lines.append(f"taken on trust: all settings of {network} that names and shapes of its weights do not show")
+    elif found.architecture is None:
+        shown = ", ".join(f"{name} = {value}" for name, value in (conversion.on_trust or {}).items())
+        advice = "to set it: --model.network.init_args.NAME=VALUE (no normalization: mean 0, std 1)"
+        lines.append(f"taken on trust, since the file does not show it: {shown}; {advice}")
     command = shlex.join(["deqcert", "certify", *model_args, "--ckpt_path", str(target)])
     return [*lines, f"trained at sigma = {sigma} (model.sigma)", f"next, with a smoothing: {command}"]
-
-
-def _on_trust(network: str, settings: Mapping[str, object] | None) -> str:
-    if settings is None:
-        return f"taken on trust: all settings of {network} that names and shapes of its weights do not show"
-    shown = ", ".join(f"{name} = {value}" for name, value in settings.items())
-    advice = "to set it: --model.network.init_args.NAME=VALUE (no normalization: mean 0, std 1)"
-    return f"taken on trust, since the file does not show it: {shown}; {advice}"
 
 
 def _by_reason(verb: str, reasons: Mapping[str, str]) -> list[str]:
@@ -95,8 +87,11 @@ def _by_reason(verb: str, reasons: Mapping[str, str]) -> list[str]:
     names: dict[str, list[str]] = {}
     for name, reason in sorted(reasons.items()):
         names.setdefault(reason, []).append(printable(name))
-    more = {reason: f" and {len(some) - _SHOWN} more" if len(some) > _SHOWN else "" for reason, some in names.items()}
-    return [f"{verb} {', '.join(some[:_SHOWN])}{more[reason]}: {reason}" for reason, some in names.items()]
+    lines = []
+    for reason, some in names.items():
+        more = f" and {len(some) - _SHOWN} more" if len(some) > _SHOWN else ""
+        lines.append(f"{verb} {', '.join(some[:_SHOWN])}{more}: {reason}")
+    return lines
 
 
 def _export(source: Path, target: Path) -> list[str]:

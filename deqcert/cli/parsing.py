@@ -20,11 +20,7 @@ class SettingsParser(LightningArgumentParser):
     """A parser that refuses null where a setting may not be null; jsonargparse takes it for a setting not given."""
 
     def validate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> None:
-        """Check a configuration.
-
-        Raises:
-            TypeError: If a value is not valid, which the parser says in a line.
-        """
+        """Check a configuration; a TypeError says what is wrong, which the parser puts in a line."""
         super().validate(namespace, *args, **kwargs)
         for action in self._actions:
             value = namespace.get(action.dest, SUPPRESS)
@@ -39,11 +35,8 @@ class SettingsParser(LightningArgumentParser):
 def settings_as_written() -> Iterator[None]:
     """Within it, a parser changes three of its ways.
 
-    - A class that replaces another has its own defaults. On its own, jsonargparse keeps every setting that the new
-      class has too, default values included: ``Standard`` in place of ``Serialized`` would be solved by the three
-      steps that ``Serialized`` has by default.
-    - A list replaces a list. Lists of the same length are merged entry by entry otherwise, so that a callback would
-      take over settings of the one in its place before.
+    - A class that replaces another has its own defaults; jsonargparse keeps each setting that both have, defaults too.
+    - A list replaces a list; otherwise a callback would take over settings of the one in its place before.
     - A whole number stays one where fractions are allowed too: to Lightning, 1 is one batch and 1.0 is all of them.
     """
     discard = _typehints.discard_init_args_on_class_path_change

@@ -7,11 +7,10 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from deqcert.data.decoding import opened_image
 from deqcert.data.images import to_unit_interval
@@ -19,16 +18,13 @@ from deqcert.errors import DataError, require, require_count
 from deqcert.seeding import Purpose
 from deqcert.smoothing import Engine, SmoothedClassifier, SolvedClassifier, Standard, Stream
 from deqcert.solvers import Anderson
-from deqcert.statistics import ABSTAIN, Certificate, CertificationRule, predict
+from deqcert.statistics import ABSTAIN, CertificationRule, predict
 
 _ABSTAINED, _UNREADABLE = 1, 2
 
 
 def run_predict(args: Sequence[str]) -> int:
     """Print one line for each image file.
-
-    Args:
-        args: Arguments after the verb.
 
     Returns:
         0 if every image got a class, 1 if g abstained from one, 2 if a file could not be used; the other files are
@@ -48,55 +44,43 @@ def run_predict(args: Sequence[str]) -> int:
     for position, path in enumerate(parsed.images):
         stream = Stream.fresh() if parsed.seed is None else Stream(parsed.seed, position)
         try:
-            image = _read(Path(path), g).to(parsed.device)
+            image = _read(path, g).to(parsed.device)
             engine = engines.get(image.shape) or engines.setdefault(image.shape, sampling.engine(g, image))
             if parsed.certify:
-                found = _certified(rule.certify(sampling.group_votes(g, engine, image[None], [stream])[0]))
+                certificate = rule.certify(sampling.group_votes(g, engine, image[None], [stream])[0])
+                prediction = certificate.prediction
+                proof = {"radius": certificate.radius, "p_a_lower": certificate.p_a_lower}
             else:
-                counts = g.counts(engine, image, stream, Purpose.ESTIMATION, parsed.n)
-                found = {"prediction": _known(predict(counts, rule.alpha))}
+                prediction = predict(g.counts(engine, image, stream, Purpose.ESTIMATION, parsed.n), rule.alpha)
+                proof = {}
         except DataError as error:
             print(f"deqcert: error: {error}", file=sys.stderr)
             code = _UNREADABLE
             continue
-        record = {"file": path, **found, "alpha": rule.alpha, "sigma": g.sigma}
-        print(json.dumps(record) if parsed.json else _line(path, found), flush=True)
-        code = max(code, _ABSTAINED if found["prediction"] is None else 0)
+        known = None if prediction == ABSTAIN else prediction
+        if parsed.json:
+            record = {"file": path, "prediction": known, **proof, "alpha": rule.alpha, "sigma": g.sigma}
+            print(json.dumps(record), flush=True)
+        else:
+            radius = [f"{proof['radius']:.4f}"] if proof else []
+            print(path, "abstain" if known is None else known, *radius, sep="\t", flush=True)
+        code = max(code, _ABSTAINED if known is None else 0)
     return code
 
 
-def _certified(certificate: Certificate) -> dict[str, Any]:
-    radius, p_a_lower = certificate.radius, certificate.p_a_lower
-    return {"prediction": _known(certificate.prediction), "radius": radius, "p_a_lower": p_a_lower}
+def _read(path: str, g: SmoothedClassifier) -> Tensor:
+    """Read an image in the channels of the network, float32 in [0, 1], shape (C, H, W).
 
-
-def _known(prediction: int) -> int | None:
-    """Return None for an abstention."""
-    return None if prediction == ABSTAIN else prediction
-
-
-def _line(path: str, found: dict[str, Any]) -> str:
-    """Return tab-separated file, class and radius."""
-    prediction = "abstain" if found["prediction"] is None else str(found["prediction"])
-    return "\t".join([path, prediction, *([f"{found['radius']:.4f}"] if "radius" in found else [])])
-
-
-def _read(path: Path, g: SmoothedClassifier) -> Tensor:
-    """Read an image in the channels and the size of the network, float32 in [0, 1], shape (C, H, W).
-
-    Raises:
-        DataError: It cannot be read or is of another size; nothing is resized, which would change what is certified.
+    One of another size is refused with a DataError: to resize it would change what is certified.
     """
     network = g.base.network if isinstance(g.base, SolvedClassifier) else g.base
-    with opened_image(path, str(path)) as image:
-        mode = "L" if getattr(network, "image_channels", 3) == 1 else "RGB"
-        pixels = np.array(image.convert(mode))
-    size = getattr(network, "image_size", None)
-    if size is not None and pixels.shape[:2] != (size, size):
-        width, height = pixels.shape[1], pixels.shape[0]
+    mode = "L" if getattr(network, "image_channels", 3) == 1 else "RGB"
+    with opened_image(Path(path), path) as image:
+        pixels: Tensor = pil_to_tensor(image.convert(mode)).contiguous()
+    (_, height, width), size = pixels.shape, getattr(network, "image_size", None)
+    if size is not None and (height, width) != (size, size):
         raise DataError(f"{path}: {width} x {height} pixels; the network takes {size} x {size}")
-    tensor = torch.from_numpy(pixels)
-    return to_unit_interval(tensor[None] if mode == "L" else tensor.permute(2, 0, 1).contiguous())
+    return to_unit_interval(pixels)
 
 
 def _parser() -> argparse.ArgumentParser:

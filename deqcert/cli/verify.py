@@ -14,9 +14,6 @@ _NOT_VERIFIED = 3
 def run_verify(args: Sequence[str]) -> int:
     """Verify runs and print what was found.
 
-    Args:
-        args: Arguments after the verb.
-
     Returns:
         0 if every number of every run follows from its votes; 1 if one does not; otherwise 3, if a rule of a run is
         unknown, so that how its votes were taken cannot be verified.

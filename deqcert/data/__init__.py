@@ -1,10 +1,9 @@
 """Data modules: images with labels and original indices, for training and for certification."""
 
 from deqcert.data.base import ImageDataModule
-from deqcert.data.certification import CertificationSet
 from deqcert.data.cifar10 import CIFAR10
 from deqcert.data.digits import Digits
 from deqcert.data.image_folder import ImageFolder
-from deqcert.data.images import TensorImages
+from deqcert.data.images import CertificationSet, TensorImages
 
 __all__ = ["CIFAR10", "CertificationSet", "Digits", "ImageDataModule", "ImageFolder", "TensorImages"]

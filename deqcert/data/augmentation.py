@@ -13,28 +13,26 @@ from torch import Tensor
 
 from deqcert.data.streams import DataPurpose, raw_stream
 
+PADDING = 4
+"""Zeros added on each side before cropping, pixels."""
 
-def crop_and_flip(images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor, padding: int) -> Tensor:
+
+def crop_and_flip(images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tensor:
     """Crop each image out of its zero-padded self and mirror it where asked, without a loop over images.
 
     Args:
         images: (B, C, H, W), any type.
-        rows: Upper edge of each crop in the padded image, int64 (B,) in ``[0, 2 * padding]``.
+        rows: Upper edge of each crop in the padded image, int64 (B,) in ``[0, 2 * PADDING]``.
         columns: Left edge, as ``rows``.
         flips: Whether to mirror left and right after cropping, bool (B,).
-        padding: Zeros added on each side, pixels.
-
-    Returns:
-        (B, C, H, W).
     """
     batch, channels, height, width = images.shape
     device = images.device
-    padded = F.pad(images, [padding] * 4)
     across = torch.arange(width, device=device)
     across = torch.where(flips[:, None], across.flip(0), across)
     row = rows[:, None] + torch.arange(height, device=device)
     column = columns[:, None] + across
-    return padded[
+    return F.pad(images, [PADDING] * 4)[
         torch.arange(batch, device=device)[:, None, None, None],
         torch.arange(channels, device=device)[None, :, None, None],
         row[:, None, :, None],
@@ -43,29 +41,22 @@ def crop_and_flip(images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor, 
 
 
 class CropAndFlip:
-    """Draws one crop and one flip per image and epoch, and applies them to batches.
+    """Draws one crop and one flip per image and epoch, for original indices below ``count``, and applies them."""
 
-    Args:
-        seed: Seed of the augmentation, >= 0.
-        count: Number of original indices, i.e. the largest index + 1.
-        padding: Zeros added on each side before cropping, pixels.
-    """
-
-    def __init__(self, seed: int, count: int, padding: int = 4) -> None:
+    def __init__(self, seed: int, count: int) -> None:
         self.seed = seed
         self.count = count
-        self.padding = padding
         self._cached: tuple[int, Tensor] | None = None
 
     def __call__(self, images: Tensor, indices: Tensor, epoch: int) -> Tensor:
         """Return the augmented (B, C, H, W) ``images`` of original ``indices`` (B,) in ``epoch``."""
         rows, columns, flips = self.draws(epoch, images.device)[:, indices]
-        return crop_and_flip(images, rows, columns, flips.bool(), self.padding)
+        return crop_and_flip(images, rows, columns, flips.bool())
 
     def draws(self, epoch: int, device: torch.device) -> Tensor:
         """Return upper edges, left edges and flips (0 or 1) of all images in ``epoch``: int64 (3, count)."""
         if self._cached is None or self._cached[0] != epoch or self._cached[1].device != device:
-            edges = 2 * self.padding + 1
+            edges = 2 * PADDING + 1
             words = raw_stream(self.count, self.seed, DataPurpose.AUGMENTATION, epoch)
             choices = np.unravel_index((words % (2 * edges * edges)).astype(np.int64), (edges, edges, 2))
             self._cached = epoch, torch.from_numpy(np.stack(choices)).to(device)

@@ -1,4 +1,4 @@
-"""What all data modules share: settings, splits, loaders, device-side preprocessing, certification subset."""
+"""What all data modules share: settings, splits, loaders, scaling on the device, the choice of images to certify."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from deqcert.data.certification import CertificationSet
-from deqcert.data.images import Example, IndexedImages, to_unit_interval
+from deqcert.data.images import CertificationSet, Example, IndexedImages, to_unit_interval
 from deqcert.data.loading import EpochSampler, ResumableLoader, UnpaddedSampler, collated
 from deqcert.data.streams import DataPurpose, permutation
-from deqcert.errors import DataError, SettingError, require
+from deqcert.errors import DataError, require, require_count
 
 Split = Literal["train", "test"]
 
@@ -24,7 +23,8 @@ class ImageDataModule(LightningDataModule, ABC):
     """Images with labels and original indices for training, evaluation and certification.
 
     Batches are ``(images, labels, indices)``: float32 (B, C, H, W) in [0, 1], int64 (B,), int64 (B,).
-    Normalization is part of the model. A subclass states its shapes and how to read a split.
+    Normalization is part of the model. A subclass states its shapes and how to read a split; a split is read when it is
+    first needed.
 
     Args:
         batch_size: Training images per process and step, >= 1.
@@ -68,7 +68,7 @@ class ImageDataModule(LightningDataModule, ABC):
             ("skip", skip, 1),
             ("start", start, 0),
         ):
-            require(value >= minimum, field, value, f"must be >= {minimum}")
+            require_count(field, value, minimum)
         require(0 <= seed < 2**32, "seed", seed, "must be in [0, 2**32)")
         require(split in ("train", "test"), "split", split, "must be 'train' or 'test'")
         require(max_examples is None or max_examples >= 1, "max_examples", max_examples, "must be >= 1 or null")
@@ -82,8 +82,6 @@ class ImageDataModule(LightningDataModule, ABC):
         self.start = start
         self.max_examples = max_examples
 
-    # What a data set states about itself.
-
     @abstractmethod
     def load_split(self, split: Split) -> IndexedImages:
         """Read one whole split, sorted by original index, without augmentation.
@@ -96,33 +94,16 @@ class ImageDataModule(LightningDataModule, ABC):
         """Return the augmented uint8 ``images`` (B, C, H, W) of original ``indices`` (B,) in ``epoch``."""
         return images
 
-    # Splits: each is read once, when a stage needs it.
-
-    def setup(self, stage: str) -> None:
-        """Read the splits that ``stage`` needs: fit, validate, test or predict (certify)."""
-        if stage == "fit":
-            _ = self.training_images, self.validation_images
-        elif stage == "validate":
-            _ = self.validation_images
-        elif stage == "test":
-            _ = self._test_split
-        else:
-            _ = self._certification_split
-
     @cached_property
     def training_images(self) -> IndexedImages:
         """The training split without what is held out, augmented."""
-        images = self._train_split
-        if self.validation_size:
-            images = images.subset(sorted(self._shuffled_positions[self.validation_size :]))
+        images = self._shuffled(slice(self.validation_size, None)) if self.validation_size else self._train_split
         return images.augmented(self.seed)
 
     @cached_property
     def validation_images(self) -> IndexedImages:
         """What is held out of the training split, or else the test split."""
-        if not self.validation_size:
-            return self._test_split
-        return self._train_split.subset(sorted(self._shuffled_positions[: self.validation_size]))
+        return self._shuffled(slice(self.validation_size)) if self.validation_size else self._test_split
 
     @cached_property
     def _train_split(self) -> IndexedImages:
@@ -132,35 +113,22 @@ class ImageDataModule(LightningDataModule, ABC):
     def _test_split(self) -> IndexedImages:
         return self.load_split("test")
 
-    @property
-    def _certification_split(self) -> IndexedImages:
-        return self._train_split if self.split == "train" else self._test_split
-
-    @property
-    def _shuffled_positions(self) -> list[int]:
-        count = len(self._train_split)
-        if self.validation_size >= count:
-            raise SettingError("validation_size", self.validation_size, f"must leave some of {count} images")
-        return [int(position) for position in permutation(count, self.seed, DataPurpose.VALIDATION_SPLIT)]
-
-    # Loaders and batches.
+    def _shuffled(self, part: slice) -> IndexedImages:
+        """Return ``part`` of the shuffled training split, sorted again."""
+        count, held_out = len(self._train_split), self.validation_size
+        require(held_out < count, "validation_size", held_out, f"must leave some of {count} images")
+        positions = permutation(count, self.seed, DataPurpose.VALIDATION_SPLIT)[part]
+        return self._train_split.subset(sorted(positions.tolist()))
 
     def train_dataloader(self) -> ResumableLoader:
         """Return batches in an order that depends on (seed, epoch) only.
 
-        An incomplete last batch is dropped (batch normalisation suffers from small batches), unless it is the
-        only one.
+        An incomplete last batch is dropped unless it is the only one: batch normalization suffers from small batches.
         """
-        sampler = EpochSampler(self.training_images, *self._processes, self.seed)
-        return ResumableLoader(
-            self.training_images,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=len(sampler) >= self.batch_size,
-            num_workers=self.num_workers,
-            collate_fn=collated,
-            pin_memory=torch.cuda.is_available(),
-        )
+        images = self.training_images
+        sampler = EpochSampler(images, *self._processes, seed=self.seed)
+        drop_last = len(sampler) >= self.batch_size
+        return ResumableLoader(images, self.batch_size, sampler=sampler, drop_last=drop_last, **self._loading)
 
     def val_dataloader(self) -> DataLoader[Example]:
         """Return the validation images, each once."""
@@ -174,20 +142,16 @@ class ImageDataModule(LightningDataModule, ABC):
         replicas, rank = self._processes
         if len(images) < replicas:
             raise DataError(f"{images.name}: {len(images)} images are too few to evaluate in {replicas} processes")
-        return DataLoader(
-            images,
-            batch_size=self.eval_batch_size,
-            sampler=UnpaddedSampler(images, replicas, rank),
-            num_workers=self.num_workers,
-            collate_fn=collated,
-            pin_memory=torch.cuda.is_available(),
-        )
+        sampler = UnpaddedSampler(images, replicas, rank)
+        return DataLoader(images, self.eval_batch_size, sampler=sampler, **self._loading)
+
+    @property
+    def _loading(self) -> dict[str, Any]:
+        return {"num_workers": self.num_workers, "collate_fn": collated, "pin_memory": torch.cuda.is_available()}
 
     @property
     def _processes(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 1, 0
-        return self.trainer.world_size, self.trainer.global_rank
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment (in training) and scale uint8 images on the device; float images pass as they are."""
@@ -198,8 +162,6 @@ class ImageDataModule(LightningDataModule, ABC):
             images = to_unit_interval(images)
         return images, labels, indices
 
-    # Certification.
-
     def certification_set(self) -> CertificationSet:
         """Return every skip-th image of the split from ``start``, at most ``max_examples`` of them.
 
@@ -207,7 +169,7 @@ class ImageDataModule(LightningDataModule, ABC):
             DataError: Nothing is left, or a label is outside of ``[0, num_classes)``.
             SettingError: Images are sorted by class, and ``max_examples`` leaves out the last classes.
         """
-        images = self._certification_split
+        images = self._train_split if self.split == "train" else self._test_split
         chosen = range(self.start, len(images), self.skip)[: self.max_examples]
         if chosen and bool((images.labels.diff() >= 0).all()):
             skip = -(-(len(images) - self.start) // len(chosen))

@@ -1,17 +1,30 @@
-"""CIFAR-10."""
+"""CIFAR-10, from each of the forms in which it is found on disk."""
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
+import torchvision
 from torch import Tensor
 
 from deqcert.data.augmentation import CropAndFlip
 from deqcert.data.base import ImageDataModule, Split
-from deqcert.data.cifar10_files import CLASSES, SIZES, download_batches, find_reader
+from deqcert.data.decoding import opened_image
 from deqcert.data.images import TensorImages
-from deqcert.errors import SettingError
+from deqcert.errors import DataError, require
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SIZES = {"train": 50_000, "test": 10_000}
+
+_BATCHES_FOLDER = "cifar-10-batches-py"
+_MAXIMUM_BYTES = 2**30  # all pixels of CIFAR-10 take 184 MB
 
 
 class CIFAR10(ImageDataModule):
@@ -39,14 +52,13 @@ class CIFAR10(ImageDataModule):
         """Download if asked, and check that there is something to read.
 
         Raises:
-            DataError: There is nothing at ``root``.
+            DataError: There is nothing at ``root``, or the download fails or arrives damaged.
             SettingError: ``download`` is asked for while ``root`` is a file.
         """
         root = Path(self.root)
         if self.download:
-            if root.is_file():
-                raise SettingError("download", True, f"must be false: root = {self.root!r} is a file")
-            download_batches(root)
+            require(not root.is_file(), "download", True, f"must be false: root = {self.root!r} is a file")
+            _torchvision(root, download=True)
         find_reader(root)
 
     def load_split(self, split: Split) -> TensorImages:
@@ -57,3 +69,119 @@ class CIFAR10(ImageDataModule):
     def augment_batch(self, images: Tensor, indices: Tensor, epoch: int) -> Tensor:
         """Crop and flip ``images`` (B, C, H, W) at random, unless that is switched off."""
         return self._crop_and_flip(images, indices, epoch) if self.augment else images
+
+
+def find_reader(root: Path) -> Callable[[Path, str], TensorImages]:
+    """Return the function that reads a split out of what is found at ``root``.
+
+    Raises:
+        DataError: Nothing that holds CIFAR-10 is found.
+    """
+    if root.is_file():
+        return read_packed
+    if (root / _BATCHES_FOLDER).is_dir():
+        return read_batches
+    if any((root / split).is_dir() for split in SIZES):
+        return read_tree
+    found = "no CIFAR-10 in it" if root.is_dir() else "no such file or folder"
+    raise DataError(
+        f"root = {str(root)!r}: {found}; allowed are: "
+        f"a folder with torchvision's {_BATCHES_FOLDER} (download: true fetches it), "
+        "a folder with {train,test}/<class>/<index>.jpg, "
+        "or the packed file cifar10_jpeg.npz"
+    )
+
+
+def read_batches(root: Path, split: str) -> TensorImages:
+    """Read the python version of CIFAR-10 (lossless) through torchvision, which compares checksums."""
+    source = _torchvision(root, train=split == "train")
+    return _assemble(source.data, source.targets)
+
+
+def read_tree(root: Path, split: str) -> TensorImages:
+    """Read ``root/<split>/<class>/<index>.jpg`` (or .png); any part of the 60 000 images may be absent.
+
+    Raises:
+        DataError: A file has an unknown name, an index occurs twice, an image is damaged, or there is no image.
+    """
+    files: dict[int, Path] = {}
+    for file in (root / split).glob("[!.]*/[!.]*"):
+        index = int(file.stem) if file.stem.isdecimal() else SIZES[split]
+        if file.parent.name not in CLASSES or file.suffix not in (".jpg", ".png") or index >= SIZES[split]:
+            allowed = f"must be <class>/<index>.jpg or .png, of one of {', '.join(CLASSES)}; index < {SIZES[split]}"
+            raise DataError(f"{file}: {allowed}")
+        if files.setdefault(index, file) != file:
+            raise DataError(f"{file}: index {index} occurs twice, see {files[index]}")
+    if not files:
+        raise DataError(f"{root / split}: holds no image")
+    indices = sorted(files)
+    pixels = np.stack([_decode(files[index], str(files[index])) for index in indices])
+    return _assemble(pixels, [CLASSES.index(files[index].parent.name) for index in indices], torch.tensor(indices))
+
+
+def read_packed(path: Path, split: str) -> TensorImages:
+    """Read one split of ``cifar10_jpeg.npz``: JPEGs that share one header, cut apart at offsets.
+
+    JPEG ``i`` is ``header + scan[offsets[i]:offsets[i + 1]] + trailer``. The JPEGs are lossy: what is
+    measured on them is not exactly comparable with published numbers, robustness radii least of all.
+
+    Raises:
+        DataError: The file is damaged or is something else.
+    """
+    classes, header, trailer, labels, offsets, scan = _read_arrays(path, split)
+    if tuple(classes.tolist()) != CLASSES:
+        raise DataError(f"{path}: holds the classes {classes.tolist()[:20]}, not those of CIFAR-10")
+    if len(labels) > SIZES[split]:
+        raise DataError(f"{path}: holds {len(labels)} {split} images; CIFAR-10 has {SIZES[split]}")
+    if outside := [label for label in labels.tolist() if not 0 <= label < len(CLASSES)]:
+        raise DataError(f"{path}: holds the label {outside[0]}; CIFAR-10 has 0 to 9")
+    bounds = offsets.astype(np.int64)
+    if len(bounds) != len(labels) + 1 or bounds[0] != 0 or bounds[-1] != len(scan) or (bounds[1:] < bounds[:-1]).any():
+        raise DataError(f"{path}: damaged: the {split} offsets do not match its labels and data")
+    head, data, tail = header.tobytes(), memoryview(scan.tobytes()), trailer.tobytes()
+    pixels = np.empty((len(labels), 32, 32, 3), np.uint8)
+    for index, (begin, end) in enumerate(pairwise(bounds.tolist())):
+        pixels[index] = _decode(b"".join((head, data[begin:end], tail)), f"{path}: {split} image {index}")
+    return _assemble(pixels, labels.tolist())
+
+
+def _read_arrays(path: Path, split: str) -> list[npt.NDArray[Any]]:
+    """Return the classes and what else belongs to ``split``, of the right kind and with one dimension each."""
+    integer = np.typecodes["AllInteger"]
+    kinds = {"classes": "U", "header": "B", "trailer": "B"}
+    kinds |= {f"{split}_labels": integer, f"{split}_offsets": integer, f"{split}_scan": "B"}
+    try:
+        with path.open("rb") as stream:  # numpy leaves a damaged file open that it opened itself
+            unpacked = sum(member.file_size for member in zipfile.ZipFile(stream).infolist())
+            if unpacked <= _MAXIMUM_BYTES:
+                stream.seek(0)
+                archive = np.load(stream, allow_pickle=False)
+                arrays = [archive[name] for name in kinds]
+    except Exception as error:  # numpy and zipfile raise whatever the damage leads to
+        cause = str(error) or type(error).__name__
+        raise DataError(f"{path}: damaged, or not a packed CIFAR-10 file: {cause}") from error
+    if unpacked > _MAXIMUM_BYTES:
+        raise DataError(f"{path}: holds {unpacked} bytes when unpacked; allowed are {_MAXIMUM_BYTES}")
+    for (name, kind), array in zip(kinds.items(), arrays, strict=True):
+        if array.ndim != 1 or array.dtype.char not in kind:
+            raise DataError(f"{path}: damaged: {name} is {array.dtype} with {array.ndim} dimensions")
+    return arrays
+
+
+def _torchvision(root: Path, **settings: bool) -> torchvision.datasets.CIFAR10:
+    try:
+        return torchvision.datasets.CIFAR10(str(root), **settings)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{root / _BATCHES_FOLDER}: cannot be read or downloaded: {error}") from error
+
+
+def _decode(source: Path | bytes, origin: str) -> npt.NDArray[np.uint8]:
+    with opened_image(source, origin, ("JPEG", "PNG")) as image:
+        if image.size != (32, 32) or image.mode != "RGB":
+            raise DataError(f"{origin}: must be 32 x 32 RGB, not {image.size} {image.mode}")
+        return np.asarray(image)
+
+
+def _assemble(pixels: npt.NDArray[np.uint8], labels: list[int], indices: Tensor | None = None) -> TensorImages:
+    images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+    return TensorImages(images, torch.tensor(labels, dtype=torch.int64), CLASSES, "cifar10", indices)

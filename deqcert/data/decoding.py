@@ -23,17 +23,10 @@ EXTENSIONS = (
 MAXIMUM_PIXELS = 89_478_485
 """Largest image, in pixels: above, Pillow warns of decompression bombs."""
 
-_CONTAINERS = ("MPO",)  # cameras put a preview behind a JPEG; the first frame is the photograph
-
 
 @contextmanager
 def opened_image(source: Path | bytes, origin: str, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
-    """Open an image of one frame and 8 bits per channel; what fails to decode in the ``with`` block is refused too.
-
-    Args:
-        source: The file, or its content.
-        origin: What to call it in errors.
-        formats: Names of Pillow's formats that are allowed.
+    """Open a file or its content, called ``origin`` in errors; what fails to decode in the ``with`` block is refused.
 
     Raises:
         DataError: It is not a file, is damaged, is not an image of these formats, has more than 89 million pixels or
@@ -43,25 +36,22 @@ def opened_image(source: Path | bytes, origin: str, formats: tuple[str, ...] = F
         raise DataError(f"{origin}: must be a regular file that exists (no folder, pipe, device or dangling link)")
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
-            _demand_ordinary(image, origin)
+            demand_pixels(image.width, image.height, origin)
+            # Cameras put a preview behind a JPEG (MPO); the first frame is the photograph.
+            if getattr(image, "is_animated", False) and image.format != "MPO":
+                raise DataError(f"{origin}: an animation or several pages ({image.format}); must be one image")
+            # Pillow clips these to [0, 255] on conversion, which leaves black and white.
+            if image.mode.startswith(("I", "F")):
+                raise DataError(f"{origin}: has pixels of 16 or 32 bits (mode {image.mode}); must have 8 per channel")
             yield image
     except DataError:
         raise
     except Exception as error:  # decoders raise whatever the damage leads to
-        reason = str(error) or type(error).__name__
-        raise DataError(f"{origin}: damaged image, or none of {', '.join(formats)}: {reason}") from error
+        cause = str(error) or type(error).__name__
+        raise DataError(f"{origin}: damaged image, or none of {', '.join(formats)}: {cause}") from error
 
 
 def demand_pixels(width: int, height: int, origin: str) -> None:
     """Raise :class:`DataError` if an image of this size, in pixels, would take too much memory."""
     if width * height > MAXIMUM_PIXELS:
         raise DataError(f"{origin}: {width} x {height} pixels; allowed are {MAXIMUM_PIXELS} in all")
-
-
-def _demand_ordinary(image: Image.Image, origin: str) -> None:
-    demand_pixels(*image.size, origin)
-    if getattr(image, "is_animated", False) and image.format not in _CONTAINERS:
-        raise DataError(f"{origin}: an animation or a file of several pages ({image.format}); must be one image")
-    # Pillow clips these to [0, 255] on conversion, which leaves black and white.
-    if image.mode.startswith(("I", "F")):
-        raise DataError(f"{origin}: has pixels of 16 or 32 bits (mode {image.mode}); allowed are 8 bits per channel")

@@ -15,7 +15,7 @@ _SPLIT_SEED = 1797
 
 
 class Digits(ImageDataModule):
-    """The 1797 grey 8 x 8 digits that come with scikit-learn; nothing is downloaded, nothing augmented.
+    """The 1797 gray 8 x 8 digits that come with scikit-learn; nothing is downloaded, nothing augmented.
 
     A fixed permutation (independent of ``seed``) puts 1297 digits into the training split and 500 into the
     test split. Original indices are those of scikit-learn. Its values 0..16 are scaled to 0..255.
@@ -33,10 +33,5 @@ class Digits(ImageDataModule):
         shuffled = permutation(len(labels), _SPLIT_SEED, DataPurpose.FIXED_SPLIT)
         indices = np.sort(shuffled[:_TRAIN_SIZE] if split == "train" else shuffled[_TRAIN_SIZE:])
         pixels = np.rint(values[indices].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
-        return TensorImages(
-            torch.from_numpy(pixels),
-            torch.from_numpy(labels[indices].astype(np.int64)),
-            classes=tuple(str(digit) for digit in range(10)),
-            name="digits",
-            indices=torch.from_numpy(indices),
-        )
+        targets = torch.from_numpy(labels[indices].astype(np.int64))
+        return TensorImages(torch.from_numpy(pixels), targets, tuple("0123456789"), "digits", torch.from_numpy(indices))

@@ -1,4 +1,4 @@
-"""One split of a labelled image data set, read by the batch.
+"""One split of a labeled image data set, read by the batch.
 
 Every image keeps its *original index* within the split, whatever is held out or left out, because noise,
 augmentation and certificates belong to that index.
@@ -38,12 +38,10 @@ class IndexedImages(Dataset[Example], ABC):
         classes: Class names; label ``k`` is ``classes[k]``.
         name: Name of the data set.
         indices: Original indices, int64 (N,).
-
-    Attributes:
-        preprocessing: How stored pixels become those that a model sees.
     """
 
     preprocessing: Mapping[str, object] = {"scale": "1/255"}
+    """How stored pixels become those that a model sees."""
 
     def __init__(self, labels: Tensor, classes: tuple[str, ...], name: str, indices: Tensor) -> None:
         self.labels = labels
@@ -74,43 +72,28 @@ class IndexedImages(Dataset[Example], ABC):
         """Digest of all that determines the images and their labels."""
 
     def identity(self) -> dict[str, object]:
-        """Return, JSON-able, what determines every pixel and label: name, number of images, digest, preprocessing.
-
-        Raises:
-            DataError: A file is gone.
-        """
+        """Return, JSON-able, what determines every pixel and label: name, number of images, digest, preprocessing."""
         return {"name": self.name, "images": len(self), "sha256": self.sha256, "preprocessing": self.preprocessing}
 
 
 class TensorImages(IndexedImages):
-    """Images that are held in memory.
-
-    Args:
-        images: uint8 (N, C, H, W).
-        labels: int64 (N,).
-        classes: Class names; label ``k`` is ``classes[k]``.
-        name: Name of the data set.
-        indices: Original indices, int64 (N,). Default: ``0 .. N - 1``.
+    """Images that are held in memory, as uint8 (N, C, H, W); original indices are ``0 .. N - 1`` unless given.
 
     Raises:
         DataError: A tensor has another type or shape.
     """
 
     def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        classes: tuple[str, ...],
-        name: str,
-        indices: Tensor | None = None,
+        self, images: Tensor, labels: Tensor, classes: tuple[str, ...], name: str, indices: Tensor | None = None
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4:
-            raise DataError(f"{name}: images must be uint8 (N, C, H, W), not {_describe(images)}")
+            raise DataError(f"{name}: images must be uint8 (N, C, H, W), not {images.dtype} {tuple(images.shape)}")
+        count = len(images)
         if indices is None:
-            indices = torch.arange(len(images))
+            indices = torch.arange(count)
         for role, tensor in (("labels", labels), ("indices", indices)):
-            if tensor.dtype != torch.int64 or tensor.shape != (len(images),):
-                raise DataError(f"{name}: {role} must be int64 ({len(images)},), not {_describe(tensor)}")
+            if tensor.dtype != torch.int64 or tensor.shape != (count,):
+                raise DataError(f"{name}: {role} must be int64 ({count},), not {tensor.dtype} {tuple(tensor.shape)}")
         super().__init__(labels, classes, name, indices)
         self.images = images
 
@@ -118,8 +101,7 @@ class TensorImages(IndexedImages):
         return self.images[position], int(self.labels[position]), int(self.indices[position])
 
     def __getitems__(self, positions: list[int]) -> Batch:
-        rows = torch.tensor(positions, dtype=torch.int64)
-        return self.images[rows], self.labels[rows], self.indices[rows]
+        return self.images[positions], self.labels[positions], self.indices[positions]
 
     def subset(self, positions: Sequence[int]) -> TensorImages:
         """Return the images at ``positions``, in that order, with their original indices."""
@@ -135,5 +117,44 @@ class TensorImages(IndexedImages):
         return digest.hexdigest()
 
 
-def _describe(tensor: Tensor) -> str:
-    return f"{tensor.dtype} {tuple(tensor.shape)}"
+class CertificationSet:
+    """The images to certify: a sequence of ``(image, label, original index)``, images float32 (C, H, W) in [0, 1].
+
+    They are those at ``positions`` in the ``images`` of a whole split.
+
+    Attributes:
+        indices: Original indices of the selected images.
+        classes: Names of the classes.
+
+    Raises:
+        DataError: Nothing is selected, or the label of a selected image is not in ``[0, num_classes)``.
+    """
+
+    def __init__(self, images: IndexedImages, positions: Sequence[int], split: str, num_classes: int) -> None:
+        if not positions:
+            raise DataError(f"{images.name}, {split} split: no image of {len(images)} is selected")
+        self.num_classes = num_classes
+        self.classes = images.classes
+        self._images = images
+        self._positions = list(positions)
+        self._split = split
+        self.indices: list[int] = images.indices[self._positions].tolist()
+        for index, label in zip(self.indices, images.labels[self._positions].tolist(), strict=True):
+            if not 0 <= label < num_classes:
+                raise DataError(f"image {index} has label {label}, which is not in [0, {num_classes})")
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __getitem__(self, position: int) -> Example:
+        image, label, index = self._images[self._positions[position]]
+        if image.dtype == torch.uint8:
+            image = to_unit_interval(image)
+        # One comparison finds NaN too: every comparison with NaN is false.
+        if not bool(((image >= 0) & (image <= 1)).all()):
+            raise DataError(f"image {index} has pixels that are NaN or outside of [0, 1]")
+        return image, label, index
+
+    def identity(self) -> dict[str, object]:
+        """Return, JSON-able, what determines pixels and labels of the whole split: a run can be extended within it."""
+        return {"split": self._split, **self._images.identity()}

@@ -7,27 +7,19 @@ from typing import Any
 
 from torch.utils.data import DataLoader, DistributedSampler
 
-from deqcert.data.images import Batch, Example, IndexedImages
+from deqcert.data.images import Batch, Example
 
 
 class EpochSampler(DistributedSampler[int]):
     """Shuffles by (seed, epoch), passes the epoch on to the data set and can start in mid-epoch.
 
     Every process gets the same number of images (a few may be repeated), as gradient averaging needs it.
-
-    Args:
-        images: What to draw from. Its attribute ``epoch``, if there is one, follows :meth:`set_epoch`.
-        replicas: Number of processes.
-        rank: Number of this process.
-        seed: Seed of the order, >= 0.
     """
 
-    def __init__(self, images: IndexedImages, replicas: int, rank: int, seed: int) -> None:
-        super().__init__(images, num_replicas=replicas, rank=rank, shuffle=True, seed=seed)
-        self.skipped = 0
+    skipped = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of ``epoch`` (and its augmentation, where the data set does that)."""
+        """Choose the order of ``epoch`` (and its augmentation, where the data set has an attribute ``epoch``)."""
         super().set_epoch(epoch)
         if hasattr(self.dataset, "epoch"):
             self.dataset.epoch = epoch
@@ -43,23 +35,18 @@ class UnpaddedSampler(DistributedSampler[int]):
     """Deals the images out in order without repeating any, so that metrics count each image once.
 
     It is a ``DistributedSampler`` because Lightning would deal out the images of any other sampler again.
-
-    Args:
-        images: What to deal out; at least one image per process, or Lightning would wait for ever for the
-            process without one.
-        replicas: Number of processes.
-        rank: Number of this process.
+    Lightning would wait for ever for a process without an image.
     """
-
-    def __init__(self, images: IndexedImages, replicas: int, rank: int) -> None:
-        super().__init__(images, num_replicas=replicas, rank=rank, shuffle=False)
-        self._positions = range(rank, len(images), replicas)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._positions)
 
     def __len__(self) -> int:
         return len(self._positions)
+
+    @property
+    def _positions(self) -> range:
+        return range(self.rank, len(self.dataset), self.num_replicas)  # type: ignore[arg-type]  # Sized in practice
 
 
 def collated(batch: Any) -> Any:

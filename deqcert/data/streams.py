@@ -22,14 +22,9 @@ class DataPurpose(IntEnum):
 
 
 def raw_stream(count: int, *key: int) -> npt.NDArray[np.uint64]:
-    """Return the first ``count`` 64-bit words of the stream that belongs to ``key``.
+    """Return the first ``count`` 64-bit words of the stream of ``key``: seed, purpose, at most two more, below 2^32.
 
-    A longer stream of the same key starts with the same words. Keys that differ by trailing zeros coincide (numpy pads
-    them), so one purpose always uses one length.
-
-    Args:
-        count: Number of words.
-        *key: Seed, purpose, and at most two further integers, in [0, 2^32) each.
+    Keys that differ by trailing zeros coincide (numpy pads them), so one purpose always uses one length.
     """
     words = np.random.PCG64(np.random.SeedSequence(key)).random_raw(count)
     return np.asarray(words, dtype=np.uint64)

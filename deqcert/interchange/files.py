@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -15,11 +14,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from deqcert.checkpoints import save_checkpoint
-from deqcert.checkpoints.architecture import ARCHITECTURE, plain_architecture
-from deqcert.checkpoints.files import SAFETENSORS, demand_no_other_kind, demand_tensors, load_plain, printable
+from deqcert.checkpoints.architecture import ARCHITECTURE, demand_plain_architecture
+from deqcert.checkpoints.files import demand_no_other_kind, demand_sigma, demand_tensors, load_plain, printable
+from deqcert.checkpoints.networks import PREFIX
 from deqcert.errors import CheckpointError
 from deqcert.files import write_atomically
-from deqcert.interchange.numpy_scalars import STAND_INS
+
+SAFETENSORS = ".safetensors"
 
 _HOLDERS = ("state_dict", "model_state_dict", "model", "net", "params", "ema")
 """Where training scripts put the weights beside other things; of several in one file, the first is read."""
@@ -38,7 +39,7 @@ class Weights(NamedTuple):
     tensors: dict[str, Tensor]
     beside: dict[str, str]
     sigma: float | None
-    architecture: Mapping[str, Any] | None = None
+    architecture: Mapping[str, Any] | None
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -46,48 +47,33 @@ def read_weights(path: str | Path) -> Weights:
 
     Raises:
         CheckpointError: There is no such file; it is damaged; it holds anything but tensors and plain data, which may
-            be code; no weights; a tensor larger than the file, or a sigma that is none.
+            be code; no weights; a tensor larger than the file, or a sigma that is not one.
     """
     shown = str(path)
-    if Path(path).suffix == SAFETENSORS:
-        return _read_safetensors(Path(path))
-    content = load_plain(path, shown, stand_ins=STAND_INS)
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{shown}: must hold a dictionary of weights, not a {type(content).__name__}")
-    holders = [name for name in _HOLDERS if isinstance(content.get(name), Mapping)]
-    holder = next(iter(holders), None)
-    tensors = content if holder is None else content[holder]
-    demand_tensors(tensors, shown)
-    if not tensors:
+    found = _read_safetensors(path) if Path(path).suffix == SAFETENSORS else _read_archive(path)
+    if not found.tensors:
         raise CheckpointError(f"{shown}: holds no weights")
-    for name, tensor in tensors.items():
+    demand_tensors(found.tensors, shown)
+    for name, tensor in found.tensors.items():
         if tensor.nbytes > os.path.getsize(path):
             raise CheckpointError(f"{shown}: {printable(name)} has shape {tuple(tensor.shape)}, larger than the file")
-    beside = {
-        str(name): f"other weights; those of {holder} are taken" if name in holders else "no weights"
-        for name in content
-        if holder is not None and name not in (holder, ARCHITECTURE)
-    }
-    parameters = content.get("hyper_parameters")
-    sigma = parameters.get("sigma") if isinstance(parameters, Mapping) else None
-    architecture = None if holder is None else plain_architecture(content.get(ARCHITECTURE), shown)
-    return Weights(dict(tensors), beside, _sigma(sigma, shown), architecture)
+    demand_plain_architecture(found.architecture, shown)
+    if found.sigma is None:
+        return found
+    demand_sigma(found.sigma, shown)
+    return found._replace(sigma=float(found.sigma))
 
 
 def write_checkpoint(
     path: str | Path, network_weights: Mapping[str, Tensor], sigma: float, architecture: Mapping[str, Any] | None
 ) -> None:
-    """Write weights as a checkpoint of :class:`deqcert.training.DEQClassifier`.
+    """Write weights, by the network's own names, as a checkpoint of :class:`deqcert.training.DEQClassifier`.
 
-    Args:
-        path: File to write; replaced in one step.
-        network_weights: Weights of the network by its own names.
-        sigma: Standard deviation of the noise that the network was trained with.
-        architecture: Class and settings of the network, see :func:`architecture_of`; None if it does not state them.
+    ``sigma`` is that of the training noise; ``architecture`` is what :func:`architecture_of` says of the network.
     """
     # torch.save would write the rest of the storage of a view too.
     alone = {
-        f"network.{name}": tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+        f"{PREFIX}{name}": tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
         for name, tensor in network_weights.items()
     }
     checkpoint: dict[str, Any] = {
@@ -109,15 +95,7 @@ def write_safetensors(
     source_sha256: str,
     architecture: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write weights as safetensors, with sigma, source and architecture (as JSON) in the metadata.
-
-    Args:
-        path: File to write; replaced in one step.
-        network_weights: Weights of the network by its own names.
-        sigma: Standard deviation of the training noise; None if it is not known.
-        source_sha256: Digest of the checkpoint that the weights are of.
-        architecture: Class and settings of the network; None if they are not known.
-    """
+    """Write weights as safetensors, with what is known of them in the metadata, the architecture as JSON."""
     metadata = {"format": "pt", "source_sha256": source_sha256} | ({} if sigma is None else {"sigma": repr(sigma)})
     if architecture is not None:
         metadata[ARCHITECTURE] = json.dumps(architecture)
@@ -126,24 +104,31 @@ def write_safetensors(
     write_atomically(path, save(tensors, metadata))
 
 
-def _read_safetensors(path: Path) -> Weights:
+def _read_archive(path: str | Path) -> Weights:
+    content = load_plain(path, str(path))
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: must hold a dictionary of weights, not a {type(content).__name__}")
+    parameters = content.get("hyper_parameters")
+    sigma = parameters.get("sigma") if isinstance(parameters, Mapping) else None
+    holders = [name for name in _HOLDERS if isinstance(content.get(name), Mapping)]
+    if not holders:
+        return Weights(dict(content), {}, sigma, None)
+    beside = {
+        str(name): f"other weights; those of {holders[0]} are taken" if name in holders else "no weights"
+        for name in content
+        if name not in (holders[0], ARCHITECTURE)
+    }
+    return Weights(dict(content[holders[0]]), beside, sigma, content.get(ARCHITECTURE))
+
+
+def _read_safetensors(path: str | Path) -> Weights:
     try:
         demand_no_other_kind(path, str(path))
-        tensors = load(path.read_bytes())
+        tensors = load(Path(path).read_bytes())
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        sigma = _sigma(float(metadata["sigma"]) if "sigma" in metadata else None, str(path))
+        sigma = float(metadata["sigma"]) if "sigma" in metadata else None
         architecture = json.loads(metadata[ARCHITECTURE]) if ARCHITECTURE in metadata else None
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from error
-    if not tensors:
-        raise CheckpointError(f"{path}: holds no weights")
-    return Weights(tensors, {}, sigma, plain_architecture(architecture, str(path)))
-
-
-def _sigma(value: object, shown: str) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
-        raise CheckpointError(f"{shown}: sigma = {value!r}, must be finite and >= 0")
-    return float(value)
+    return Weights(tensors, {}, sigma, architecture)

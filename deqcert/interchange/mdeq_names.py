@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from deqcert.checkpoints.files import printable
-from deqcert.errors import CheckpointError
 from deqcert.models import MDEQ
 
 MARK = re.compile(r"fullstage\.branches\.\d+\.blocks\.")
@@ -48,42 +46,28 @@ def public_name(name: str, network: MDEQ) -> str:
         name, found = re.subn(f"^{pattern}", begin, name)
         if found:
             break
-    return _older(name)
+    return older_name(name)
 
 
-def with_weight_norms(
-    given: Mapping[str, Tensor], names: Mapping[str, str], shown: str
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Give each normalized weight its length and direction, whichever way the file holds it.
+def older_name(name: str) -> str:
+    """Name a normalized weight as torch's first weight normalization did."""
+    return _PARAMETRIZED.sub(lambda match: _NORMALIZED[match[1]], name)
 
-    Args:
-        given: Weights by public names.
-        names: Public names of our weights.
-        shown: The file, for the error.
 
-    Returns:
-        The weights, and the names of those that were computed, with the reason.
-
-    Raises:
-        CheckpointError: A length or direction comes twice.
-    """
-    kept: dict[str, Tensor] = {}
-    for name, tensor in given.items():
-        if _older(name) in kept:
-            raise CheckpointError(f"{shown}: {printable(_older(name))} comes twice")
-        kept[_older(name)] = tensor
+def supply_weight_norms(given: dict[str, Tensor], names: Mapping[str, str]) -> dict[str, str]:
+    """Split plain weights in ``given`` of which length and direction are ``names``, and name the lengths, why."""
     supplied = {}
     for direction in (name for name in names if name.endswith(".weight_v")):
         plain = direction.removesuffix("_v")
         length = f"{plain}_g"
-        fits = plain in kept and kept[plain].dim() == 4 and kept[plain].is_floating_point()
-        if fits and not {direction, length} & kept.keys():
-            weight = kept.pop(plain)
-            kept[length] = weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        fits = plain in given and given[plain].dim() == 4 and given[plain].is_floating_point()
+        if fits and not {direction, length} & given.keys():
+            weight = given.pop(plain)
+            given[length] = weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
             # A filter of zeros has no direction: any will do.
-            kept[direction] = torch.where(kept[length] == 0, 1.0, weight)
+            given[direction] = torch.where(given[length] == 0, 1.0, weight)
             supplied[length] = "the length of a weight that was saved without weight normalization"
-    return kept, supplied
+    return supplied
 
 
 def why_redundant(name: str, given: Mapping[str, Tensor], network: MDEQ) -> str | None:
@@ -117,8 +101,3 @@ def _of_fusion(target: int, source: int, position: int) -> str:
     stage, layer = divmod(position, 3)
     place = "" if source > target else f"{stage}."
     return f"fullstage.fuse_layers.{target}.{source}.net.{place}{'conv' if layer == 0 else 'gnorm'}."
-
-
-def _older(name: str) -> str:
-    """Name a normalized weight as torch's first weight normalization did."""
-    return _PARAMETRIZED.sub(lambda match: _NORMALIZED[match[1]], name)

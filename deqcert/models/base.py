@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,14 +34,10 @@ class DEQ(nn.Module, ABC):
 
     @abstractmethod
     def inject(self, x: Tensor) -> Any:
-        """Compute everything that depends on the input only, once per sample.
-
-        Args:
-            x: Images in [0, 1], possibly with noise added, shape (B, C, H, W).
+        """Compute everything that depends on the input only: images in [0, 1], with noise added, shape (B, C, H, W).
 
         Returns:
-            The injection: a tensor, or a (nested, possibly named) tuple of tensors and Nones, with one row per image in
-            each tensor.
+            A tensor, or a (nested, possibly named) tuple of tensors and Nones, with one row per image in each tensor.
         """
 
     @abstractmethod
@@ -75,19 +71,11 @@ class DEQ(nn.Module, ABC):
         """Return the logits of the states ``z``, shape (B, classes)."""
 
     def solve(
-        self,
-        x: Tensor,
-        solver: Solver,
-        start: Tensor | Start = "zero",
-        workspace: Workspace | None = None,
+        self, x: Tensor, solver: Solver, start: Tensor | Start = "zero", workspace: Workspace | None = None
     ) -> tuple[Tensor, Solution]:
-        """Inject, solve without a graph, and classify.
+        """Inject, solve without a graph, and classify images ``x``, shape (B, C, H, W).
 
-        Args:
-            x: Images, shape (B, C, H, W).
-            solver: Solver of the fixed point.
-            start: Start of the solve: a state, "zero" for the cold start or "anchor" for :meth:`anchor`.
-            workspace: Buffers of the solver to use again, of one solve at a time; None allocates.
+        It starts from a state, the cold start "zero" or the :meth:`anchor`; for ``workspace`` see :meth:`Solver.solve`.
 
         Returns:
             Logits, shape (B, classes), and the solution.
@@ -96,22 +84,24 @@ class DEQ(nn.Module, ABC):
             injection = self.inject(x)
             state = start if isinstance(start, Tensor) else self.start_state(injection, start)
 
+            def function(injection: Any) -> Function:
+                return lambda z: self.cell(z, injection)
+
             def restrict(rows: Tensor) -> Function:
-                return self._function(map_tensors(lambda tensor: tensor[rows], injection))
+                return function(map_tensors(lambda tensor: tensor[rows], injection))
 
-            by_rows = all(tensor.dim() and len(tensor) == len(x) for tensor in tensors_of(injection))
-            solution = solver.solve(self._function(injection), state, restrict if by_rows else None, workspace)
+            tensors: list[Tensor] = []
+            map_tensors(tensors.append, injection)
+            by_rows = all(tensor.dim() and len(tensor) == len(x) for tensor in tensors)
+            solution = solver.solve(function(injection), state, restrict if by_rows else None, workspace)
             return self.head(solution.value), solution
-
-    def _function(self, injection: Any) -> Function:
-        return lambda z: self.cell(z, injection)
 
     def for_inference(self) -> DEQ:
         """Return a network of the same function that is faster to evaluate and cannot be trained; this one by default.
 
-        Call it in evaluation mode. Return a copy of this network (``copy.copy``) with the faster parts put in, not an
-        object of another class: then nothing that a subclass adds or overrides can be lost. The copy may share tensors
-        with this network and does not follow its changes.
+        It is called in evaluation mode. Return a copy of this network (``copy.copy``) with the faster parts put in, not
+        an object of another class: then nothing that a subclass adds or overrides can be lost. The copy may share
+        tensors with this network.
         """
         return self
 
@@ -120,7 +110,7 @@ class DEQ(nn.Module, ABC):
         return self.solve(x, self.solver)[0]
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], injection: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], object], injection: Any) -> Any:
     """Apply ``function`` to every tensor of an injection."""
     if isinstance(injection, Tensor):
         return function(injection)
@@ -130,21 +120,37 @@ def map_tensors(function: Callable[[Tensor], Tensor], injection: Any) -> Any:
     return injection
 
 
-def tensors_of(injection: Any) -> Iterator[Tensor]:
-    """Yield every tensor of an injection."""
-    if isinstance(injection, Tensor):
-        yield injection
-    elif isinstance(injection, tuple):
-        for item in injection:
-            yield from tensors_of(item)
+class StatedNetwork(nn.Module):
+    """A network whose settings are known to checkpoints and data, which are refused if they do not fit.
 
+    Attributes:
+        architecture: Settings of the function in evaluation mode, as plain data.
+        mean: Normalization of the images, shape (C, 1, 1); neither it nor ``std`` is in checkpoints.
+    """
 
-def register_normalization(
-    network: nn.Module, mean: Sequence[float], std: Sequence[float], image_channels: int
-) -> None:
-    """Give a network the buffers ``mean`` and ``std``, shape (C, 1, 1); checkpoints do not hold them."""
-    fitting = len(mean) == len(std) == image_channels
-    require(fitting, "mean", tuple(mean), f"mean and std need {image_channels} entries")
-    require(min(std) > 0, "std", tuple(std), "must all be > 0")
-    for name, values in (("mean", mean), ("std", std)):
-        network.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+    architecture: dict[str, Any]
+    num_classes: int
+    image_size: int
+    image_channels: int
+    mean: Tensor
+    std: Tensor
+
+    UNSEEN: ClassVar[tuple[str, ...]] = ("mean", "std", "image_size")
+    """Settings that names and shapes of the weights do not show, or not always."""
+
+    def _state(self, settings: Mapping[str, Any], *omitted: str) -> None:
+        """Take the ``locals()`` of the constructor, of which those ``omitted`` do not belong to the architecture."""
+        self.architecture = {
+            name: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+            for name, value in settings.items()
+            if name not in ("self", "__class__", *omitted)
+        }
+        self.num_classes, self.image_size = settings["num_classes"], settings["image_size"]
+        self.image_channels = settings.get("image_channels", 3)
+        mean, std = settings["mean"], settings["std"]
+        require(self.num_classes >= 2, "num_classes", self.num_classes, "must be >= 2")
+        fitting = len(mean) == len(std) == self.image_channels
+        require(fitting, "mean", tuple(mean), f"mean and std need {self.image_channels} entries")
+        require(min(std) > 0, "std", tuple(std), "must all be > 0")
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)

@@ -10,21 +10,16 @@ import torch
 
 from deqcert.models.base import DEQ, map_tensors
 
-_PARTS = ("inject", "cell", "head")
-
 
 def compile_deq(network: DEQ) -> DEQ:
     """Return a twin of a network whose evaluation is compiled by ``torch.compile``; all else is the network's own.
 
-    Every batch size is compiled for itself, so give it few. On a GPU the kernels of each part run as one CUDA graph;
-    on a CPU the weights are frozen into the code.
-
-    Args:
-        network: A network in evaluation mode whose parameters do not change any more.
+    The network is in evaluation mode, and its parameters do not change any more. Every batch size is compiled for
+    itself, so give it few. On a GPU the kernels of each part run as one CUDA graph; on a CPU the weights are frozen in.
     """
     twin = copy.copy(network)
     device = next(network.parameters()).device.type
-    for name in _PARTS:
+    for name in ("inject", "cell", "head"):
         setattr(twin, name, _compiled(getattr(network, name), device))
     return twin
 

@@ -18,9 +18,7 @@ def folded(module: nn.Module, like: Tensor) -> nn.Module:
     into its weight and bias; group norms compute as :class:`ChannelsLastGroupNorm`. What stays as it is is shared with
     ``module``.
 
-    Args:
-        module: A module in evaluation mode.
-        like: Has the dtype and the device of the module.
+    ``module`` is in evaluation mode; ``like`` has its dtype and device.
     """
     kind = type_before_parametrizations(module)  # a subclass may compute something else
     if kind is nn.Conv2d and isinstance(module, nn.Conv2d):
@@ -43,11 +41,8 @@ def folded(module: nn.Module, like: Tensor) -> nn.Module:
 class ChannelsLastGroupNorm(nn.Module):
     """Group normalization by whole-channel sums, for channels-last inputs.
 
-    torch's own kernel goes through each group by itself, which is slow where a group has few channels.
-
-    Args:
-        norm: The module to compute as.
-        like: Has the dtype, in which sums are taken, and the device of the module.
+    torch's own kernel goes through each group by itself, which is slow where a group has few channels. It computes as
+    ``norm``, with sums of the dtype of ``like``.
     """
 
     averaging: Tensor
@@ -87,18 +82,7 @@ class ChannelsLastGroupNorm(nn.Module):
 
 def _plain(conv: nn.Conv2d) -> nn.Conv2d:
     """Return a convolution with the weight that its parametrization, if any, computes."""
-    plain = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,  # type: ignore[arg-type]  # torch annotates its own attributes as wider tuples
-        conv.stride,  # type: ignore[arg-type]
-        conv.padding,  # type: ignore[arg-type]
-        conv.dilation,  # type: ignore[arg-type]
-        conv.groups,
-        conv.bias is not None,
-        conv.padding_mode,
-        device="meta",
-    )
-    plain.weight = nn.Parameter(conv.weight.clone(memory_format=torch.channels_last))
-    plain.bias = conv.bias
-    return plain.eval()
+    plain = nn.Conv2d.__new__(nn.Conv2d)  # copy.copy refuses what is parametrized
+    weight = nn.Parameter(conv.weight.clone(memory_format=torch.channels_last))
+    plain.__dict__ = vars(conv) | {"_parameters": {"weight": weight, "bias": conv.bias}, "_modules": {}}
+    return plain

@@ -9,8 +9,8 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from deqcert.errors import require
-from deqcert.models.base import DEQ, register_normalization
+from deqcert.errors import require, require_count
+from deqcert.models.base import DEQ, StatedNetwork
 from deqcert.models.folding import folded
 from deqcert.models.mdeq_cell import MDEQCell
 from deqcert.models.mdeq_head import MDEQHead
@@ -21,17 +21,15 @@ from deqcert.solvers import Broyden, Solver
 class MDEQInjection(NamedTuple):
     """What the cell needs besides its state.
 
-    Attributes:
-        features: Injected into the branch of the highest resolution, shape (B, C_0, H_0, W_0).
-        masks: One dropout mask per branch, shape (B, C_i, 1, 1), for all iterations of this sample; None in
-            evaluation mode.
+    ``features`` are injected into the branch of the highest resolution, shape (B, C_0, H_0, W_0); ``masks`` are one
+    dropout mask per branch, shape (B, C_i, 1, 1), for all iterations of this sample, or None in evaluation mode.
     """
 
     features: Tensor
     masks: tuple[Tensor, ...] | None
 
 
-class MDEQ(DEQ):
+class MDEQ(DEQ, StatedNetwork):
     """Feature maps at several resolutions that reach their equilibrium together.
 
     The state is the concatenation of the flattened branches, shape (B, Σ_i C_i·H_i·W_i); it starts at zero.
@@ -55,7 +53,6 @@ class MDEQ(DEQ):
             ``deqcert anchor``.
 
     Attributes:
-        architecture: Settings of the function in evaluation mode, as plain data: all but dropout and solver.
         shapes: Shape (C_i, H_i, W_i) of each branch.
         has_stage0: Whether the stem ends in a 1×1 stage (published: stage0).
 
@@ -63,12 +60,9 @@ class MDEQ(DEQ):
         SettingError: If a setting is out of range or the settings do not fit together.
     """
 
-    mean: Tensor
-    std: Tensor
     _channels_last = False  # order of the numbers within each branch of the state
 
     UNSEEN = ("mean", "std", "image_size", "downsample_times", "num_groups")
-    """Settings that names and shapes of the weights do not show, or not always."""
 
     def __init__(
         self,
@@ -89,54 +83,28 @@ class MDEQ(DEQ):
         start: StartKind = "zero",
     ) -> None:
         super().__init__(solver)
+        self._state(locals(), "dropout", "solver")
         branches = len(channels)
         require(branches >= 1, "channels", tuple(channels), "needs at least one branch")
         fitting = len(head_channels) == branches
         require(fitting, "head_channels", tuple(head_channels), f"needs {branches} entries, as channels")
         for name, widths in (("channels", channels), ("head_channels", head_channels)):
             require(min(widths) >= 1, name, tuple(widths), "must all be >= 1")
-        require(final_channels >= 1, "final_channels", final_channels, "must be >= 1")
-        require(num_classes >= 2, "num_classes", num_classes, "must be >= 2")
-        require(downsample_times >= 0, "downsample_times", downsample_times, "must be >= 0")
-        require(expansion >= 1, "expansion", expansion, "must be >= 1")
-        require(
-            num_groups >= 2 and num_groups % 2 == 0 and all(c % num_groups == 0 for c in channels),
-            "num_groups",
-            num_groups,
-            f"must be even and divide every entry of channels = {tuple(channels)}",
-        )
+        require_count("final_channels", final_channels, minimum=1)
+        require_count("downsample_times", downsample_times, minimum=0)
+        require_count("expansion", expansion, minimum=1)
+        dividing = num_groups >= 2 and num_groups % 2 == 0 and all(c % num_groups == 0 for c in channels)
+        allowed = f"must be even and divide every entry of channels = {tuple(channels)}"
+        require(dividing, "num_groups", num_groups, allowed)
         require(0 <= dropout < 1, "dropout", dropout, "must be in [0, 1)")
         require(start in get_args(StartKind), "start", start, f"must be one of {', '.join(get_args(StartKind))}")
         smallest = 2 ** (downsample_times + branches - 1)
-        require(
-            image_size >= smallest and image_size % smallest == 0,
-            "image_size",
-            image_size,
-            f"must be a multiple of {smallest} (2 to the power of downsample_times + branches - 1)",
-        )
+        allowed = f"must be a multiple of {smallest} (2 to the power of downsample_times + branches - 1)"
+        require(image_size >= smallest and image_size % smallest == 0, "image_size", image_size, allowed)
 
-        self.architecture = {
-            "channels": list(channels),
-            "head_channels": list(head_channels),
-            "final_channels": final_channels,
-            "num_classes": num_classes,
-            "image_channels": image_channels,
-            "image_size": image_size,
-            "mean": list(mean),
-            "std": list(std),
-            "downsample_times": downsample_times,
-            "expansion": expansion,
-            "num_groups": num_groups,
-            "post_fusion_affine": post_fusion_affine,
-            "start": start,
-        }
-        self.num_classes = num_classes
-        self.image_size = image_size
-        self.image_channels = image_channels
         self.dropout = dropout
         resolution = image_size // 2**downsample_times
         self.shapes = tuple((c, resolution // 2**i, resolution // 2**i) for i, c in enumerate(channels))
-        register_normalization(self, mean, std, image_channels)
         self.has_stage0 = downsample_times > 0 or branches > 2
         self.stem = _stem(image_channels, channels[0], downsample_times, last_stage=self.has_stage0)
         self.mdeq_cell = MDEQCell(channels, expansion, num_groups, post_fusion_affine)
@@ -232,11 +200,8 @@ def _stem(image_channels: int, channels: int, downsample_times: int, last_stage:
     for stage in range(max(2, downsample_times)):
         stride = 2 if stage < downsample_times else 1
         width = image_channels if stage == 0 else channels
-        layers += [nn.Conv2d(width, channels, 3, stride, padding=1, bias=False), *_normalized(channels)]
+        layers += [nn.Conv2d(width, channels, 3, stride, padding=1, bias=False), nn.BatchNorm2d(channels)]
+        layers.append(nn.ReLU(inplace=True))
     if last_stage:
-        layers += [nn.Conv2d(channels, channels, 1, bias=False), *_normalized(channels)]
+        layers += [nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
-
-
-def _normalized(channels: int) -> tuple[nn.Module, nn.Module]:
-    return nn.BatchNorm2d(channels), nn.ReLU(inplace=True)

@@ -11,14 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 
 class MDEQCell(nn.Module):
-    """One evaluation of the MDEQ transformation (Bai, Koltun, Kolter 2020, figure 2).
-
-    Args:
-        channels: Channels per branch, highest resolution first.
-        expansion: Widening of the residual blocks.
-        num_groups: Groups of the group norms.
-        post_fusion_affine: Whether the group norm after the fusion has affine parameters.
-    """
+    """One evaluation of the MDEQ transformation (Bai, Koltun, Kolter 2020, figure 2); for the settings see the MDEQ."""
 
     def __init__(self, channels: Sequence[int], expansion: int, num_groups: int, post_fusion_affine: bool) -> None:
         super().__init__()
@@ -39,16 +32,7 @@ class MDEQCell(nn.Module):
         )
 
     def forward(self, branches: Sequence[Tensor], features: Tensor, masks: Sequence[Tensor] | None) -> list[Tensor]:
-        """Apply the cell.
-
-        Args:
-            branches: State per branch, shape (B, C_i, H_i, W_i).
-            features: Injection into branch 0, shape (B, C_0, H_0, W_0).
-            masks: Dropout mask per branch, shape (B, C_i, 1, 1), or None.
-
-        Returns:
-            The next state per branch.
-        """
+        """Return the next state of each branch, shape (B, C_i, H_i, W_i); for the injection see the MDEQ."""
         outputs = [
             block(branch, features if i == 0 else None, None if masks is None else masks[i])
             for i, (block, branch) in enumerate(zip(self.blocks, branches, strict=True))

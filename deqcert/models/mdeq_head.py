@@ -11,14 +11,7 @@ _WIDENING = 4
 
 
 class MDEQHead(nn.Module):
-    """Widens every branch, carries each to the next lower resolution, pools and classifies.
-
-    Args:
-        channels: Channels per branch, highest resolution first.
-        head_channels: Bottleneck channels per branch; four times as many leave it.
-        final_channels: Features before the linear layer.
-        num_classes: Logits.
-    """
+    """Widens every branch, carries each to the next lower resolution, pools and classifies; settings are the MDEQ's."""
 
     def __init__(
         self, channels: Sequence[int], head_channels: Sequence[int], final_channels: int, num_classes: int

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from deqcert.errors import require
-from deqcert.models.base import register_normalization
+from deqcert.models.base import StatedNetwork
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(StatedNetwork):
     """Residual network for small images (He et al., CVPR 2016, section 4.2), as Cohen et al. (ICML 2019) certify it.
 
     Three stages of 16, 32 and 64 channels with (depth - 2) / 6 blocks each; where the width changes the shortcut is a
@@ -25,18 +25,9 @@ class CifarResNet(nn.Module):
         mean: Per-channel mean of the images, in [0, 1].
         std: Per-channel standard deviation of the images.
 
-    Attributes:
-        architecture: All settings, as plain data.
-
     Raises:
         SettingError: If a setting is out of range.
     """
-
-    mean: Tensor
-    std: Tensor
-
-    UNSEEN = ("mean", "std", "image_size")
-    """Settings that names and shapes of the weights do not show."""
 
     def __init__(
         self,
@@ -48,21 +39,9 @@ class CifarResNet(nn.Module):
         std: Sequence[float] = (0.2023, 0.1994, 0.2010),
     ) -> None:
         super().__init__()
+        self._state(locals())
         require(depth >= 8 and depth % 6 == 2, "depth", depth, "must be 6 n + 2 with n >= 1")
-        require(num_classes >= 2, "num_classes", num_classes, "must be >= 2")
         require(image_size >= 4 and image_size % 4 == 0, "image_size", image_size, "must be a multiple of 4")
-        self.architecture = {
-            "depth": depth,
-            "num_classes": num_classes,
-            "image_channels": image_channels,
-            "image_size": image_size,
-            "mean": list(mean),
-            "std": list(std),
-        }
-        self.num_classes = num_classes
-        self.image_size = image_size
-        self.image_channels = image_channels
-        register_normalization(self, mean, std, image_channels)
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(image_channels, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
@@ -82,7 +61,7 @@ class CifarResNet(nn.Module):
         return logits
 
 
-class ResNet50(ResNet):  # type: ignore[misc]  # torchvision ships no type information
+class ResNet50(StatedNetwork, ResNet):  # type: ignore[misc]  # torchvision ships no type information
     """torchvision's ResNet-50 with the normalization inside, so that noise is added before it.
 
     Args:
@@ -91,18 +70,9 @@ class ResNet50(ResNet):  # type: ignore[misc]  # torchvision ships no type infor
         mean: Per-channel mean of the images, in [0, 1].
         std: Per-channel standard deviation of the images.
 
-    Attributes:
-        architecture: All settings, as plain data.
-
     Raises:
         SettingError: If a setting is out of range.
     """
-
-    mean: Tensor
-    std: Tensor
-
-    UNSEEN = ("mean", "std", "image_size")
-    """Settings that names and shapes of the weights do not show."""
 
     def __init__(
         self,
@@ -111,19 +81,9 @@ class ResNet50(ResNet):  # type: ignore[misc]  # torchvision ships no type infor
         mean: Sequence[float] = (0.485, 0.456, 0.406),
         std: Sequence[float] = (0.229, 0.224, 0.225),
     ) -> None:
-        require(num_classes >= 2, "num_classes", num_classes, "must be >= 2")
-        require(image_size >= 32, "image_size", image_size, "must be >= 32")
         super().__init__(Bottleneck, [3, 4, 6, 3], num_classes=num_classes)
-        self.architecture = {
-            "num_classes": num_classes,
-            "image_size": image_size,
-            "mean": list(mean),
-            "std": list(std),
-        }
-        self.num_classes = num_classes
-        self.image_size = image_size
-        self.image_channels = 3
-        register_normalization(self, mean, std, self.image_channels)
+        self._state(locals())
+        require(image_size >= 32, "image_size", image_size, "must be >= 32")
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of images ``x`` in [0, 1], shape (B, 3, H, W) to (B, classes)."""

@@ -1,4 +1,4 @@
-"""Starts of a solve that depend on the one noisy image and the checkpoint only, never on other copies.
+"""Starts of a solve that depend on the one noisy image and the checkpoint only, never on other noisy samples.
 
 With one of them, k solver steps are a fixed function of one image: a classifier of its own with independent votes.
 """
@@ -19,11 +19,8 @@ Shape = tuple[int, int, int]
 class MeanStart(nn.Module):
     """The mean fixed point over noisy training images: one constant per checkpoint.
 
-    Args:
-        shapes: Shape (C_i, H_i, W_i) of each branch of the MDEQ, highest resolution first.
-
-    Attributes:
-        sigma: Standard deviation of the noise that it was computed under; 0 = not computed yet.
+    ``shapes`` are those of the branches of the MDEQ, (C_i, H_i, W_i); ``sigma`` is the standard deviation of the noise
+    that it was computed under, 0 = not computed yet.
     """
 
     sigma: Tensor
@@ -49,7 +46,7 @@ class MeanStart(nn.Module):
 class LearnedStart(MeanStart):
     """The mean fixed point and a correction that a small convolutional network guesses from the injection.
 
-    As the initialiser of Bai, Koltun and Kolter, "Neural deep equilibrium solvers" (ICLR 2022), it is trained on the
+    As the initializer of Bai, Koltun and Kolter, "Neural deep equilibrium solvers" (ICLR 2022), it is trained on the
     frozen network by regression on converged fixed points. Before that the correction is zero.
     """
 
@@ -78,8 +75,5 @@ class LearnedStart(MeanStart):
 
 def build_start(kind: StartKind, shapes: Sequence[Shape]) -> MeanStart | None:
     """Build the start of a kind; None for zero."""
-    if kind == "mean":
-        return MeanStart(shapes)
-    if kind == "learned":
-        return LearnedStart(shapes)
-    return None
+    kinds: dict[str, type[MeanStart]] = {"mean": MeanStart, "learned": LearnedStart}
+    return kinds[kind](shapes) if kind in kinds else None

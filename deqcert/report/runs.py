@@ -14,7 +14,6 @@ from deqcert.runs import (
     Summary,
     automatic_radii,
     certificate_findings,
-    certify_votes,
     read_run,
     read_tsv,
     summarize,
@@ -106,7 +105,7 @@ def read_runs(
     return [
         ReportedRun(
             name=named,
-            examples=certify_votes(run.votes, CertificationRule(level, alpha_audit, audit)),
+            examples=tuple(map(CertificationRule(level, alpha_audit, audit).certify, run.votes)),
             votes=run.votes,
             seconds={vote.index: vote.seconds for vote in run.votes},
             alpha=level,

@@ -6,17 +6,16 @@ published :func:`votes_digest` commits to the votes of a run. Certificates follo
 checks that the files of a run do. Nothing here imports torch: what a run has measured can be verified anywhere.
 """
 
-from deqcert.runs.contents import Contents, votes_digest
-from deqcert.runs.ledger import Ledger, identity_differences, stored_identity
-from deqcert.runs.results import certify_votes, write_results
-from deqcert.runs.run import Run, read_run
+from deqcert.runs.ledger import Ledger
+from deqcert.runs.lines import identity_differences, votes_digest
+from deqcert.runs.results import write_results
+from deqcert.runs.run import Run, read_ledger, read_run
 from deqcert.runs.summary import Summary, automatic_radii, summarize
 from deqcert.runs.tsv import CertifiedImage, TsvRow, read_tsv, write_tsv
 from deqcert.runs.verify import Verification, certificate_findings, verify_run
 
 __all__ = [
     "CertifiedImage",
-    "Contents",
     "Ledger",
     "Run",
     "Summary",
@@ -24,11 +23,10 @@ __all__ = [
     "Verification",
     "automatic_radii",
     "certificate_findings",
-    "certify_votes",
     "identity_differences",
+    "read_ledger",
     "read_run",
     "read_tsv",
-    "stored_identity",
     "summarize",
     "verify_run",
     "votes_digest",

@@ -1,4 +1,4 @@
-"""The files of a ledger: reading, locking and appending."""
+"""The ledger: the votes of a run on disk."""
 
 from __future__ import annotations
 
@@ -10,28 +10,26 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from json import dumps, loads
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from deqcert.errors import DataError, LedgerError
-from deqcert.runs.contents import Contents
-from deqcert.runs.lines import START, seal, unseal
-from deqcert.runs.lock import is_locked, open_regular, try_lock
+from deqcert.runs.disk import open_locked, read_from, sync_directory
+from deqcert.runs.lines import SCHEMA, START, first_line_identity, identity_differences, seal, unseal, without_time
 from deqcert.statistics import Votes
 
-_SCHEMA = 2
-_PATTERN = "votes.rank*.jsonl"
-_LOCK = "run.lock"
 _NOT_SHARED = "ledger_dir must be on a file system that all processes share"
 
 
 @dataclass
 class _Cursor:
-    """How far a file has been read."""
+    """How far a file has been read or written."""
 
     bytes: int = 0
     lines: int = 0
     digest: str = START
+
+    def advance(self, size: int, digest: str) -> None:
+        self.bytes, self.lines, self.digest = self.bytes + size, self.lines + 1, digest
 
 
 class Ledger:
@@ -46,13 +44,13 @@ class Ledger:
         identity: Everything that determines the votes, JSON-able.
 
     Attributes:
-        contents: What has been read so far.
+        votes: What has been read and written so far, by image index.
     """
 
     def __init__(self, directory: str | Path, identity: Mapping[str, Any]) -> None:
         self.directory = Path(directory)
         self.identity: dict[str, Any] = loads(dumps(identity))
-        self.contents = Contents()
+        self.votes: dict[int, Votes] = {}
         self._cursors: dict[Path, _Cursor] = {}
         self._path = Path()
         self._descriptor: int | None = None
@@ -66,118 +64,94 @@ class Ledger:
         Raises:
             LedgerError: The directory cannot be written, or a process of another run still writes to it.
         """
-        named = f"ledger_dir = {str(self.directory)!r}"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LedgerError(f"{named}: cannot be created ({error.strerror})") from error
+            raise self._refusal(f"cannot be created ({error.strerror})") from error
         if not os.access(self.directory, os.W_OK):
-            raise LedgerError(f"{named}: must be writable")
-        path = self.directory / _LOCK
-        descriptor = open_regular(path, os.O_RDWR | os.O_CREAT)
+            raise self._refusal("must be writable")
+        path = self.directory / "run.lock"
+        descriptor = open_locked(path, os.O_CREAT)
+        if descriptor is None:
+            raise self._refusal(f"another run is writing to it ({read_from(path, 0).decode(errors='replace')})")
         try:
-            if not try_lock(descriptor, path):
-                owner = os.pread(descriptor, 200, 0).decode(errors="replace")
-                raise LedgerError(f"{named}: another run is writing to it ({owner})")
             # A rank may outlive the process that launched it for as long as one image takes.
-            for file in sorted(self.directory.glob(_PATTERN)):
-                if is_locked(file):
-                    raise LedgerError(f"{named}: another run is writing to it ({file.name}); it may be about to end")
+            for file in vote_files(self.directory):
+                if (held := open_locked(file)) is None:
+                    raise self._refusal(f"another run is writing to it ({file.name}); it may be about to end")
+                os.close(held)
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-            self._remove_empty()
+            self._make_room()
             yield
         finally:
             os.close(descriptor)
 
-    def _remove_empty(self) -> None:
+    def _make_room(self) -> None:
         """Remove each file that holds the identity of another run and no measurement."""
-        for path in sorted(self.directory.glob(_PATTERN)):
-            lines = _read(path, 0).split(b"\n")[:-1]
-            if len(lines) == 1:
+        for path in vote_files(self.directory):
+            first, *others = read_from(path, 0).split(b"\n")
+            if len(others) == 1:
                 with suppress(LedgerError):  # refresh says what is damaged
-                    if _identity(path, lines[0]) != self.identity:
+                    if first_line_identity(path, first) != self.identity:
                         path.unlink()
 
     def refresh(self) -> list[Votes]:
-        """Read what has been added to any file since the last call.
-
-        Returns:
-            The votes that were not known.
+        """Read what has been added to any file since the last call, and return the votes that were not known.
 
         Raises:
             LedgerError: A file belongs to another run (the differing settings are named), is damaged or of another
                 schema, or two lines disagree about an image.
         """
-        return [votes for path in sorted(self.directory.glob(_PATTERN)) for votes in self._refresh_file(path)]
+        return [votes for path in vote_files(self.directory) for votes in self._refresh_file(path)]
 
     def _refresh_file(self, path: Path) -> list[Votes]:
         cursor = self._cursors.setdefault(path, _Cursor())
-        content = _read(path, cursor.bytes)
         news: list[Votes] = []
-        for line in content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]:
-            number = cursor.lines + 1
-            if number == 1:
-                self._compare(_identity(path, line))
+        for line in read_from(path, cursor.bytes).split(b"\n")[:-1]:  # what follows the last line end is torn
+            if cursor.lines == 0 and (theirs := first_line_identity(path, line)) != self.identity:
+                differences = "; ".join(identity_differences(theirs, self.identity))
+                advice = "Use another directory, or the settings of that run."
+                raise self._refusal(f"holds votes of another run ({differences}). {advice}")
             try:
                 record, digest = unseal(line, cursor.digest)
-                if number > 1:
-                    votes = Votes.from_json(record)
-                    if self.contents.add(votes):
-                        news.append(votes)
-            except (ValueError, DataError) as error:
+                if cursor.lines > 0 and self._add(votes := Votes.from_json(record)):
+                    news.append(votes)
+            except ValueError as error:
                 raise LedgerError(
-                    f"{path}, line {number}: damaged ({error}). Without this line and those after it, the run can be "
-                    "resumed: their images are certified again."
+                    f"{path}, line {cursor.lines + 1}: damaged ({error}). Without this line and those after it, the "
+                    "run can be resumed: their images are certified again."
                 ) from error
-            cursor.bytes, cursor.lines, cursor.digest = cursor.bytes + len(line) + 1, number, digest
+            cursor.advance(len(line) + 1, digest)
         return news
 
-    def _compare(self, theirs: Mapping[str, Any]) -> None:
-        if theirs == self.identity:
-            return
-        differences = "; ".join(identity_differences(theirs, self.identity))
-        raise LedgerError(
-            f"ledger_dir = {str(self.directory)!r}: holds votes of another run ({differences}). "
-            "Use another directory, or the settings of that run."
-        )
+    def _add(self, votes: Votes) -> bool:
+        """Add the votes of an image; return whether they are new."""
+        new, known = votes.index not in self.votes, self.votes.setdefault(votes.index, votes)
+        if not new and without_time(known) != without_time(votes):
+            raise DataError(f"image {votes.index} has other votes in another line")
+        return new
 
-    def open(self, rank: int) -> Ledger:
-        """Open the file of ``rank`` for writing; use as a context manager.
-
-        Raises:
-            LedgerError: If another process writes to it.
-        """
+    @contextmanager
+    def open(self, rank: int) -> Iterator[Ledger]:
+        """Open the file of ``rank`` for writing; raise LedgerError if another process writes to it."""
         path = self._file(rank)
+        if not self.directory.is_dir():
+            raise LedgerError(f"{self.directory}: {_NOT_SHARED}")
+        descriptor = open_locked(path, os.O_CREAT | os.O_APPEND)
+        if descriptor is None:
+            raise self._refusal(f"another run is writing to it ({path.name})")
         try:
-            descriptor = open_regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-        except FileNotFoundError as error:
-            raise LedgerError(f"{self.directory}: {_NOT_SHARED}") from error
-        if not try_lock(descriptor, path):
+            self._refresh_file(path)
+            os.ftruncate(descriptor, self._cursors[path].bytes)
+            self._path, self._descriptor = path, descriptor
+            if self._cursors[path].lines == 0:
+                self._write({"schema": SCHEMA, "identity": self.identity})
+                sync_directory(self.directory)
+            yield self
+        finally:
+            self._descriptor = None
             os.close(descriptor)
-            raise LedgerError(f"ledger_dir = {str(self.directory)!r}: another run is writing to it ({path.name})")
-        self._path, self._descriptor = path, descriptor
-        self._refresh_file(path)
-        os.ftruncate(descriptor, self._cursors[path].bytes)
-        if self._cursors[path].lines == 0:
-            self._write({"schema": _SCHEMA, "identity": self.identity})
-            _sync_directory(self.directory)
-        return self
-
-    def demand_ranks(self, world_size: int, patience: float) -> None:
-        """Wait until the files of all ranks can be seen, at most ``patience`` seconds.
-
-        Raises:
-            LedgerError: A file is missing: the ranks write to different file systems.
-        """
-        end = time.monotonic() + patience
-        while missing := [rank for rank in range(world_size) if not self._file(rank).exists()]:
-            if time.monotonic() > end:
-                raise LedgerError(f"{self.directory}: the file of rank {missing[0]} is missing; {_NOT_SHARED}")
-            time.sleep(0.1)
-
-    def _file(self, rank: int) -> Path:
-        return self.directory / f"votes.rank{rank}.jsonl"
 
     def append(self, votes: Votes) -> None:
         """Add the votes of an image and wait until they are on disk.
@@ -186,7 +160,7 @@ class Ledger:
             LedgerError: They cannot be written, e.g. because the disk is full. What was written before is safe.
         """
         self._write(votes.to_json())
-        self.contents.add(votes)
+        self._add(votes)
 
     def _write(self, record: Mapping[str, Any]) -> None:
         assert self._descriptor is not None, "open() first"
@@ -204,83 +178,27 @@ class Ledger:
                 f"{self._path}: cannot be written ({error.strerror}). The votes before are safe; run the same command "
                 "again to resume."
             ) from error
-        self._cursors[self._path] = _Cursor(cursor.bytes + len(line), cursor.lines + 1, digest)
+        cursor.advance(len(line), digest)
 
-    def __enter__(self) -> Ledger:
-        return self
+    def demand_ranks(self, world_size: int, patience: float) -> None:
+        """Wait until the files of all ranks can be seen, at most ``patience`` seconds.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        Raises:
+            LedgerError: A file is missing: the ranks write to different file systems.
+        """
+        end = time.monotonic() + patience
+        while missing := [rank for rank in range(world_size) if not self._file(rank).exists()]:
+            if time.monotonic() > end:
+                raise LedgerError(f"{self.directory}: the file of rank {missing[0]} is missing; {_NOT_SHARED}")
+            time.sleep(0.1)
 
+    def _file(self, rank: int) -> Path:
+        return self.directory / f"votes.rank{rank}.jsonl"
 
-def stored_identity(directory: Path) -> dict[str, Any]:
-    """Return the identity in the first file of a ledger.
-
-    Raises:
-        LedgerError: There is no ledger, its first line is damaged, or it is of another schema.
-    """
-    for path in sorted(directory.glob(_PATTERN)):
-        content = _read(path, 0)
-        if b"\n" in content:
-            return _identity(path, content.split(b"\n", 1)[0])
-    raise LedgerError(f"{directory}: holds no ledger ({_PATTERN})")
+    def _refusal(self, problem: str) -> LedgerError:
+        return LedgerError(f"ledger_dir = {str(self.directory)!r}: {problem}")
 
 
-def _identity(path: Path, line: bytes) -> dict[str, Any]:
-    """Return the identity of a run from the first line of one of its files."""
-    try:
-        record, _ = unseal(line, START)
-        if "identity" not in record:
-            raise ValueError("no identity")
-        if (schema := record.get("schema", 1)) != _SCHEMA:
-            raise LedgerError(
-                f"{path}: has ledger schema {schema!r}, but this version of deqcert reads schema {_SCHEMA}; finish the "
-                "run with the version that began it, or use another directory"
-            )
-        if not isinstance(record["identity"], dict):
-            raise ValueError("identity must be an object")
-    except ValueError as error:
-        raise LedgerError(f"{path}, line 1: damaged ({error})") from error
-    return record["identity"]
-
-
-def identity_differences(theirs: Any, ours: Any) -> list[str]:
-    """Return, for each setting that differs, what it is there and here."""
-    there, here = _flatten(theirs), _flatten(ours)
-    return [
-        f"{key} = {there.get(key)!r} there, {here.get(key)!r} here"
-        for key in sorted(here.keys() | there.keys())
-        if here.get(key) != there.get(key)
-    ]
-
-
-def _flatten(record: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(record, dict):
-        return {prefix: record}
-    flat: dict[str, Any] = {}
-    for key, value in record.items():
-        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return flat
-
-
-def _read(path: Path, first: int) -> bytes:
-    """Return the bytes of a file from ``first`` on."""
-    try:
-        with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as stream:
-            stream.seek(first)
-            return stream.read()
-    except OSError as error:
-        raise LedgerError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _sync_directory(directory: Path) -> None:
-    """Wait until a new file's name is on disk too."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def vote_files(directory: Path) -> list[Path]:
+    """Return the files of a ledger, sorted by name."""
+    return sorted(directory.glob("votes.rank*.jsonl"))

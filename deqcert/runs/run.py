@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 
 import yaml
 
-from deqcert.errors import DataError, DeqcertError
-from deqcert.runs.contents import votes_digest
-from deqcert.runs.ledger import Ledger, stored_identity
-from deqcert.runs.results import JSON_NAME, certify_votes, read_json
+from deqcert.errors import DataError, LedgerError, reason
+from deqcert.runs.disk import read_from
+from deqcert.runs.ledger import Ledger, vote_files
+from deqcert.runs.lines import first_line_identity, votes_digest
+from deqcert.runs.results import JSON_NAME, sealed
 from deqcert.runs.tsv import read_text
 from deqcert.statistics import Certificate, CertificationRule, Votes
 
@@ -23,7 +25,6 @@ class Run:
     """A run as its ledger has it. What other files say is only believed where it follows from the ledger.
 
     Attributes:
-        directory: Its directory.
         identity: Everything that determines its votes.
         ledger: All votes in its ledger by image index.
         document: Contents of ``certificates.json``; None if the run has not finished.
@@ -37,7 +38,7 @@ class Run:
     @cached_property
     def examples(self) -> dict[int, Mapping[str, Any]]:
         """What ``certificates.json`` says of each image, by index; entries without an integer index are left out."""
-        examples: Sequence[Mapping[str, Any]] = () if self.document is None else self.document["examples"]
+        examples = [] if self.document is None else self.document["examples"]
         return {example["index"]: example for example in examples if type(example.get("index")) is int}
 
     @cached_property
@@ -78,15 +79,13 @@ class Run:
         """
         try:
             return CertificationRule(**self.settings["certificate"])
-        except DeqcertError:
-            raise
         except (KeyError, TypeError) as error:
             raise DataError(f"{self.directory}: its settings cannot be used to certify anything ({error!r})") from error
 
     @cached_property
     def certificates(self) -> tuple[Certificate, ...]:
         """The certificates that follow from the votes, sorted by index."""
-        return certify_votes(self.votes, self.rule)
+        return tuple(self.rule.certify(vote) for vote in self.votes)
 
 
 def read_run(directory: str | Path) -> Run:
@@ -96,11 +95,57 @@ def read_run(directory: str | Path) -> Run:
         LedgerError: There is no ledger, or it is damaged or of another schema.
         DataError: ``certificates.json`` cannot be read, or the ledger has no votes yet.
     """
-    directory = Path(directory)
-    identity = stored_identity(directory)
-    ledger = Ledger(directory, identity)
-    ledger.refresh()
-    if not ledger.contents.votes:
+    ledger = read_ledger(directory)
+    if not ledger.votes:
         raise DataError(f"{directory}: its ledger has no image yet")
-    path = directory / JSON_NAME
-    return Run(directory, identity, ledger.contents.votes, read_json(path) if path.exists() else None)
+    path = ledger.directory / JSON_NAME
+    return Run(ledger.directory, ledger.identity, ledger.votes, read_json(path) if path.exists() else None)
+
+
+def read_ledger(directory: str | Path) -> Ledger:
+    """Read the ledger of whatever run is in a directory.
+
+    Raises:
+        LedgerError: There is no ledger, or it is damaged or of another schema.
+    """
+    for path in vote_files(Path(directory)):
+        first, end, _ = read_from(path, 0).partition(b"\n")
+        if end:
+            ledger = Ledger(directory, first_line_identity(path, first))
+            ledger.refresh()
+            return ledger
+    raise LedgerError(f"{directory}: holds no ledger (votes.rank*.jsonl)")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read ``certificates.json`` without believing it: ``settings``, ``summary`` and ``examples``.
+
+    Raises:
+        DataError: The file cannot be read, is not strict JSON (a key that comes twice, NaN), has another form or does
+            not end in the SHA-256 of what stands before.
+    """
+    try:
+        content = path.read_bytes()
+        document: dict[str, Any] = json.loads(content, object_pairs_hook=_object, parse_constant=_refuse)
+    except RecursionError:
+        raise DataError(f"{path}: nested too deeply") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {reason(error)}") from error
+    parts = {"settings": dict, "summary": dict, "examples": list, "sha256": str}
+    whole = isinstance(document, dict) and {part: type(value) for part, value in document.items()} == parts
+    if not whole or not all(isinstance(example, dict) for example in document["examples"]):
+        raise DataError(f"{path}: must have the objects settings and summary, a list of objects examples, and sha256")
+    if content != sealed(content[: content.rfind(b',\n"sha256":')]):
+        raise DataError(f"{path}: was changed after it was written: its SHA-256 is not that of its content")
+    return document
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key comes twice")
+    return found
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")

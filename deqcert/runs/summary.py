@@ -19,21 +19,15 @@ _Example = TypeVar("_Example", bound=CertifiedImage)
 
 
 class Summary(NamedTuple):
-    """The numbers of one run. Costs are None where the votes are not known.
+    """The numbers of one run, ``examples`` being the number of its images. Costs are None without votes.
 
     Attributes:
-        examples: Images certified.
-        radii: The R radii at which certified accuracy is given.
-        certified_accuracy: R fractions of all images with the correct class and at least that radius.
+        certified_accuracy: For each of ``radii``, the fraction of images with the correct class and that radius or more.
         clean_accuracy: Certified accuracy at radius 0.
-        average_certified_radius: Mean of the radii, 0 where the class is wrong (ACR).
-        abstention_rate: Fraction of all images without a prediction.
-        nfe_fast: Evaluations of the DEQ cell per noisy sample, for the predictions.
-        nfe_audit: The same for the audit.
-        nfe_total: Their sum.
-        mismatch_rate: Fraction of the audited noisy samples whose cheap prediction was wrong; None without an audit.
-        mean_residual: Mean over images of the relative residual; None if an image has no finite one.
-        seconds_per_image: Mean wall-clock time.
+        average_certified_radius: ACR; the radius counts as 0 where the class is wrong.
+        nfe_fast: Evaluations of the DEQ cell per noisy sample, for the predictions; ``nfe_audit`` for the audit.
+        mismatch_rate: Fraction of the audited noisy samples whose SRS prediction was wrong; None without an audit.
+        mean_residual: Mean relative residual; None if an image has no finite one.
         sound: Whether every certificate has a proof.
     """
 
@@ -58,16 +52,13 @@ def summarize(
     radii: Sequence[float],
     seconds: Sequence[float] | None = None,
 ) -> Summary:
-    """Summarize a run.
+    """Compute the numbers of a run.
 
     Args:
         examples: Certificates, or rows of a table; at least one.
         votes: What the certificates were derived from, in any order; None for a table.
         radii: Where to give certified accuracy.
-        seconds: Of a table: the time spent on each image, if it is known.
-
-    Returns:
-        The numbers, none of them NaN.
+        seconds: Time spent on each image of a table, if it is known.
 
     Raises:
         DataError: There is no image, or certificates and votes are not of the same images.
@@ -96,8 +87,7 @@ def summarize(
         return summary
     match_votes(examples, votes)
     samples = sum(vote.n0 + vote.n for vote in votes)
-    nfe_fast = sum(vote.nfe_fast for vote in votes)
-    nfe_audit = sum(vote.nfe_audit for vote in votes)
+    nfe_fast, nfe_audit = sum(vote.nfe_fast for vote in votes), sum(vote.nfe_audit for vote in votes)
     audited = sum(vote.audited or 0 for vote in votes)
     residual = sum(vote.residual for vote in votes) / len(votes)
     return summary._replace(
@@ -124,18 +114,10 @@ def match_votes(certificates: Sequence[_Example], votes: Sequence[Votes]) -> lis
 
 
 def automatic_radii(sigma: float, alpha: float, n: int) -> tuple[float, ...]:
-    """Radii for a table: 0 and round steps up to the largest radius that can be certified.
+    """Return at most 9 radii for a table: 0 and round steps up to that of n votes out of n, the largest possible one.
 
-    The largest radius is that of n votes out of n. The step is the field's: 0.25 for σ of 0.25 and 0.5, σ/2
-    above. For a small σ it is halved until it is at most 1.5 σ, for a huge n doubled until 9 radii suffice.
-
-    Args:
-        sigma: Standard deviation of the noise, in pixel units.
-        alpha: Error probability of a certificate.
-        n: Noisy samples of an image.
-
-    Returns:
-        At most 9 increasing radii, the first 0; only 0 if n is too small to certify anything.
+    The step is the field's: 0.25 for σ of 0.25 and 0.5, σ/2 above. For a small σ it is halved until it is at most 1.5 σ,
+    for a huge n doubled until 9 radii suffice.
 
     Raises:
         SettingError: ``sigma`` is not positive and finite, ``alpha`` not in (0, 1) or ``n`` < 1.

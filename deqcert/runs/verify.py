@@ -1,11 +1,12 @@
 """Verifying a run from its ledger: does every published number follow from the votes?
 
-No model and no data are needed. Without them nobody can tell whether the votes are what the model said: for that, the
-digests of weights and data in the settings say what to run again.
+Without model and data nobody can tell whether the votes are what the model said: for that, the digests of weights and
+data in the settings say what to run again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -14,25 +15,18 @@ from typing import Any, NamedTuple
 
 from deqcert.errors import DataError, DeqcertError, reason
 from deqcert.files import file_digest
-from deqcert.runs.ledger import identity_differences
+from deqcert.runs.lines import identity_differences
 from deqcert.runs.results import TSV_NAME, example_records
 from deqcert.runs.run import Run, read_run
 from deqcert.runs.summary import summarize
 from deqcert.runs.tsv import format_tsv
 from deqcert.statistics import AdaptiveAudit, FixedAudit, InputSpecific, TargetRadius, Votes, noise_error
 
-_KNOWN: dict[str, type | None] = {
-    "Serialized": None,
-    "Standard": None,
-    "AdaptiveAudit": AdaptiveAudit,
-    "FixedAudit": FixedAudit,
-    "InputSpecific": InputSpecific,
-    "TargetRadius": TargetRadius,
-}
-"""What decides how many votes are taken, by its name in an identity. Strategies are None: they need torch."""
+_STRATEGIES = ("Serialized", "Standard")
+_RULES = {kind.__name__: kind for kind in (AdaptiveAudit, FixedAudit, InputSpecific, TargetRadius)}
+"""What decides how many votes are taken, by its name in an identity."""
 
-# Of scipy's quantiles in different versions.
-_ROUNDING = 1e-9
+_ROUNDING = 1e-9  # of scipy's quantiles in different versions
 
 # Anything may stand in settings that somebody has written by hand.
 _UNUSABLE = (DeqcertError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
@@ -42,7 +36,7 @@ class Verification(NamedTuple):
     """What :func:`verify_run` has found.
 
     Attributes:
-        images: Images whose certificates were computed again.
+        images: Number of images whose certificates were computed again.
         votes_sha256: Digest of their votes.
         findings: What does not follow, one sentence each; empty if everything does.
         unknown: Classes in the settings that are not deqcert's, each with its setting. Only the run itself knows how
@@ -56,14 +50,9 @@ class Verification(NamedTuple):
 
 
 def verify_run(directory: str | Path, checkpoint: str | Path | None = None) -> Verification:
-    """Compute every certificate, total and table of a run again from the votes in its ledger.
+    """Compute every certificate, total and table of a finished run again from the votes in its ledger.
 
-    Args:
-        directory: Directory of a finished run: ledger, ``certificates.json`` and ``certificates.tsv``.
-        checkpoint: File whose digest must be that of the weights that were certified; None skips this.
-
-    Returns:
-        What was found.
+    If a checkpoint is given, its digest must be that of the weights that were certified.
 
     Raises:
         LedgerError: There is no ledger, or one of its lines was changed, lost or damaged.
@@ -73,24 +62,23 @@ def verify_run(directory: str | Path, checkpoint: str | Path | None = None) -> V
     if run.document is None:
         done = f"{len(run.ledger)} images have votes"
         raise DataError(f"{run.directory}: is not finished ({done}); the command that began it resumes it")
-    findings, unknown = [], []
+    unknown: list[str] = []
+    findings = []
     if len(run.examples) < len(run.document["examples"]):
         findings.append("examples: an index comes twice or is not an integer")
     findings += [f"image {index}: has a certificate but no votes" for index in run.examples.keys() - run.ledger.keys()]
     findings += [f"image {index}: has votes but no certificate" for index in run.ledger.keys() - run.examples.keys()]
-    findings += _settings_findings(run)
-    findings += _file_findings(run)
-    if checkpoint is not None:
-        findings += _checkpoint_findings(Path(checkpoint), run.settings)
+    findings += _settings_findings(run, checkpoint)
     try:
         unknown = _unknown_classes(run.identity["sampling"])
         for each in run.votes:
             findings += [f"image {each.index}: {text}" for text in _vote_findings(each, run.identity["sampling"])]
         findings += certificate_findings(run)
         summary = summarize(run.certificates, run.votes, run.document["summary"]["radii"])._asdict()
-        differences = _differences(run.document["summary"], summary, _same_scipy(run))
-        findings += [f"summary: {text}" for text in differences]
-        findings += _table_findings(run)
+        findings += [f"summary: {text}" for text in _differences(run.document["summary"], summary, _exact(run))]
+        table = format_tsv(run.certificates, {vote.index: vote.seconds for vote in run.votes})
+        if _digest(run.directory / TSV_NAME) != hashlib.sha256(table.encode()).hexdigest():
+            findings.append(f"{TSV_NAME}: is not what the votes give")
     except _UNUSABLE as error:
         findings.append(f"settings: cannot be used to certify anything ({error!r})")
     return Verification(len(run.votes), run.digest, findings, unknown)
@@ -115,39 +103,35 @@ def certificate_findings(run: Run) -> list[str]:
     return found + [
         f"image {right['index']}: {text}"
         for right, vote in zip(example_records(run.certificates, run.votes), run.votes, strict=True)
-        for text in _differences(run.examples[vote.index], right, _same_scipy(run))
+        for text in _differences(run.examples[vote.index], right, _exact(run))
     ]
 
 
-def _same_scipy(run: Run) -> bool:
+def _exact(run: Run) -> bool:
+    """Whether the quantiles of scipy are those of the run to the last bit."""
     return bool(run.settings.get("scipy") == version("scipy"))
 
 
-def _settings_findings(run: Run) -> list[str]:
+def _settings_findings(run: Run, checkpoint: str | Path | None) -> list[str]:
+    """Compare the settings with the ledger, and the digests in them with the files."""
     stated = {key: value for key, value in run.settings.items() if key in run.identity}
     found = [f"settings: {difference}" for difference in identity_differences(stated, run.identity)]
-    if run.settings.get("votes_sha256") != run.digest:
-        found.append(
-            f"settings: votes_sha256 = {run.settings.get('votes_sha256')!r}, but the votes have {run.digest}"
-        )
-    return found
-
-
-def _file_findings(run: Run) -> list[str]:
-    """Compare the other files of the run with their digests; their names come from a file and are not believed."""
+    digests = {"votes_sha256": run.digest}
+    if checkpoint is not None:
+        digests["checkpoint_sha256"] = _digest(Path(checkpoint))
+    found += [
+        f"settings: {name} = {run.settings.get(name)!r}, but it is {digest!r}"
+        for name, digest in digests.items()
+        if run.settings.get(name) != digest
+    ]
     files = run.settings.get("files")
     if not isinstance(files, dict):
-        return ["settings: files must give the digests of the other files"]
-    return [
+        return [*found, "settings: files must give the digests of the other files"]
+    return found + [
         f"{name}: is not the file that the run has written"
         for name, digest in files.items()
-        if Path(name).name != name or _digest(run.directory / name) != digest
+        if Path(name).name != name or _digest(run.directory / name) != digest  # a name may be anything
     ]
-
-
-def _checkpoint_findings(checkpoint: Path, settings: Mapping[str, Any]) -> list[str]:
-    stated, digest = settings.get("checkpoint_sha256"), _digest(checkpoint)
-    return [] if stated == digest else [f"settings: checkpoint_sha256 = {stated!r}, but {checkpoint} has {digest!r}"]
 
 
 def _digest(path: Path) -> str:
@@ -160,19 +144,17 @@ def _digest(path: Path) -> str:
 
 def _unknown_classes(sampling: Mapping[str, Any]) -> list[str]:
     """Name the classes that decide how many votes are taken, and by what, unless this module knows them."""
-    given = {"sampling": sampling} | {
-        f"sampling.{field}": sampling[field] for field in ("audit", "stopping") if sampling.get(field) is not None
-    }
+    given = {"sampling": sampling} | {f"sampling.{field}": sampling.get(field) for field in ("audit", "stopping")}
     return [
         f"{settings['class']} ({setting})"
         for setting, settings in given.items()
-        if settings["class"] not in _KNOWN or (_KNOWN[settings["class"]] is None) != (setting == "sampling")
+        if settings is not None and settings["class"] not in (_STRATEGIES if setting == "sampling" else _RULES)
     ]
 
 
 def _built(settings: Mapping[str, Any]) -> Any:
     """Build a rule from its settings; None if its class is not known, of which :func:`verify_run` tells."""
-    kind = _KNOWN.get(settings["class"])
+    kind: Any = _RULES.get(settings["class"])
     return None if kind is None else kind(**{key: value for key, value in settings.items() if key != "class"})
 
 
@@ -217,19 +199,6 @@ def _stopping_findings(votes: Votes, sampling: Mapping[str, Any]) -> list[str]:
     if look and all(rule.settled(count, look, n_max) for count in likely_first):
         return [f"n = {votes.n}, but whatever its first {look} votes were, they were enough"]
     return []
-
-
-def _table_findings(run: Run) -> list[str]:
-    """Write the table again."""
-    expected = format_tsv(run.certificates, {vote.index: vote.seconds for vote in run.votes})
-    try:
-        found = (run.directory / TSV_NAME).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        return [f"{TSV_NAME}: cannot be read: {reason(error)}"]
-    theirs, ours = found.split("\n"), expected.split("\n")
-    lines = [number for number, (one, other) in enumerate(zip(theirs, ours, strict=False), start=1) if one != other]
-    lines += [min(len(theirs), len(ours)) + 1] if len(theirs) != len(ours) else []
-    return [f"{TSV_NAME}, line {number}: is not what the votes give" for number in lines]
 
 
 def _differences(found: Mapping[str, Any], right: Mapping[str, Any], exact: bool) -> list[str]:

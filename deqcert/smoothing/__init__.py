@@ -1,14 +1,8 @@
 """Randomized smoothing: base classifier f, smoothed classifier g, and strategies that take votes. No Lightning."""
 
-from deqcert.smoothing.base_classifier import SolvedClassifier, base_classifier
-from deqcert.smoothing.convergence import (
-    ConvergenceReport,
-    ConvergenceSettings,
-    MismatchCount,
-    convergence_report,
-    residual_curve,
-)
-from deqcert.smoothing.engine import Engine, Execution
+from deqcert.smoothing.base_classifier import SolvedClassifier
+from deqcert.smoothing.engine import Engine
+from deqcert.smoothing.execution import Execution
 from deqcert.smoothing.noise import Stream
 from deqcert.smoothing.sampling import Sampling
 from deqcert.smoothing.serialized import Serialized
@@ -16,11 +10,8 @@ from deqcert.smoothing.smoothed import SmoothedClassifier, Smoothing
 from deqcert.smoothing.standard import Standard
 
 __all__ = [
-    "ConvergenceReport",
-    "ConvergenceSettings",
     "Engine",
     "Execution",
-    "MismatchCount",
     "Sampling",
     "Serialized",
     "SmoothedClassifier",
@@ -28,7 +19,4 @@ __all__ = [
     "SolvedClassifier",
     "Standard",
     "Stream",
-    "base_classifier",
-    "convergence_report",
-    "residual_curve",
 ]

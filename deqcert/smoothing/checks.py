@@ -1,4 +1,4 @@
-"""What a classifier must pass before it votes: its logits are a function of one image, and so are those of its twin.
+"""What must hold before a classifier votes: its logits are a function of one image, and so are those of its twin.
 
 A certificate is about a function of one image. None of these checks can prove that a classifier is one; they find what
 modules do by mistake, on a few noisy samples of the kind that will vote.
@@ -9,67 +9,79 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from deqcert.errors import SettingError, require
+from deqcert.errors import DataError, require
 from deqcert.models import DEQ, Start
 from deqcert.smoothing.base_classifier import SolvedClassifier
 from deqcert.solvers import Solver
 
-SAMPLES = 8
-"""Noisy samples to check on."""
-
+SAMPLES = 8  # noisy samples to check on
 _STEPS = 5  # enough to go through every part; more would magnify rounding
 
 # Logit errors that may still be rounding: of float32 to TF32, or of so many units of the last place of the largest.
 _ROUNDING, _ROUNDING_UNITS = 2e-2, 16
 
 
+def demand_unit_interval(images: Tensor) -> None:
+    """Raise :class:`DataError` unless images, of any shape, are in the unit of sigma: floats in [0, 1]."""
+    if not images.is_floating_point():
+        raise DataError(f"image: must hold floats in [0, 1], not {images.dtype}; divide integers in [0, 255] by 255")
+    inside = (images >= 0) & (images <= 1)  # false for NaN too
+    if not bool(inside.all()):
+        raise DataError(f"image: must hold floats in [0, 1], but a pixel is {images[~inside][0].item()!r}")
+
+
 def demand_evaluation_mode(classifier: nn.Module) -> None:
     """Raise :class:`SettingError` unless every part of ``classifier`` is in evaluation mode."""
-    training = [name or "classifier" for name, module in classifier.named_modules() if module.training]
-    if training:
-        raise SettingError("classifier", training[0], "must be in evaluation mode: call .eval() first")
+    for name, module in classifier.named_modules():
+        require(not module.training, "classifier", name or "classifier", "must be in evaluation mode: call .eval()")
 
 
 @torch.no_grad()
-def checked(base: nn.Module, samples: Tensor) -> nn.Module:
+def checked(base: nn.Module, samples: Tensor, sigma: float) -> nn.Module:
     """Return the classifier that is to vote: f, or its faster form if that computes the same.
 
     Args:
         base: Base classifier f; of a DEQ, the first steps of its solver are what is compared.
         samples: Noisy samples, shape (B, C, H, W).
+        sigma: Their noise; a warning says so if the anchored start was computed under another one.
 
     Raises:
-        SettingError: The classifier is in training mode, its logits of a sample depend on the rest of the batch, or
-            its parts hand something to each other through attributes, which threads would mix up.
+        SettingError: The classifier is in training mode or for other channels, its logits of a sample depend on the
+            rest of the batch, or its parts hand something to each other through attributes, which threads would mix up.
     """
     demand_evaluation_mode(base)
+    network = base.network if isinstance(base, SolvedClassifier) else base
+    # A gray image would pass through a network for color by broadcasting.
+    channels = getattr(network, "image_channels", samples.shape[1])
+    allowed = f"must have {channels} channels, as the classifier"
+    require(samples.shape[1] == channels, "image", tuple(samples.shape[1:]), allowed)
     with torch.autocast(samples.device.type, enabled=False):
         if not isinstance(base, SolvedClassifier):
             _demand_rows_apart(base, base, samples)
             return base
-        solver = base.solver
+        solver, start, computed = base.solver, base.start, base.network.start_sigma
+        if start == "anchor" and computed not in (None, sigma):
+            what = f"The {base.network.start_kind} start was computed at sigma = {computed}"
+            warnings.warn(f"{what}, but is certified at sigma = {sigma}.", stacklevel=4)
         probe = dataclasses.replace(solver, max_steps=min(_STEPS, solver.max_steps), tolerance=0.0, iterate="last")
-        network = _faster(base.network, samples, probe, base.start)
-        _demand_rows_apart(network, SolvedClassifier(network, probe, base.start), samples)
-        _demand_calls_apart(network, samples, probe, base.start)
-        return SolvedClassifier(network, solver, base.start)
+        network = _faster(base.network, samples, probe, start)
+        _demand_rows_apart(network, SolvedClassifier(network, probe, start), samples)
+        _demand_calls_apart(network, samples, probe, start)
+        return SolvedClassifier(network, solver, start)
 
 
 def logit_error(expected: Tensor, given: Tensor) -> float:
-    """Return how far ``given`` logits are from ``expected`` ones in what decides labels.
+    """Return how far ``given`` logits, shape (B, classes), are from ``expected`` ones in what decides predictions.
 
     The distance of each class from the top one is what counts, not the logits themselves; an error in it is relative to
-    that distance plus the mean distance of the runner-up. A label that differs is an error of 1/2 or more, unless the
-    runner-up was nearer than on average. What the last places of the largest logit can hold is no error.
-
-    Args:
-        expected: Shape (B, classes).
-        given: The same; infinite error if it is of another shape or not finite in other rows.
+    that distance plus the mean distance of the runner-up. A prediction that differs is an error of 1/2 or more, unless
+    the runner-up was nearer than on average. What the last places of the largest logit can hold is no error; another
+    shape, or other rows that are not finite, is an infinite one.
     """
     finite = expected.isfinite().all(dim=1)
     if given.shape != expected.shape or not torch.equal(finite, given.isfinite().all(dim=1)):
@@ -95,7 +107,7 @@ def _faster(network: DEQ, samples: Tensor, solver: Solver, start: Start) -> DEQ:
         return twin
     warnings.warn(
         f"{type(network).__name__}.for_inference() changes differences of logits by {error:.1e} of what decides a "
-        "label: not used. Certification is slower without it.",
+        "prediction: not used. Certification is slower without it.",
         stacklevel=2,
     )
     return network
@@ -104,44 +116,26 @@ def _faster(network: DEQ, samples: Tensor, solver: Solver, start: Start) -> DEQ:
 def _demand_rows_apart(network: nn.Module, classifier: nn.Module, samples: Tensor) -> None:
     """Refuse a classifier whose logits of a sample depend on the samples beside it, or on random numbers."""
     alone = torch.cat([classifier(sample[None]) for sample in samples])
-    require(
-        logit_error(classifier(samples), alone) <= _ROUNDING,
-        "classifier",
-        type(network).__name__,
+    allowed = (
         "must give a noisy sample the same logits alone and in a batch: a certificate is about a function of one image "
-        "(no batch statistics, no random numbers)",
+        "(no batch statistics, no random numbers)"
     )
+    require(logit_error(classifier(samples), alone) <= _ROUNDING, "classifier", type(network).__name__, allowed)
 
 
 def _demand_calls_apart(network: DEQ, samples: Tensor, solver: Solver, start: Start) -> None:
     """Refuse a network whose parts hand something to each other through attributes, by a solve between any two."""
 
-    def undisturbed() -> None:
-        pass
+    def disturbed(returned: Any) -> Any:
+        network.solve(samples.flip(0), solver, start)
+        return returned
 
-    def disturb() -> None:
-        _logits_by_parts(network, samples.flip(0), solver, start, undisturbed)
-
-    expected, given = (_logits_by_parts(network, samples, solver, start, each) for each in (undisturbed, disturb))
-    require(
-        logit_error(expected, given) <= _ROUNDING,
-        "classifier",
-        type(network).__name__,
+    injection = disturbed(network.inject(samples))
+    state = disturbed(network.start_state(injection, start))
+    given = network.head(solver.solve(lambda z: disturbed(network.cell(z, injection)), state).value)
+    allowed = (
         "must not change its logits when another batch is solved meanwhile, as threads do: inject, initial_state, cell "
-        "and head may not hand anything to each other through self; what they need, inject returns",
+        "and head may not hand anything to each other through self; what they need, inject returns"
     )
-
-
-def _logits_by_parts(network: DEQ, x: Tensor, solver: Solver, start: Start, between: Callable[[], None]) -> Tensor:
-    """Solve and classify as :meth:`DEQ.solve` does, and call ``between`` between any two calls of the network."""
-    injection = network.inject(x)
-    between()
-    state = network.start_state(injection, start)
-    between()
-
-    def function(z: Tensor) -> Tensor:
-        fz = network.cell(z, injection)
-        between()
-        return fz
-
-    return network.head(solver.solve(function, state).value)
+    expected = network.solve(samples, solver, start)[0]
+    require(logit_error(expected, given) <= _ROUNDING, "classifier", type(network).__name__, allowed)

@@ -12,26 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deqcert.errors import DataError, require
+from deqcert.errors import require
 from deqcert.seeding import Purpose, image_seed
-from deqcert.smoothing.quantised import integer_noise, pixel_levels
+from deqcert.smoothing.quantized import integer_noise, pixel_levels
 from deqcert.statistics.noise_error import Noise
-
-
-def demand_unit_interval(images: Tensor) -> None:
-    """Refuse images that are not in the unit of sigma: floats in [0, 1].
-
-    Args:
-        images: Any shape.
-
-    Raises:
-        DataError: Naming the type or a pixel.
-    """
-    if not images.is_floating_point():
-        raise DataError(f"image: must hold floats in [0, 1], not {images.dtype}; divide integers in [0, 255] by 255")
-    inside = (images >= 0) & (images <= 1)  # false for NaN too
-    if not bool(inside.all()):
-        raise DataError(f"image: must hold floats in [0, 1], but a pixel is {images[~inside][0].item()!r}")
 
 
 @dataclass(frozen=True)
@@ -41,16 +25,13 @@ class Stream:
     Args:
         seed: Seed of the run, in [0, 2^64).
         index: Original index of the image, in [0, 2^32).
-
-    Raises:
-        SettingError: A number is out of range.
     """
 
     seed: int
     index: int
 
     def __post_init__(self) -> None:
-        image_seed(self.seed, self.index, Purpose.SELECTION)  # refuses what is out of range
+        self.seed_of(Purpose.SELECTION)  # refuses what is out of range
 
     @classmethod
     def fresh(cls) -> Stream:
@@ -66,40 +47,34 @@ def noisy_batches(
     image: Tensor,
     stream: Stream,
     purpose: Purpose,
-    *,
     sigma: float,
     count: int,
     batch_size: int,
     noise: Noise = "float32",
     part: int = 0,
 ) -> Iterator[Tensor]:
-    """Yield ``count`` noisy samples of ``image``; the same arguments yield the same samples again.
+    """Yield ``count`` noisy samples of an image, batch by batch; the same arguments yield the same samples again.
 
     Args:
         image: Clean image in [0, 1], shape (C, H, W); its device draws the noise.
-        stream: Random numbers of the image.
+        stream: Random numbers of the image, of which each purpose has its own.
         purpose: What the noise is for.
         sigma: Standard deviation of the noise, in pixels of [0, 1].
         count: Number of samples.
         batch_size: Samples per batch; part of what determines the noise.
-        noise: ``float32`` adds Gaussian floats; what the rounding does is outside of any theorem. ``quantised`` adds
-            whole levels of 1/255, with the probabilities of Gaussian noise that is rounded to them, to the levels of an
-            8-bit image: a certificate for the network behind a rounding of its input to multiples of 1/255
-            (docs/floating_point.md; Voráček and Hein, ICLR 2023).
+        noise: "float32" adds Gaussian floats, whose rounding is outside of any theorem. "quantised" adds whole levels
+            of 1/255, distributed as Gaussian noise rounded to them, to an 8-bit image: a certificate for the network
+            behind a rounding of its input (docs/floating_point.md; Voráček and Hein, ICLR 2023).
         part: Each part of a purpose has noise of its own.
 
-    Yields:
-        Tensors of shape (at most ``batch_size``, C, H, W), float32.
-
     Raises:
-        SettingError: ``noise`` is neither, or ``quantised`` and the image is not 8-bit or sigma > 14.
+        SettingError: ``noise`` is neither, or "quantised" and the image is not 8-bit or sigma > 14.
     """
     require(noise in get_args(Noise), "noise", noise, f"must be one of {', '.join(get_args(Noise))}")
     levels = pixel_levels(image) if noise == "quantised" else None
     generator = torch.Generator(image.device).manual_seed(stream.seed_of(purpose, part))
     for first in range(0, count, batch_size):
-        size = min(batch_size, count - first)
-        shape = (size, *image.shape)
+        shape = (min(batch_size, count - first), *image.shape)
         if levels is None:
             yield image + sigma * torch.randn(shape, generator=generator, device=image.device, dtype=torch.float32)
         else:

@@ -16,12 +16,8 @@ from deqcert.solvers.rows import Workspace, inner_products, weighted_sum
 class _History(Iteration):
     """The newest pairs in ring buffers; slot k mod m holds pair k.
 
-    Attributes:
-        values: F(X_j), shape (m, B, D).
-        residuals: G_j = F(X_j) − X_j, shape (m, B, D).
-        gram: ⟨G_i, G_j⟩, shape (B, m, m), float64; only the row and column of a new pair are computed.
-        ridge: Added to the diagonal of the Gram matrix.
-        pairs: Pairs seen so far.
+    ``values`` are F(X_j) and ``residuals`` G_j = F(X_j) − X_j, shape (m, B, D); ``gram`` is ⟨G_i, G_j⟩, shape
+    (B, m, m), float64, of which only the row and column of a new pair are computed.
     """
 
     values: Tensor

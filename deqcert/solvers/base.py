@@ -57,16 +57,7 @@ class Iteration(ABC):
 
     @abstractmethod
     def step(self, z: Tensor, fz: Tensor, residual: Tensor) -> Tensor:
-        """Return the next iterate from the newest pair.
-
-        Args:
-            z: X_k, shape (B, D).
-            fz: F(X_k), shape (B, D).
-            residual: F(X_k) − X_k, shape (B, D).
-
-        Returns:
-            X_{k+1}, shape (B, D); finite in every row whose history is finite.
-        """
+        """Return X_{k+1}, finite where the history is, from z = X_k, F(z) and F(z) − z, shape (B, D) each."""
 
     @abstractmethod
     def select(self, rows: Tensor) -> None:
@@ -122,10 +113,6 @@ class Solver(ABC):
             restrict: Where given, rows that have stopped leave the batch whenever at least half of it has; the
                 rows that stay go on with ``restrict(their positions)``. No solution depends on it but for rounding.
             workspace: Buffers to use again, of one solve at a time; None allocates.
-
-        Returns:
-            The :class:`Solution`. k steps are k calls of F, and k + 1 with ``iterate="best"``, which needs the residual
-            of X_k.
         """
         rows = _Rows.starting(start.flatten(1))
         iteration = self.init(rows.iterate, workspace or Workspace())
@@ -133,8 +120,8 @@ class Solver(ABC):
         minimum = max(_MINIMUM_ROWS, len(start) >> _HALVINGS)
         best = self.iterate == "best"
         limit = self.max_steps + best
-        settled: _Returned | None = None
-        places: Tensor | None = None  # of the rows in the batch of the start; None while all are here
+        everything: _Rows | None = None  # with the rows that have left the batch; None while all are here
+        places = torch.arange(len(start), device=start.device)  # of the rows in the batch of the start
         calls = evaluations = 0
 
         while calls < limit:
@@ -161,22 +148,17 @@ class Solver(ABC):
             if running == 0:
                 break
             if restrict is not None and len(fz) // 2 >= max(running, minimum):
-                settled = self._returned(rows).over(settled, places)
+                everything = rows.within(everything, places)
                 # The running rows come first; some that have stopped fill up the half.
                 kept = rows.running.to(torch.uint8).argsort(descending=True, stable=True)[: len(fz) // 2]
-                places = kept if places is None else places[kept]
-                rows = rows.select(kept)
+                rows, places = rows.select(kept), places[kept]
                 iteration.select(kept)
                 function = restrict(places)
 
-        value, norm, steps, diverged = self._returned(rows).over(settled, places)
-        return Solution(value.view(start.shape), norm, steps, norm <= self.tolerance, diverged, evaluations)
-
-    def _returned(self, rows: _Rows) -> _Returned:
-        diverged = rows.residual.isinf()
-        if self.iterate == "best":
-            return _Returned(rows.best, rows.best_residual, rows.steps, diverged)
-        return _Returned(rows.iterate, rows.residual, rows.steps, diverged)
+        rows = rows.within(everything, places)
+        value, norm = (rows.best, rows.best_residual) if best else (rows.iterate, rows.residual)
+        converged, diverged = norm <= self.tolerance, rows.residual.isinf()
+        return Solution(value.view(start.shape), norm, rows.steps, converged, diverged, evaluations)
 
     def _norm(self, residual: Tensor, fz: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm(residual, dim=1)
@@ -184,21 +166,6 @@ class Solver(ABC):
             norm = norm / (torch.linalg.vector_norm(fz, dim=1) + _TINY)
         finite: Tensor = norm.nan_to_num(nan=torch.inf)
         return finite
-
-
-class _Returned(NamedTuple):
-    """Value, residual, steps and divergence of some rows, as in :class:`Solution`."""
-
-    value: Tensor
-    residual: Tensor
-    steps: Tensor
-    diverged: Tensor
-
-    def over(self, earlier: _Returned | None, places: Tensor | None) -> _Returned:
-        """Return ``earlier`` with these rows in ``places``; these rows themselves if they are all."""
-        if earlier is None or places is None:
-            return self
-        return _Returned(*(old.index_copy(0, places, new) for old, new in zip(earlier, self, strict=True)))
 
 
 @dataclass
@@ -215,9 +182,8 @@ class _Rows:
     @classmethod
     def starting(cls, start: Tensor) -> _Rows:
         running = torch.ones(len(start), dtype=torch.bool, device=start.device)
-        steps = torch.zeros(len(start), dtype=torch.int64, device=start.device)
         residual = torch.full((len(start),), torch.inf, dtype=start.dtype, device=start.device)
-        return cls(start, running, steps, residual, start, residual)
+        return cls(start, running, torch.zeros_like(running, dtype=torch.int64), residual, start, residual)
 
     def observe(self, residual: Tensor, remember_best: bool) -> None:
         """Take in the residual of the newest iterate of every running row."""
@@ -238,5 +204,11 @@ class _Rows:
 
     def select(self, kept: Tensor) -> _Rows:
         """Return the rows at positions ``kept``, shape (b,)."""
-        tensors = (self.iterate, self.running, self.steps, self.residual)
-        return _Rows(*(tensor[kept] for tensor in (*tensors, self.best, self.best_residual)))
+        return _Rows(*(tensor[kept] for tensor in vars(self).values()))
+
+    def within(self, everything: _Rows | None, places: Tensor) -> _Rows:
+        """Return ``everything`` with these rows in ``places``; these rows themselves if they are all."""
+        if everything is None:
+            return self
+        pairs = zip(vars(everything).values(), vars(self).values(), strict=True)
+        return _Rows(*(old.index_copy(0, places, new) for old, new in pairs))

@@ -16,11 +16,8 @@ class _Inverse(Iteration):
     """The approximate inverse Jacobian −I + Σ_j u_j v_jᵀ of G(z) = F(z) − z, and the last move.
 
     Attributes:
-        left: u_j, shape (r, B, D).
-        right: v_j, shape (r, B, D).
-        move: X_k − X_{k−1}, shape (B, D); None before the first step.
-        residual: G(X_{k−1}), shape (B, D); None before the first step.
-        rank: Updates stored so far.
+        left: u_j, shape (r, B, D), of which ``rank`` are stored; ``right`` holds v_j.
+        move: X_k − X_{k−1}, shape (B, D), and ``residual`` G(X_{k−1}); None before the first step.
     """
 
     left: Tensor
@@ -54,8 +51,8 @@ class _Inverse(Iteration):
         mapped = self._times(change) - change
         right = weighted_sum(self.right[: self.rank], inner_products(self.left[: self.rank], move)) - move
         denominator = (right * change).sum(dim=1, keepdim=True)
-        scale = _norm(right) * _norm(change)
-        usable = denominator.abs() > torch.finfo(change.dtype).eps * scale
+        right_norm, change_norm = (torch.linalg.vector_norm(each, dim=1, keepdim=True) for each in (right, change))
+        usable: Tensor = denominator.abs() > torch.finfo(change.dtype).eps * (right_norm * change_norm)
         left = (move - mapped) / denominator
         usable = usable & left.isfinite().all(dim=1, keepdim=True) & right.isfinite().all(dim=1, keepdim=True)
         self.left[self.rank] = torch.where(usable, left, 0.0)
@@ -80,8 +77,3 @@ class Broyden(Solver):
         updates = self.max_steps - 1
         left, right = (workspace.take(f"broyden.{name}", updates, start) for name in ("left", "right"))
         return _Inverse(left, right)
-
-
-def _norm(vectors: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    return norm

@@ -1,4 +1,4 @@
-"""Plain fixed-point iteration."""
+"""Plain iteration."""
 
 from __future__ import annotations
 

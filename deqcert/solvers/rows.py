@@ -7,30 +7,14 @@ from torch import Tensor
 
 
 def inner_products(vectors: Tensor, target: Tensor) -> Tensor:
-    """Return ⟨vectors_j, target⟩ row by row.
-
-    Args:
-        vectors: m vectors per row, shape (m, B, D).
-        target: Shape (B, D).
-
-    Returns:
-        Shape (B, m).
-    """
+    """Return ⟨vectors_j, target⟩ row by row, shapes (m, B, D) and (B, D) to (B, m)."""
     # The row vector on the left: with it on the right BLAS libraries take ten times as long.
     with _full_precision(target):
         return torch.bmm(target[:, None], vectors.permute(1, 2, 0))[:, 0]
 
 
 def weighted_sum(vectors: Tensor, weights: Tensor) -> Tensor:
-    """Return Σ_j weights_j vectors_j row by row.
-
-    Args:
-        vectors: m vectors per row, shape (m, B, D).
-        weights: Shape (B, m).
-
-    Returns:
-        Shape (B, D); zero for m = 0.
-    """
+    """Return Σ_j weights_j vectors_j row by row, shapes (m, B, D) and (B, m) to (B, D); zero for m = 0."""
     with _full_precision(vectors):
         return torch.bmm(weights[:, None].to(vectors.dtype), vectors.transpose(0, 1))[:, 0]
 
@@ -58,13 +42,8 @@ class Workspace:
 class RunningRows:
     """Tells the host how many rows still run, without making it wait for a GPU.
 
-    On a GPU the answer is of some earlier step. Rows that have stopped never run again, so it is never too small.
-
-    Args:
-        start: The batch, shape (B, ...).
-
-    Attributes:
-        exact: Whether the answers are of the newest step.
+    On a GPU the answer is of some earlier step, not ``exact``. Rows that have stopped never run again, so it is never
+    too small.
     """
 
     def __init__(self, start: Tensor) -> None:

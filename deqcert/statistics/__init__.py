@@ -12,10 +12,10 @@ from deqcert.statistics.audit import (
     AdaptiveAudit,
     AuditSize,
     FixedAudit,
-    binomial_effective_count,
     exact_effective_count,
     split_alpha,
 )
+from deqcert.statistics.authors import binomial_effective_count, published_p_a_lower
 from deqcert.statistics.bounds import (
     certified_radius,
     clopper_pearson_lower,
@@ -28,7 +28,6 @@ from deqcert.statistics.claims import claimed_probability, false_certificates_up
 from deqcert.statistics.joint import joint_p_a_lower, joint_p_b_upper
 from deqcert.statistics.noise_error import Noise, noise_error
 from deqcert.statistics.predict import predict
-from deqcert.statistics.published import published_p_a_lower
 from deqcert.statistics.stopping import GroupSequential
 from deqcert.statistics.votes import Votes, most_frequent
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import hypergeom
 
 from deqcert.errors import is_real, require, require_count
-from deqcert.statistics.arguments import FloatArray, IntArray, checked_counts, demand_level
+from deqcert.statistics.arguments import IntArray, checked_counts, demand_level
 from deqcert.statistics.bounds import DEFAULT_ALPHA, clopper_pearson_lower, hypergeometric_upper, radius_of_count
 from deqcert.statistics.joint import joint_audit_size, joint_p_a_lower, joint_weight, kept_p_a
 from deqcert.statistics.votes import Votes
@@ -56,26 +56,6 @@ def exact_effective_count(
     """
     n_a, audited, mismatches = checked_counts(n_a=n_a, audited=audited, mismatches=mismatches)
     return np.asarray(n_a - hypergeometric_upper(mismatches, n_a, audited, alpha_audit))
-
-
-def binomial_effective_count(
-    n_a: ArrayLike, audited: ArrayLike, mismatches: ArrayLike, alpha_audit: ArrayLike
-) -> IntArray:
-    """Bound what :func:`exact_effective_count` bounds by the binomial rule, slightly looser.
-
-    The form that the authors of serialized randomized smoothing give in the reviews of their paper: the audit is
-    treated as if drawn with replacement, and N_eff = floor(N_A * (1 - p_m)) with p_m the Clopper-Pearson upper bound on
-    the probability of a mismatch.
-    """
-    n_a, audited, mismatches = checked_counts(n_a=n_a, audited=audited, mismatches=mismatches)
-    matching = np.floor(n_a * match_probability_lower(audited, mismatches, alpha_audit))
-    return np.asarray(matching, dtype=np.int64)
-
-
-def match_probability_lower(audited: IntArray, mismatches: IntArray, alpha: ArrayLike) -> FloatArray:
-    """Bound P(Y = A | S = A) from below as if the audit were drawn with replacement; 0 without one."""
-    bound = clopper_pearson_lower(audited - mismatches, np.maximum(audited, 1), alpha)
-    return np.where(audited == 0, 0.0, bound)
 
 
 class AuditSize(ABC):

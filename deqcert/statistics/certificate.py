@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 from deqcert.errors import require
-from deqcert.statistics.audit import binomial_effective_count, exact_effective_count, split_alpha
+from deqcert.statistics.audit import exact_effective_count, split_alpha
+from deqcert.statistics.authors import binomial_effective_count, published_p_a_lower
 from deqcert.statistics.bounds import DEFAULT_ALPHA, certified_radius, clopper_pearson_lower, clopper_pearson_upper
 from deqcert.statistics.joint import joint_p_a_lower, joint_p_b_upper, joint_weight
-from deqcert.statistics.published import published_p_a_lower
 from deqcert.statistics.votes import Votes, expect
 
 ABSTAIN = -1

@@ -14,9 +14,8 @@ from deqcert.checkpoints import read_checkpoint, save_checkpoint
 class SafeCheckpointIO(TorchCheckpointIO):
     """Replaces a checkpoint in one step, and runs no code when it reads one.
 
-    Lightning writes into the system's temporary folder and moves the file from there, which copies it if that is
-    another file system: a kill in that moment leaves half a ``last.ckpt``. Paths with a protocol (``s3://…``) are left
-    to Lightning.
+    Lightning moves the file from the system's temporary folder, which copies it if that is another file system: a kill
+    in that moment leaves half a ``last.ckpt``. Paths with a protocol (``s3://…``) are left to Lightning.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -29,11 +28,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Callable[..., Any] | None = None, weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read tensors and plain data; ``weights_only`` may not be switched off.
-
-        Raises:
-            CheckpointError: If a local file is damaged, or holds more.
-        """
+        """Read tensors and plain data only; a local file with more, or a damaged one, raises CheckpointError."""
         if "://" in str(path):
             return super().load_checkpoint(path, map_location, weights_only=True)
         return read_checkpoint(path)

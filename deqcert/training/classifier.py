@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 from typing_extensions import Self
 
 from deqcert.checkpoints import read_checkpoint
@@ -28,12 +30,16 @@ from deqcert.training.nonfinite import NonFiniteGuard, poisoned
 from deqcert.training.objectives import Gaussian, Objective
 from deqcert.training.regularization import JacobianRegularization
 from deqcert.training.resuming import repair_progress, stop_if_terminated
-from deqcert.training.step import ExplicitStep, TrainingStep
+from deqcert.training.step import ImplicitStep, TrainingStep
 
 Batch = tuple[Tensor, Tensor, Tensor]
 Schedule = Literal["cosine", "constant"]
 
 _SPECTRAL_RADIUS_IMAGES = 16
+
+_EVALUATED = (
+    "accuracy", "accuracy_under_noise", "loss_under_noise", "forward_steps", "forward_residual", "spectral_radius"
+)  # fmt: skip
 
 _SHAPE = {"num_classes": "num_classes", "image_size": "image_size", "image_channels": "channels"}
 """Attributes of a network and of a data module that must be equal."""
@@ -56,14 +62,12 @@ class DEQClassifier(LightningModule):
         jacobian: Jacobian regularization.
         optimizer: Optimizer.
         schedule: What becomes of its learning rate, per step: "cosine" takes it to zero over the whole run; "constant"
-            keeps it, for a run that has no end (with averaged weights, and an optimizer that warms up by itself, such
-            as RAdam).
-        weights: Checkpoint whose weights training starts from, e.g. those of a Gaussian run; its optimizer and
-            progress are not taken over (that is what ckpt_path does). null = a fresh initialization.
+            keeps it, for a run that has no end.
+        weights: Checkpoint whose weights training starts from, without its optimizer and progress (unlike ckpt_path);
+            null = a fresh initialization.
         max_skipped_steps: Skipped steps in a row that stop training, >= 1.
         compile_cell: Compile the cell (the whole network, where it has none) with torch.compile; the steps with
             Jacobian penalty run it uncompiled, because compiled code cannot be differentiated twice.
-        channels_last: Keep the weights of convolutions in channels_last order.
 
     Raises:
         SettingError: If a setting is out of range.
@@ -83,7 +87,6 @@ class DEQClassifier(LightningModule):
         weights: str | None = None,
         max_skipped_steps: int = 20,
         compile_cell: bool = False,
-        channels_last: bool = False,
     ) -> None:
         super().__init__()
         require(sigma >= 0, "sigma", sigma, "must be >= 0")
@@ -103,11 +106,10 @@ class DEQClassifier(LightningModule):
         self.weights = weights
         self.guard = NonFiniteGuard(max_skipped_steps)
         self.compile_cell = compile_cell
-        self.channels_last = channels_last
         self.stream_seed = torch.initial_seed()
         self.checkpoint_sigma: float | None = None
         self._compiled: Callable[..., Any] | None = None
-        self._sums: dict[str, Tensor] = {}
+        self._means = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in _EVALUATED})
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of images ``x``, shape (B, C, H, W) to (B, classes)."""
@@ -115,12 +117,7 @@ class DEQClassifier(LightningModule):
         return logits
 
     def setup(self, stage: str) -> None:
-        """Refuse data that do not fit the network; before training, take ``weights``.
-
-        Raises:
-            SettingError: If the shapes differ, naming both settings.
-            CheckpointError: If ``weights`` cannot be read, are of another architecture or not finite.
-        """
+        """Refuse data that do not fit the network; before training, take ``weights`` (or raise CheckpointError)."""
         self.demand_fitting(getattr(self.trainer, "datamodule", None))
         if stage == "fit" and self.weights is not None:
             checkpoint = read_checkpoint(self.weights, "model.weights")
@@ -129,11 +126,9 @@ class DEQClassifier(LightningModule):
             self.load_state_dict(checkpoint["state_dict"])
 
     def demand_fitting(self, data: object) -> None:
-        """Refuse data of another shape than the network's, where both tell theirs.
+        """Raise :class:`SettingError` if classes, image size or channels of data and network are known and differ.
 
-        Raises:
-            SettingError: If the number of classes, the size of the images or their channels differ, naming both
-                settings. Grey images would pass through a network for color by broadcasting.
+        Grey images would pass through a network for color by broadcasting.
         """
         for ours, theirs in _SHAPE.items():
             expected, found = getattr(self.network, ours, None), getattr(data, theirs, None)
@@ -149,14 +144,11 @@ class DEQClassifier(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start this step's own random stream (noise, dropout, Jacobian vectors, jitter)."""
         repair_progress(self.trainer)
-        torch.manual_seed(
-            purpose_seed(Purpose.TRAINING, self.stream_seed, self.global_rank, self.current_epoch, batch_idx)
-        )
+        place = self.global_rank, self.current_epoch, batch_idx
+        torch.manual_seed(purpose_seed(Purpose.TRAINING, self.stream_seed, *place))
 
     def on_fit_start(self) -> None:
         """Prepare the network for speed."""
-        if self.channels_last:
-            self.network.to(memory_format=torch.channels_last)
         if self.compile_cell:
             # A backward solve runs the same backward pass several times.
             torch._functorch.config.donated_buffer = False
@@ -166,67 +158,46 @@ class DEQClassifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch ``(images, labels, indices)`` under noise."""
         images, labels, _ = batch
-        if isinstance(self.network, DEQ):
-            loss = self._implicit_loss(self.network, images, labels)
-        else:
-            loss = self._explicit_loss(images, labels)
-        self.log("train/loss", loss)
-        return poisoned(loss)
-
-    def _explicit_loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        step = ExplicitStep(self.network, self.sigma, self.current_epoch, self._compiled or self.network)
-        return self._objective_loss(step, images, labels)
-
-    def _implicit_loss(self, network: DEQ, images: Tensor, labels: Tensor) -> Tensor:
-        weight = self._jacobian_weight()
-        step = self._step(network, penalized=weight > 0)
-        loss = self._objective_loss(step, images, labels)
-        trained = step.fixed_points[0]
-        if trained.solution is not None:
-            self._log_solution("train/forward", trained.solution)
-        if weight > 0:
-            penalty = hutchinson_penalty(trained.state, trained.fz, self.jacobian.vectors)
-            self.log("train/jacobian_penalty", penalty)
-            loss = loss + weight * penalty
-        return loss
-
-    def _objective_loss(self, step: TrainingStep | ExplicitStep, images: Tensor, labels: Tensor) -> Tensor:
+        weight = 0.0
+        if isinstance(self.network, DEQ) and torch.rand(()).item() < self.jacobian.frequency:
+            weight = self.jacobian.weight_at(self.global_step - self.pretraining_steps, self.current_epoch)
+        step = self._step(penalized=weight > 0)
         loss, metrics = self.objective.loss(step, images, labels)
         self.log_dict({f"train/{name}": value for name, value in metrics.items()}, prog_bar=True)
-        return loss
+        if isinstance(step, ImplicitStep):
+            trained = step.fixed_points[0]
+            if trained.solution is not None:
+                self._log_solution("train/forward", trained.solution)
+            if weight > 0:
+                penalty = hutchinson_penalty(trained.state, trained.fz, self.jacobian.vectors)
+                self.log("train/jacobian_penalty", penalty)
+                loss = loss + weight * penalty
+        self.log("train/loss", loss)
+        return poisoned(loss)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Stop here if SIGTERM has come: all callbacks have done with the step."""
         stop_if_terminated(self.trainer)
 
-    def _fits(self) -> bool:
-        return self._trainer is not None and self.trainer.state.fn == "fit"
-
-    def _jacobian_weight(self) -> float:
-        """Return the weight of the penalty on this step; 0 on those that the frequency leaves out."""
-        weight = self.jacobian.weight_at(self.global_step - self.pretraining_steps, self.current_epoch)
-        drawn = torch.rand(()).item() < self.jacobian.frequency
-        return weight if drawn else 0.0
-
-    def _step(self, network: DEQ, penalized: bool) -> TrainingStep:
+    def _step(self, penalized: bool) -> TrainingStep:
+        network = self.network
+        if not isinstance(network, DEQ):
+            return TrainingStep(network, self.sigma, self.current_epoch, self._compiled or network)
         solver = network.solver
         if penalized and self.jacobian.jitter:
             change = int(torch.randint(-self.jacobian.jitter, self.jacobian.jitter + 1, ()))
             solver = dataclasses.replace(solver, max_steps=max(1, solver.max_steps + change))
         pretraining = self.global_step < self.pretraining_steps
-        return TrainingStep(
-            network=network,
-            sigma=self.sigma,
-            epoch=self.current_epoch,
+        return ImplicitStep(
+            network,
+            self.sigma,
+            self.current_epoch,
+            network.cell if penalized or self._compiled is None else self._compiled,
             gradient=self.pretraining_gradient if pretraining else self.gradient,
-            attack_gradient=self.pretraining_gradient if pretraining else None,
             solver=solver,
-            cell=network.cell if penalized or self._compiled is None else self._compiled,
-            monitor=self._log_backward,
+            attack_gradient=self.pretraining_gradient if pretraining else None,
+            monitor=partial(self._log_solution, "train/backward"),
         )
-
-    def _log_backward(self, solution: Solution) -> None:
-        self._log_solution("train/backward", solution)
 
     def _log_solution(self, name: str, solution: Solution) -> None:
         self.log(f"{name}_steps", solution.steps.float().mean())
@@ -234,62 +205,36 @@ class DEQClassifier(LightningModule):
 
     # Evaluation.
 
-    def on_validation_epoch_start(self) -> None:
-        """Begin the sums of the validation."""
-        self._sums = {}
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add accuracy without and with noise and, on the first batch, the spectral radius."""
+        """Log accuracy without and with noise and, of the first batch, the spectral radius."""
         self._evaluate("val", batch, batch_idx)
         if batch_idx == 0 and isinstance(self.network, DEQ):
-            self._add("val/spectral_radius", _spectral_radii(self.network, batch[0][:_SPECTRAL_RADIUS_IMAGES]))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the means over the images of all processes."""
-        self._log_means()
-
-    def on_test_epoch_start(self) -> None:
-        """Begin the sums of the test."""
-        self._sums = {}
+            self._log_mean("val", "spectral_radius", _spectral_radii(self.network, batch[0][:_SPECTRAL_RADIUS_IMAGES]))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add accuracy without and with noise."""
+        """Log accuracy without and with noise."""
         self._evaluate("test", batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the means over the images of all processes."""
-        self._log_means()
 
     def _evaluate(self, stage: str, batch: Batch, batch_idx: int) -> None:
         images, labels, _ = batch
-        generator = torch.Generator(images.device).manual_seed(
-            purpose_seed(Purpose.VALIDATION, self.global_rank, batch_idx)
-        )
+        seed = purpose_seed(Purpose.VALIDATION, self.global_rank, batch_idx)
+        generator = torch.Generator(images.device).manual_seed(seed)
         noise = torch.randn(images.shape, generator=generator, device=images.device)
         clean, _ = self._classify(images)
         noisy, solution = self._classify(images + self.sigma * noise)
-        self._add(f"{stage}/accuracy", clean.argmax(dim=1) == labels)
-        self._add(f"{stage}/accuracy_under_noise", noisy.argmax(dim=1) == labels)
-        self._add(f"{stage}/loss_under_noise", F.cross_entropy(noisy, labels, reduction="none"))
+        self._log_mean(stage, "accuracy", clean.argmax(dim=1) == labels)
+        self._log_mean(stage, "accuracy_under_noise", noisy.argmax(dim=1) == labels)
+        self._log_mean(stage, "loss_under_noise", F.cross_entropy(noisy, labels, reduction="none"))
         if solution is not None:
-            self._add(f"{stage}/forward_steps", solution.steps)
-            self._add(f"{stage}/forward_residual", solution.residual)
+            self._log_mean(stage, "forward_steps", solution.steps)
+            self._log_mean(stage, "forward_residual", solution.residual)
 
-    def _add(self, name: str, values: Tensor) -> None:
-        """Add a value of each image, shape (B,), to the sum and the count of a metric."""
-        values = values.detach().double()
-        added = torch.stack([values.sum(), values.new_tensor(len(values))])
-        self._sums[name] = self._sums[name] + added if name in self._sums else added
-
-    def _log_means(self) -> None:
-        """Reduce sums and counts: Lightning's mean rounds the mean number of images per process to an integer."""
-        if not self._sums:
-            return
-        sums = self.trainer.strategy.reduce(torch.stack(list(self._sums.values())), reduce_op="sum")
-        assert isinstance(sums, Tensor)
-        for name, (total, count) in zip(self._sums, sums, strict=True):
-            # The same on every process; without sync_dist Lightning warns that it might not be.
-            self.log(name, total / count, batch_size=1, sync_dist=True)
+    def _log_mean(self, stage: str, name: str, values: Tensor) -> None:
+        """Log the mean over the images of all processes: Lightning's own rounds their number per process."""
+        mean = self._means[name]
+        assert isinstance(mean, MeanMetric)
+        mean.update(values.float())
+        self.log(f"{stage}/{name}", mean)
 
     def _classify(self, x: Tensor) -> tuple[Tensor, Solution | None]:
         """Return logits, and what the solver of a DEQ reported."""
@@ -322,15 +267,11 @@ class DEQClassifier(LightningModule):
             checkpoint[ARCHITECTURE] = stated
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue the training streams; refuse what does not fit before any weight is copied.
-
-        Raises:
-            CheckpointError: If the weights are of another architecture or not finite, or there is more than plain data,
-                or training is to go on from weights alone.
-        """
+        """Continue the training streams; what does not fit raises CheckpointError before any weight is copied."""
         demand_plain(checkpoint)
         self.demand_usable(checkpoint)
-        if self._fits() and not checkpoint.get("optimizer_states"):
+        fits = self._trainer is not None and self.trainer.state.fn == "fit"
+        if fits and not checkpoint.get("optimizer_states"):
             raise CheckpointError("ckpt_path: holds weights only and cannot be resumed; model.weights starts from them")
         self.stream_seed = checkpoint.get("stream_seed", self.stream_seed)
         self.checkpoint_sigma = checkpoint.get("hyper_parameters", {}).get("sigma")
@@ -340,48 +281,29 @@ class DEQClassifier(LightningModule):
     ) -> None:
         """Raise :class:`CheckpointError` unless this is the model that a checkpoint is of, and its weights are finite.
 
-        Args:
-            checkpoint: What :func:`read_checkpoint` has read.
-            field: Setting that named it, for the error.
-            ignoring: Names of the network's settings that need not be equal.
+        The error names the setting ``field``; the network's settings in ``ignoring`` need not be equal.
         """
         demand_same_architecture(self.network, checkpoint, field, ignoring)
         demand_usable_weights(self.state_dict(), checkpoint["state_dict"], field)
 
     @classmethod
-    def load_from_checkpoint(
-        cls,
-        checkpoint_path: str | Path | IO[bytes],
-        map_location: Any = None,
-        hparams_file: str | Path | None = None,
-        strict: bool | None = None,
-        weights_only: bool | None = True,
-        **settings: Any,
-    ) -> Self:
-        """Build a classifier around a network and load its weights.
-
-        The checkpoint is checked by :func:`read_checkpoint` first: it can neither run code nor choose a class.
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, **settings: Any) -> Self:  # type: ignore[override]
+        """Build a classifier around a network and load the weights of a checkpoint, which can run no code.
 
         Args:
-            checkpoint_path: File written by ``deqcert fit``; a stream is refused, it could not be checked first.
-            map_location: Where the tensors go, see :func:`torch.load`.
-            hparams_file: None; arguments of the classifier are given here.
-            strict: See Lightning; weights of another architecture are refused in any case.
-            weights_only: May not be switched off.
-            **settings: Arguments of the classifier, at least ``network``.
+            checkpoint_path: File written by ``deqcert fit``.
+            **settings: Arguments of the classifier, at least ``network``; sigma is the checkpoint's unless given.
 
         Raises:
             CheckpointError: If the checkpoint cannot be used.
-            SettingError: If ``hparams_file`` is given, ``weights_only`` is switched off or a setting is out of range.
+            SettingError: If a setting is out of range.
         """
-        if not isinstance(checkpoint_path, str | Path):
-            raise CheckpointError("checkpoint_path: must be the path of a file")
-        require(hparams_file is None, "hparams_file", hparams_file, "must be None; give the settings as arguments")
-        require(weights_only is not False, "weights_only", weights_only, "must not be switched off")
-        read_checkpoint(checkpoint_path, "checkpoint_path")
-        return super().load_from_checkpoint(
-            checkpoint_path, map_location=map_location, strict=strict, weights_only=True, **settings
-        )
+        checkpoint = read_checkpoint(checkpoint_path, "checkpoint_path")
+        trained = checkpoint.get("hyper_parameters", {})
+        classifier = cls(**{"sigma": trained["sigma"]} | settings if "sigma" in trained else settings)
+        classifier.on_load_checkpoint(checkpoint)
+        classifier.load_state_dict(checkpoint["state_dict"])
+        return classifier
 
 
 def _spectral_radii(network: DEQ, images: Tensor) -> Tensor:

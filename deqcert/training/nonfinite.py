@@ -17,8 +17,7 @@ from deqcert.errors import TrainingError, require_count
 def poisoned(loss: Tensor) -> Tensor:
     """Return ``loss`` with a gradient of NaN where it is not finite.
 
-    An infinite loss may have a finite gradient. Poisoned, it reaches every process through the all-reduce of the
-    gradients, so that all of them skip the same steps without another collective.
+    An infinite loss may have a finite gradient; poisoned, the all-reduce of gradients makes all processes skip it.
     """
     return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
@@ -29,12 +28,9 @@ class NonFiniteGuard(Callback):
     A skipped step leaves weights, optimizer state and buffers (batch-norm statistics) as they were before it; the
     step counter and the learning-rate schedule go on. ``train/skipped_steps`` logs how many there were.
 
-    Args:
-        limit: Skipped steps in a row that stop training, >= 1.
-
     Raises:
-        SettingError: If ``limit`` < 1.
-        TrainingError: In training, once the limit is reached.
+        SettingError: If ``limit``, the skipped steps in a row that stop training, is < 1.
+        TrainingError: In training, once it is reached.
     """
 
     def __init__(self, limit: int = 20) -> None:

@@ -6,69 +6,37 @@ The noisy samples come first: noise has shape (m, B, C, H, W) and logits (m, B, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deqcert.attacks import PGD, Attack, Classifier, Score, classify_noisy, log_smoothed, shift_noise
-from deqcert.attacks.geometry import row_norms
+from deqcert.attacks import PGD, classify_noisy, log_smoothed, shift_noise
+from deqcert.attacks.pgd import row_norms
 from deqcert.errors import require_count, require_nonnegative
 from deqcert.implicit import GradientEstimator, OneStep
-
-
-class TrainingContext(Protocol):
-    """One training step as an objective sees it."""
-
-    @property
-    def sigma(self) -> float:
-        """Standard deviation of the training noise, in pixels of [0, 1]."""
-
-    @property
-    def epoch(self) -> int:
-        """Current epoch, from 0."""
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Return logits in training mode with a graph to the parameters, shape (B, C, H, W) to (B, classes)."""
-
-    def attacked(self, gradient: GradientEstimator) -> AbstractContextManager[Classifier]:
-        """Yield the network in evaluation mode with frozen parameters, differentiable in its images.
-
-        On exit, also by an error, the network is again as it was.
-
-        Args:
-            gradient: Gradient through the fixed point.
-        """
+from deqcert.training.step import TrainingStep
 
 
 class Loss(NamedTuple):
-    """What an objective returns for a batch.
-
-    Attributes:
-        value: What to minimize, a scalar with its graph.
-        metrics: Scalars to log by name, without graph; at least "cross_entropy" and "accuracy_under_noise", over
-            all noisy samples that were trained on.
-    """
+    """What to minimize, a scalar with its graph, and scalars to log by name, without graph."""
 
     value: Tensor
     metrics: dict[str, Tensor]
 
 
 class Objective(ABC):
-    """What a training step minimizes."""
+    """What a training step minimizes.
+
+    Raises:
+        SettingError: If a setting is out of range.
+    """
 
     @abstractmethod
-    def loss(self, context: TrainingContext, images: Tensor, labels: Tensor) -> Loss:
-        """Return the loss of a batch.
-
-        Args:
-            context: The training step.
-            images: Images in [0, 1] without noise, shape (B, C, H, W).
-            labels: Their classes, int64, shape (B,).
-        """
+    def loss(self, step: TrainingStep, images: Tensor, labels: Tensor) -> Loss:
+        """Return the loss of images in [0, 1] without noise, shape (B, C, H, W), and labels, int64, shape (B,)."""
 
 
 @dataclass(frozen=True)
@@ -76,22 +44,19 @@ class Gaussian(Objective):
     """Cross-entropy under Gaussian noise (Cohen et al., ICML 2019).
 
     Args:
-        copies: Noisy samples of each image, >= 1; published: 1.
-
-    Raises:
-        SettingError: If a setting is out of range.
+        noisy_samples: Noisy samples of each image, >= 1; published: 1.
     """
 
-    copies: int = 1
+    noisy_samples: int = 1
 
     def __post_init__(self) -> None:
-        require_count("objective.copies", self.copies, minimum=1)
+        require_count("objective.noisy_samples", self.noisy_samples, minimum=1)
 
-    def loss(self, context: TrainingContext, images: Tensor, labels: Tensor) -> Loss:
+    def loss(self, step: TrainingStep, images: Tensor, labels: Tensor) -> Loss:
         """Return the cross-entropy over all noisy samples."""
-        logits = classify_noisy(context.logits, images, _draw_noise(images, context.sigma, self.copies))
-        losses = _cross_entropies(logits, labels)
-        return Loss(losses.mean(), _metrics_under_noise(losses, logits, labels))
+        noise = _draw_noise(images, step.sigma, self.noisy_samples)
+        _, losses, metrics = _trained(step, images, labels, noise)
+        return Loss(losses.mean(), metrics)
 
 
 @dataclass(frozen=True)
@@ -102,22 +67,19 @@ class SmoothAdv(Objective):
     softmax(f(x + δ + η_j))_y; the training step uses the same noise η_j.
 
     Args:
-        copies: Noisy samples of each image, >= 1.
+        noisy_samples: Noisy samples of each image, >= 1.
         attack: The attack; its epsilon is reached after the warm-up.
         warmup_epochs: Epochs over which the radius grows linearly, >= 0; 0 = full radius from the start.
         multi_noise: Train on all noisy samples; false = on the first only.
-
-    Raises:
-        SettingError: If a setting is out of range.
     """
 
-    copies: int = 4
-    attack: Attack = field(default_factory=PGD)
+    noisy_samples: int = 4
+    attack: PGD = field(default_factory=PGD)
     warmup_epochs: int = 10
     multi_noise: bool = True
 
     def __post_init__(self) -> None:
-        require_count("objective.copies", self.copies, minimum=1)
+        require_count("objective.noisy_samples", self.noisy_samples, minimum=1)
         require_count("objective.warmup_epochs", self.warmup_epochs, minimum=0)
 
     def epsilon_at(self, epoch: int) -> float:
@@ -126,29 +88,23 @@ class SmoothAdv(Objective):
             return self.attack.epsilon
         return self.attack.epsilon * (epoch + 1) / self.warmup_epochs
 
-    def loss(self, context: TrainingContext, images: Tensor, labels: Tensor) -> Loss:
+    def loss(self, step: TrainingStep, images: Tensor, labels: Tensor) -> Loss:
         """Return the cross-entropy at attacked images; logs also the attack's radius and mean norm."""
-        noise = _draw_noise(images, context.sigma, self.copies)
-        epsilon = self.epsilon_at(context.epoch)
-        delta = self._attack(context, images, labels, noise, epsilon)
-        trained = noise if self.multi_noise else noise[:1]
-        logits = classify_noisy(context.logits, images + delta, trained)
-        losses = _cross_entropies(logits, labels)
-        metrics = _metrics_under_noise(losses, logits, labels)
-        metrics["attack_epsilon"] = delta.new_tensor(epsilon)
-        metrics["attack_norm"] = row_norms(delta).mean()
+        noise = _draw_noise(images, step.sigma, self.noisy_samples)
+        epsilon = self.epsilon_at(step.epoch)
+        delta = self._attack(step, images, labels, noise, epsilon)
+        _, losses, metrics = _trained(step, images + delta, labels, noise if self.multi_noise else noise[:1])
+        metrics |= {"attack_epsilon": delta.new_tensor(epsilon), "attack_norm": row_norms(delta).mean()}
         return Loss(losses.mean(), metrics)
 
-    def _attack(
-        self, context: TrainingContext, images: Tensor, labels: Tensor, noise: Tensor, epsilon: float
-    ) -> Tensor:
-        with context.attacked(self.attack.gradient) as classifier:
+    def _attack(self, step: TrainingStep, images: Tensor, labels: Tensor, noise: Tensor, epsilon: float) -> Tensor:
+        with step.attacked(self.attack.gradient) as classifier:
 
-            def score(perturbed: Tensor) -> Score:
-                prediction = log_smoothed(classify_noisy(classifier, perturbed, noise))
-                return Score(F.nll_loss(prediction, labels, reduction="none"), prediction.argmax(dim=1) != labels)
+            def loss(perturbed: Tensor) -> Tensor:
+                smoothed = log_smoothed(classify_noisy(classifier, perturbed, noise))
+                return F.nll_loss(smoothed, labels, reduction="none")
 
-            return self.attack.perturb(images, score, epsilon)
+            return self.attack.perturb(images, loss, epsilon)
 
 
 @dataclass(frozen=True)
@@ -159,33 +115,28 @@ class Consistency(Objective):
     + weight · mean_j KL(F̂ ‖ F_j) + entropy_weight · H(F̂).
 
     Args:
-        copies: Noisy samples of each image, >= 2.
+        noisy_samples: Noisy samples of each image, >= 2.
         weight: Weight of the divergence, >= 0.
         entropy_weight: Weight of the entropy, >= 0.
-
-    Raises:
-        SettingError: If a setting is out of range.
     """
 
-    copies: int = 2
+    noisy_samples: int = 2
     weight: float = 10.0
     entropy_weight: float = 0.5
 
     def __post_init__(self) -> None:
-        require_count("objective.copies", self.copies, minimum=2)
+        require_count("objective.noisy_samples", self.noisy_samples, minimum=2)
         require_nonnegative("objective.weight", self.weight)
         require_nonnegative("objective.entropy_weight", self.entropy_weight)
 
-    def loss(self, context: TrainingContext, images: Tensor, labels: Tensor) -> Loss:
+    def loss(self, step: TrainingStep, images: Tensor, labels: Tensor) -> Loss:
         """Return the regularized cross-entropy; logs also the divergence and the entropy."""
-        logits = classify_noisy(context.logits, images, _draw_noise(images, context.sigma, self.copies))
-        losses = _cross_entropies(logits, labels)
+        noise = _draw_noise(images, step.sigma, self.noisy_samples)
+        logits, losses, metrics = _trained(step, images, labels, noise)
         smoothed = log_smoothed(logits)
         disagreement = _divergence(smoothed, F.log_softmax(logits, dim=2)).mean()
         entropy = -(smoothed.exp() * smoothed).sum(dim=1).mean()
-        metrics = _metrics_under_noise(losses, logits, labels)
-        metrics["consistency_kl"] = disagreement.detach()
-        metrics["entropy"] = entropy.detach()
+        metrics |= {"consistency_kl": disagreement.detach(), "entropy": entropy.detach()}
         return Loss(losses.mean() + self.weight * disagreement + self.entropy_weight * entropy, metrics)
 
 
@@ -201,66 +152,60 @@ class CATRS(Objective):
     model trained with Gaussian noise; here both are the network's own.
 
     Args:
-        copies: Noisy samples of each image, >= 1; m.
+        noisy_samples: Noisy samples of each image, >= 1; m.
         epsilon: l2 radius of the shift, in pixels of [0, 1], >= 0.
         steps: Gradient steps of the shift, >= 0.
         weight: Weight of the divergence, >= 0; 0 = without that term and its attack. Published: 0.5 to 4.
         gradient: Gradient through the fixed point inside the attack.
-
-    Raises:
-        SettingError: If a setting is out of range.
     """
 
-    copies: int = 4
+    noisy_samples: int = 4
     epsilon: float = 1.0
     steps: int = 4
     weight: float = 1.0
     gradient: GradientEstimator = field(default_factory=OneStep)
 
     def __post_init__(self) -> None:
-        require_count("objective.copies", self.copies, minimum=1)
+        require_count("objective.noisy_samples", self.noisy_samples, minimum=1)
         require_nonnegative("objective.epsilon", self.epsilon)
         require_count("objective.steps", self.steps, minimum=0)
         require_nonnegative("objective.weight", self.weight)
 
-    def loss(self, context: TrainingContext, images: Tensor, labels: Tensor) -> Loss:
+    def loss(self, step: TrainingStep, images: Tensor, labels: Tensor) -> Loss:
         """Return the confidence-aware loss; logs also the fraction of confident images and their term."""
-        noise = _draw_noise(images, context.sigma, self.copies)
-        logits = classify_noisy(context.logits, images, noise)
-        losses = _cross_entropies(logits, labels)
+        noise = _draw_noise(images, step.sigma, self.noisy_samples)
+        logits, losses, metrics = _trained(step, images, labels, noise)
         counted = self._draw_counted(logits, labels)
-        masked = counted == self.copies
-        value = _sum_of_smallest(losses, counted).mean() / self.copies
+        masked = counted == self.noisy_samples
+        value = _sum_of_smallest(losses, counted).mean() / self.noisy_samples
         worst = value.new_zeros(())
         if self.weight > 0 and masked.any():
             target = log_smoothed(logits.detach())
-            worst = self._worst_divergences(context, images, noise, target, masked).sum() / len(images)
+            worst = self._worst_divergences(step, images, noise, target, masked).sum() / len(images)
             value = value + self.weight * worst
-        metrics = _metrics_under_noise(losses, logits, labels)
-        metrics["masked"] = masked.float().mean()
-        metrics["worst_kl"] = worst.detach()
+        metrics |= {"masked": masked.float().mean(), "worst_kl": worst.detach()}
         return Loss(value, metrics)
 
     def _draw_counted(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return K of each image, shape (B,)."""
         correct = (logits.argmax(dim=2) == labels).float().mean(dim=0)
         # As a sum of m draws, K is exactly 0 or m where the fraction is 0 or 1.
-        draws = torch.rand(self.copies, len(labels), device=logits.device) < correct
+        draws = torch.rand(self.noisy_samples, len(labels), device=logits.device) < correct
         return draws.sum(dim=0).clamp_min(1)
 
     def _worst_divergences(
-        self, context: TrainingContext, images: Tensor, noise: Tensor, target: Tensor, masked: Tensor
+        self, step: TrainingStep, images: Tensor, noise: Tensor, target: Tensor, masked: Tensor
     ) -> Tensor:
         """Return the largest divergence over the noisy samples of each masked image, shape (masked,)."""
         shifted = noise.clone()
-        shifted[:, masked] = self._shift(context, images[masked], noise[:, masked], target[masked])
+        shifted[:, masked] = self._shift(step, images[masked], noise[:, masked], target[masked])
         # The pass trains, so it takes the whole batch: batch statistics of the confident images alone would be
         # biased, and with few of them degenerate. The others keep their noise and do not enter the loss.
-        logits = classify_noisy(context.logits, images, shifted)[:, masked]
+        logits = classify_noisy(step.logits, images, shifted)[:, masked]
         return _divergence(target[masked], F.log_softmax(logits, dim=2)).amax(dim=0)
 
-    def _shift(self, context: TrainingContext, images: Tensor, noise: Tensor, target: Tensor) -> Tensor:
-        with context.attacked(self.gradient) as classifier:
+    def _shift(self, step: TrainingStep, images: Tensor, noise: Tensor, target: Tensor) -> Tensor:
+        with step.attacked(self.gradient) as classifier:
 
             def loss(flat: Tensor) -> Tensor:
                 logits = classify_noisy(classifier, images, flat.view_as(noise))
@@ -280,25 +225,16 @@ def _draw_noise(images: Tensor, sigma: float, samples: int) -> Tensor:
     return sigma * torch.randn(samples, *images.shape, dtype=images.dtype, device=images.device)
 
 
-def _cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of each noisy sample, shape (m, B)."""
-    return F.cross_entropy(logits.movedim(2, 1), labels.expand(len(logits), -1), reduction="none")
+def _trained(
+    step: TrainingStep, images: Tensor, labels: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return logits (m, B, classes) and cross-entropies (m, B) of noisy samples, and what every objective logs."""
+    logits = classify_noisy(step.logits, images, noise)
+    losses = F.cross_entropy(logits.movedim(2, 1), labels.expand(len(logits), -1), reduction="none")
+    accuracy = (logits.argmax(dim=2) == labels).float().mean()
+    return logits, losses, {"cross_entropy": losses.detach().mean(), "accuracy_under_noise": accuracy}
 
 
 def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Return KL(p ‖ q) of log-probabilities over the last dimension."""
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
-
-
-def _metrics_under_noise(losses: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Return the metrics that every objective logs.
-
-    Args:
-        losses: Cross-entropies of the noisy samples, shape (m, B).
-        logits: Their logits, shape (m, B, classes).
-        labels: Classes, shape (B,).
-    """
-    return {
-        "cross_entropy": losses.detach().mean(),
-        "accuracy_under_noise": (logits.argmax(dim=2) == labels).float().mean(),
-    }

@@ -35,25 +35,13 @@ class JacobianRegularization:
     vectors: int = 2
 
     def __post_init__(self) -> None:
-        for field, minimum in (
-            ("weight", 0),
-            ("pretraining_weight", 0),
-            ("increment", 0),
-            ("increment_every", 1),
-            ("jitter", 0),
-            ("vectors", 1),
-        ):
-            value = getattr(self, field)
+        for field in ("weight", "pretraining_weight", "increment", "increment_every", "jitter", "vectors"):
+            value, minimum = getattr(self, field), int(field in ("increment_every", "vectors"))
             require(value >= minimum, f"jacobian.{field}", value, f"must be >= {minimum}")
         require(0 <= self.frequency <= 1, "jacobian.frequency", self.frequency, "must be in [0, 1]")
 
     def weight_at(self, implicit_step: int, epoch: int) -> float:
-        """Return the weight at a step.
-
-        Args:
-            implicit_step: Optimizer steps since the end of pre-training; negative while pre-training.
-            epoch: Current epoch.
-        """
+        """Return the weight ``implicit_step`` optimizer steps after the end of pre-training (negative: before it)."""
         if self.stop_epoch is not None and epoch >= self.stop_epoch:
             return 0.0
         if implicit_step < 0:

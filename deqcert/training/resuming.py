@@ -15,11 +15,8 @@ from deqcert.errors import TERMINATED
 def stop_if_terminated(trainer: Trainer) -> None:
     """Save ``last.ckpt`` and stop if SIGTERM has come to any rank; ``ckpt_path: last`` continues there.
 
-    The module calls it once all callbacks are done with a step. The ranks agree, so all of them stop at the same step,
-    whichever of them was told.
-
-    Raises:
-        SIGTERMException: With code 143, on every rank.
+    The module calls it once all callbacks are done with a step. All ranks stop at the same step, by a SIGTERMException
+    with code 143, whichever of them was told.
     """
     # Our trainer hides SIGTERM from Lightning's training loop, which would stop each rank where it is, without saving.
     requested = bool(getattr(trainer, "terminated", trainer.received_sigterm))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deqcert.errors import SettingError, TrainingError, require, require_count
-from deqcert.models import MDEQ, MDEQInjection
+from deqcert.models import MDEQ
 from deqcert.models.starts import LearnedStart, MeanStart
 from deqcert.solvers import Solver
 
@@ -22,12 +22,7 @@ _MEAN_BATCHES, _REPORTED = 30, 50
 
 
 class StartReport(NamedTuple):
-    """How good a start has become.
-
-    Attributes:
-        images: Noisy images that it was computed from.
-        error: Root of the mean of ‖start − z*‖² / ‖z*‖² over the images of the last batches.
-    """
+    """Noisy images that a start was computed from; root of the mean of ‖start − z*‖² / ‖z*‖² over the last batches."""
 
     images: int
     error: float
@@ -48,7 +43,7 @@ def compute_start(
         sigma: Standard deviation of the noise, in pixels of [0, 1], > 0.
         solver: Finds the fixed points from a cold start.
         steps: Batches to take, >= 1.
-        learning_rate: That of the learned start, at the beginning.
+        learning_rate: Of the learned start, at the beginning.
 
     Raises:
         SettingError: The network has no start to compute, or a setting is out of range.
@@ -60,10 +55,7 @@ def compute_start(
     if start is None:
         raise SettingError("model.network.start", network.start_kind, "must be mean or learned to be computed")
     network.eval()
-    fixed_points = (
-        (injection.features, network.branches_of(value))
-        for injection, value in noisy_fixed_points(network, batches, sigma, solver)
-    )
+    fixed_points = _fixed_points(network, batches, sigma, solver)
     report = _average(start, islice(fixed_points, _MEAN_BATCHES if isinstance(start, LearnedStart) else steps))
     if isinstance(start, LearnedStart):
         report = _regress(start, islice(fixed_points, steps), steps, learning_rate)
@@ -110,39 +102,17 @@ def _error(guess: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
     return torch.as_tensor(distance / size).mean()
 
 
-class FixedPoints(NamedTuple):
-    """Those of one batch.
-
-    Attributes:
-        injection: Injection of the noisy images.
-        value: Fixed points, shape (B, D).
-    """
-
-    injection: MDEQInjection
-    value: Tensor
-
-
-def noisy_fixed_points(network: MDEQ, batches: Iterable[Tensor], sigma: float, solver: Solver) -> Iterator[FixedPoints]:
-    """Yield fixed points without end, each batch with fresh noise.
-
-    Args:
-        network: The network in evaluation mode.
-        batches: Clean images in [0, 1], shape (B, C, H, W); begun again when they end.
-        sigma: Standard deviation of the noise, in pixels of [0, 1].
-        solver: Finds the fixed points from a cold start.
-
-    Raises:
-        TrainingError: A fixed point is not finite.
-    """
+def _fixed_points(network: MDEQ, batches: Iterable[Tensor], sigma: float, solver: Solver) -> Iterator[_FixedPoints]:
+    """Yield them without end, each batch with fresh noise."""
     while True:
         for images in batches:
             yield _solved(network, images + sigma * torch.randn_like(images), solver)
 
 
 @torch.no_grad()
-def _solved(network: MDEQ, noisy: Tensor, solver: Solver) -> FixedPoints:
+def _solved(network: MDEQ, noisy: Tensor, solver: Solver) -> _FixedPoints:
     injection = network.inject(noisy)
     solution = solver.solve(lambda z: network.cell(z, injection), network.initial_state(injection))
     if bool(solution.diverged.any()):
         raise TrainingError("a fixed point is not finite: the network has not been trained to have one")
-    return FixedPoints(injection, solution.value)
+    return injection.features, network.branches_of(solution.value)

@@ -17,68 +17,57 @@ from deqcert.solvers import Solver
 
 @dataclass
 class TrainingStep:
-    """Implements :class:`deqcert.training.objectives.TrainingContext` for a DEQ.
+    """A step, in epoch 0, 1, ..., of a network that is not a DEQ; ``function`` is the network or its compiled form."""
 
-    Attributes:
-        network: The network.
-        sigma: Standard deviation of the training noise.
-        epoch: Current epoch, from 0.
-        gradient: Gradient estimator of the current phase.
-        solver: Forward solver of the training pass.
-        cell: The cell; compiled where that is asked for.
-        attack_gradient: Overrides the gradient of attacks; None leaves the choice to the attack.
-        monitor: Receives the solutions of the backward solves of training, not of attacks.
-        fixed_points: What :meth:`logits` solved, in order.
-    """
-
-    network: DEQ
+    network: nn.Module
     sigma: float
     epoch: int
-    gradient: GradientEstimator
-    solver: Solver
-    cell: Cell
-    attack_gradient: GradientEstimator | None = None
-    monitor: BackwardMonitor | None = None
-    fixed_points: list[FixedPoint] = field(default_factory=list)
+    function: Callable[[Tensor], Tensor]
 
     def logits(self, x: Tensor) -> Tensor:
-        """Return the logits of ``x``, shape (B, C, H, W) to (B, classes), with a graph to the parameters."""
-        injection = self.network.inject(x)
-        start = self.network.initial_state(injection)
-        fixed_point = self.gradient.fixed_point(lambda z: self.cell(z, injection), start, self.solver, self.monitor)
-        self.fixed_points.append(fixed_point)
-        return self.network.head(fixed_point.value)
+        """Return logits in training mode with a graph to the parameters, shape (B, C, H, W) to (B, classes)."""
+        return self.function(x)
 
     @contextmanager
     def attacked(self, gradient: GradientEstimator) -> Iterator[Classifier]:
         """Yield the network in evaluation mode with frozen parameters, differentiable in its images.
 
-        Args:
-            gradient: Gradient estimator of the attack; pre-training uses its own, the network having no fixed
-                point yet.
+        On exit, also by an error, the network is again as it was. ``gradient`` is for the fixed point of a DEQ.
         """
         with frozen(self.network):
-            yield WarmStarted(self.network, self.cell, self.network.solver, self.attack_gradient or gradient)
+            yield self.network
 
 
-@dataclass(frozen=True)
-class ExplicitStep:
-    """Implements :class:`deqcert.training.objectives.TrainingContext` for a classifier that is not a DEQ.
+@dataclass
+class ImplicitStep(TrainingStep):
+    """A step of a DEQ, whose ``function`` is its cell or the compiled form of that.
 
     Attributes:
-        network: The network.
-        sigma: Standard deviation of the training noise.
-        epoch: Current epoch.
-        logits: Maps images, shape (B, C, H, W), to logits, shape (B, classes): the network, or its compiled form.
+        gradient: Gradient estimator of the current phase.
+        solver: Forward solver of the training pass.
+        attack_gradient: Overrides the gradient of attacks (pre-training: the network has no fixed point yet).
+        monitor: Receives the solutions of the backward solves of training, not of attacks.
+        fixed_points: What :meth:`logits` solved, in order.
     """
 
-    network: nn.Module
-    sigma: float
-    epoch: int
-    logits: Callable[[Tensor], Tensor]
+    network: DEQ
+    function: Cell  # type: ignore[assignment]
+    gradient: GradientEstimator
+    solver: Solver
+    attack_gradient: GradientEstimator | None = None
+    monitor: BackwardMonitor | None = None
+    fixed_points: list[FixedPoint] = field(default_factory=list)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Solve, classify, and remember the fixed point."""
+        injection = self.network.inject(x)
+        start = self.network.initial_state(injection)
+        fixed_point = self.gradient.fixed_point(lambda z: self.function(z, injection), start, self.solver, self.monitor)
+        self.fixed_points.append(fixed_point)
+        return self.network.head(fixed_point.value)
 
     @contextmanager
     def attacked(self, gradient: GradientEstimator) -> Iterator[Classifier]:
-        """Yield the network in evaluation mode with frozen parameters; its gradient needs no estimator."""
+        """See :meth:`TrainingStep.attacked`; each solve starts from the fixed points of the one before it."""
         with frozen(self.network):
-            yield self.network
+            yield WarmStarted(self.network, self.function, self.network.solver, self.attack_gradient or gradient)

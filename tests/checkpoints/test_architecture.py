@@ -127,21 +127,6 @@ def test_another_class_is_refused_by_its_name():
         other.on_load_checkpoint(saved(classifier()))
 
 
-@pytest.mark.parametrize(
-    ("there", "here", "complaint"),
-    [
-        ({"start": "learned"}, {}, "start = 'zero', must be 'learned'"),
-        ({"start": "mean"}, {}, "start = 'zero', must be 'mean'"),
-        ({"start": "mean"}, {"start": "learned"}, "start = 'learned', must be 'mean'"),
-        ({}, {"start": "mean"}, "start = 'mean', must be 'zero'"),
-    ],
-)
-def test_a_start_of_an_older_checkpoint_is_named(there, here, complaint):
-    checkpoint = {"state_dict": classifier(**there).state_dict()}
-    with pytest.raises(CheckpointError, match=rf"model\.network\.init_args\.{complaint}$"):
-        classifier(**here).on_load_checkpoint(checkpoint)
-
-
 def test_a_retired_setting_may_be_stated_where_it_was_not_used():
     checkpoint = saved(classifier())
     settings = checkpoint["architecture"]["settings"]

@@ -34,16 +34,26 @@ def test_shipped_checkpoints_say_what_network_they_hold(path):
     assert network(x).shape == (2, 10)
 
 
-def test_a_given_network_takes_the_weights_and_leaves_training_mode(tmp_path):
+@pytest.fixture
+def load(tmp_path):
+    """Loads the network of a checkpoint with this content."""
+
+    def load(content, network=None):
+        save_checkpoint(content, tmp_path / "c.ckpt")
+        return load_network(tmp_path / "c.ckpt", network)
+
+    return load
+
+
+def test_a_given_network_takes_the_weights_and_leaves_training_mode(load):
     content = checkpoint(hyper_parameters={"sigma": 0.25})
-    save_checkpoint(content, tmp_path / "c.ckpt")
     network = MDEQ(**TINY, dropout=0.1).train()
-    assert load_network(tmp_path / "c.ckpt", network) == (network, 0.25)
+    assert load(content, network) == (network, 0.25)
     assert not network.training
     assert all(
         torch.equal(network.state_dict()[name.removeprefix("network.")], w) for name, w in content["state_dict"].items()
     )
-    assert load_network(checkpoint()).sigma is None
+    assert load(checkpoint()).sigma is None
 
 
 @pytest.mark.parametrize(
@@ -57,18 +67,18 @@ def test_a_given_network_takes_the_weights_and_leaves_training_mode(tmp_path):
         ({"state_dict": {"other": torch.ones(1)}}, "other is not a weight of a network"),
     ],
 )
-def test_what_cannot_be_built_is_refused_before_it_takes_memory(change, complaint):
-    with pytest.raises(CheckpointError, match=f"^source: .*{complaint}"):
-        load_network(checkpoint() | change, field="source")
+def test_what_cannot_be_built_is_refused_before_it_takes_memory(load, change, complaint):
+    with pytest.raises(CheckpointError, match=f"^ckpt_path: .*{complaint}"):
+        load(checkpoint() | change)
 
 
-def test_another_network_and_weights_that_are_not_finite_are_refused():
+def test_another_network_and_weights_that_are_not_finite_are_refused(load):
     with pytest.raises(CheckpointError, match=r"model\.network is CifarResNet, must be MDEQ"):
-        load_network(checkpoint(), CifarResNet(depth=8))
+        load(checkpoint(), CifarResNet(depth=8))
     spoilt = checkpoint()
     spoilt["state_dict"]["network.mdeq_head.classifier.bias"][0] = torch.nan
     with pytest.raises(CheckpointError, match="must be finite"):
-        load_network(spoilt)
+        load(spoilt)
 
 
 def test_lightning_is_not_needed():

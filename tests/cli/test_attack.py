@@ -10,7 +10,7 @@ import torch
 from command_lines import CHECKPOINT, certify_command
 
 from deqcert.cli import main
-from deqcert.runs import Ledger, stored_identity
+from deqcert.runs import Ledger, read_ledger
 
 # Whole runs pass through much code that is not ours.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -30,13 +30,11 @@ def copied(run, tmp_path):
     """A run whose ledger may be replaced by votes of our own."""
 
     def copied(change=lambda votes: votes):
-        identity = stored_identity(run)
-        original = Ledger(run, identity)
-        original.refresh()
+        original = read_ledger(run)
         directory = tmp_path / "forged"
-        forged = Ledger(directory, identity)
+        forged = Ledger(directory, original.identity)
         with forged.claim(), forged.open(0):
-            for index, votes in sorted(original.contents.votes.items()):
+            for index, votes in sorted(original.votes.items()):
                 forged.append(change(votes) if index == 1 else votes)
         shutil.copy(run / "certify.yaml", directory)
         return directory
@@ -69,7 +67,7 @@ def test_a_run_is_attacked_end_to_end(run, capsys):
     document = json.loads((run / "attack.json").read_text(), parse_constant=pytest.fail)
     assert document["settings"]["samples"] == 4
     assert document["settings"]["votes_sha256"] == digest
-    assert document["run"] == stored_identity(run)
+    assert document["run"] == read_ledger(run).identity
     certificates = json.loads((run / "certificates.json").read_text())["examples"][:2]
     attacked = [each for each in certificates if each["prediction"] >= 0]
     assert attacked, "an image without a certificate would make this test empty"

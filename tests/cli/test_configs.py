@@ -175,7 +175,7 @@ def test_validate_and_test_with_a_checkpoint(capsys: pytest.CaptureFixture[str])
 def test_convergence_overlay(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     overlay = ["--config", str(CONFIGS / "validate" / "convergence.yaml")]
     # These settings reach the callback that was appended last.
-    arguments = ["--trainer.callbacks.images=2", "--trainer.callbacks.copies=16", *QUIET]
+    arguments = ["--trainer.callbacks.images=2", "--trainer.callbacks.noisy_samples=16", *QUIET]
     if verb == "validate":
         arguments += [f"--ckpt_path={CHECKPOINT}", "--trainer.limit_val_batches=1"]
     else:
@@ -184,7 +184,7 @@ def test_convergence_overlay(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     assert [path.name for path in Path().iterdir()] == ["runs"]
     (table,) = Path("runs").rglob("convergence.tsv")
     assert len(table.read_text().splitlines()) == 1 + 30
-    assert ("of audited" in capsys.readouterr().out) == (verb == "validate")
+    assert ("Relative residuals" in capsys.readouterr().out) == (verb == "validate")
     configuration = table.with_name(f"{verb}.yaml").read_text()
     assert "ModelCheckpoint" in configuration
-    assert "copies: 16" in configuration
+    assert "noisy_samples: 16" in configuration

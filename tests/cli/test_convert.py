@@ -176,7 +176,7 @@ def test_bad_commands_are_refused(public, capsys, arguments, complaint):
     ("target", "complaint"),
     [
         ("folder", "is a directory"),
-        ("file/t.ckpt", "cannot be written: file is no directory"),
+        ("file/t.ckpt", "cannot be written: file is not a directory"),
         ("public.pth.tar", "is SOURCE itself"),
         ("link.ckpt", "is SOURCE itself"),
     ],

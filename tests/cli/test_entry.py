@@ -17,7 +17,7 @@ from deqcert.version import __version__
 def test_help_lists_every_verb_in_a_line(capsys):
     assert main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert all(f"  {name:10}{verb.summary}" in lines for name, verb in VERBS.items())
+    assert all(f"  {name:10}{summary}" in lines for name, summary in VERBS.items())
     assert max(map(len, lines)) <= 100
 
 

@@ -19,12 +19,11 @@ from hypothesis import strategies as st
 from jsonargparse import ActionConfigFile, lazy_instance
 
 import deqcert.cli.trainer_verbs  # noqa: F401  # importing takes longer than a test may
-from deqcert.callbacks import CertifiedRadius
-from deqcert.certification import Trainer
 from deqcert.cli import main
 from deqcert.cli.arguments import demand_sound_configs
 from deqcert.cli.parsing import SettingsParser
 from deqcert.data import Digits, ImageDataModule
+from deqcert.lightning import CertifiedRadius, Trainer
 from deqcert.smoothing import Serialized
 from deqcert.solvers import Solver
 from deqcert.statistics import FixedAudit

@@ -20,8 +20,8 @@ from torch import nn
 
 from deqcert.cli import main
 from deqcert.cli.arguments import in_order_of_precedence
+from deqcert.cli.instantiation import instantiate
 from deqcert.cli.parsing import settings_as_written
-from deqcert.cli.trainer_verbs import instantiate
 from deqcert.data import CIFAR10, Digits, ImageDataModule, ImageFolder
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint, OneStep, Phantom, Unrolled
 from deqcert.models import MDEQ, CifarResNet, ResNet50

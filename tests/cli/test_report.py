@@ -34,7 +34,7 @@ def test_a_table_gets_lower_bounds_once_its_alpha_is_known(write, capsys):
 
 
 def test_warnings_come_before_the_tables(write, capsys):
-    assert main(["report", write(HEADER + ROWS + "60\t1\t1\t0.")]) == 0
+    assert main(["report", write((HEADER + ROWS).replace("\n", "\tfurther\n"))]) == 0
     assert capsys.readouterr().out.startswith("warning: ")
 
 
@@ -90,19 +90,19 @@ def test_files_are_written_where_asked(write, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("", "line 1: "),
-        (b"\x00\xff\xfe", "line 1: "),
-        ("a\tb\n1\t2\n", "line 1: "),
-        (HEADER, "line 2: "),
-        (HEADER + ROWS + "0\t3\t3\t0.53\t1\t1.0\n", "line 5: idx 0 "),
-        (HEADER + "0\t3\t3\tnan\t1\t1.0\n", "line 2: radius nan"),
-        (HEADER + "0\t3\t-1\t0.5\t0\t1.0\n", "line 2: an abstention (predict -1) "),
+        ("", ", line 1: "),
+        (b"\x00\xff\xfe", ": cannot be read: "),
+        ("a\tb\n1\t2\n", ", line 1: "),
+        (HEADER, ", line 2: "),
+        (HEADER + ROWS + "0\t3\t3\t0.53\t1\t1.0\n", ", line 5: idx 0 "),
+        (HEADER + "0\t3\t3\tnan\t1\t1.0\n", ", line 2: radius nan"),
+        (HEADER + "0\t3\t-1\t0.5\t0\t1.0\n", ", line 2: an abstention (predict -1) "),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(write, capsys, content, complaint):
     path = write(content)
     assert main(["report", path]) == 2
-    assert f"deqcert: error: {path}, {complaint}" in capsys.readouterr().err
+    assert f"deqcert: error: {path}{complaint}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_tasks_and_sigmas_need_not_be_as_many(submit, tmp_path, script):
 
 
 def test_another_run_is_followed(submit):
-    variables = {"RUN": "/scratch/me/mine/SIGMA_b", "SIGMAS": "0.12", "SMOOTHING": "configs/certify/standard.yaml"}
+    variables = {"RUN": "/scratch/me/mine/SIGMA_b", "SIGMAS": "0.12", "SAMPLING": "configs/certify/standard.yaml"}
     calls = submit(EXAMPLES[0], **variables)
     assert_chained(calls[:1], calls[1:])
     assert option(calls[1], "ckpt_path") == "/scratch/me/mine/0.12_b/checkpoints/last.ckpt"

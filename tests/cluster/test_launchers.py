@@ -28,12 +28,12 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "configs" / "cluster").glob("*.sbatch"))
 DIGITS = ROOT / "configs" / "digits" / "mdeq_tiny.yaml"
-SMOOTHING = ROOT / "configs" / "certify" / "srs_3a.yaml"
+SAMPLING = ROOT / "configs" / "certify" / "srs_3a.yaml"
 CHECKPOINT = ROOT / "checkpoints" / "digits_mdeq_tiny" / "model.ckpt"
 VARIABLES = {
     "SIGMAS": "0.25 0.5",
     "CONFIG": str(DIGITS),
-    "SMOOTHING": str(SMOOTHING),
+    "SAMPLING": str(SAMPLING),
     "CHECKPOINT": str(CHECKPOINT),
     "OMP_NUM_THREADS": "1",
 }
@@ -43,7 +43,7 @@ LAYOUTS = pytest.mark.parametrize(("nodes", "per_node"), [(2, 1), (1, 2)], ids=[
 
 def certify_alone(directory: Path, *arguments: str) -> None:
     """Certify in this process."""
-    command = ["certify", f"--config={DIGITS}", f"--config={SMOOTHING}", f"--ckpt_path={CHECKPOINT}", CPU]
+    command = ["certify", f"--config={DIGITS}", f"--config={SAMPLING}", f"--ckpt_path={CHECKPOINT}", CPU]
     assert main([*command, "--trainer.logger=false", f"--ledger_dir={directory}", *arguments]) == 0
 
 
@@ -234,7 +234,7 @@ def test_torchrun(wait_for, tmp_path, record_fault):
     arguments = ["--sampling.n=400", "--data.max_examples=20"]
     directory = tmp_path / "ledger"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "deqcert"]
-    command += ["certify", f"--config={DIGITS}", f"--config={SMOOTHING}", f"--ckpt_path={CHECKPOINT}", CPU]
+    command += ["certify", f"--config={DIGITS}", f"--config={SAMPLING}", f"--ckpt_path={CHECKPOINT}", CPU]
     command += ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.logger=false", *arguments]
     command += [f"--ledger_dir={directory}"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as job:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deqcert.data.cifar10_files import CLASSES
+from deqcert.data.cifar10 import CLASSES
 from deqcert.data.images import TensorImages
 
 REAL_CIFAR10 = Path(__file__).parents[2].parent / "shared" / "data" / "cifar10_jpeg.npz"

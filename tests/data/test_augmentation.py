@@ -13,7 +13,7 @@ def images():
     return torch.randint(0, 256, (50, 3, 8, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
-def reference(image, row, column, flip, padding):
+def reference(image, row, column, flip, padding=4):
     """One image at a time, with slices."""
     channels, height, width = image.shape
     padded = torch.zeros(channels, height + 2 * padding, width + 2 * padding, dtype=image.dtype)
@@ -28,13 +28,13 @@ def test_batch_equals_reference_image_by_image(images):
     augmented = augmentation(images[indices], indices, epoch=5)
     rows, columns, flips = augmentation.draws(5, CPU).tolist()
     for position, index in enumerate(indices.tolist()):
-        expected = reference(images[index], rows[index], columns[index], flips[index], 4)
+        expected = reference(images[index], rows[index], columns[index], flips[index])
         assert torch.equal(augmented[position], expected)
 
 
-def test_centre_crop_without_flip_changes_nothing(images):
+def test_center_crop_without_flip_changes_nothing(images):
     middle = torch.full((50,), 4)
-    assert torch.equal(crop_and_flip(images, middle, middle, torch.zeros(50, dtype=torch.bool), 4), images)
+    assert torch.equal(crop_and_flip(images, middle, middle, torch.zeros(50, dtype=torch.bool)), images)
 
 
 def test_depends_on_seed_epoch_and_index_only(images):

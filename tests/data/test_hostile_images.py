@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from deqcert.data import ImageFolder
-from deqcert.data.cifar10_files import find_reader, read_packed, read_tree
+from deqcert.data.cifar10 import find_reader, read_packed, read_tree
 from deqcert.data.decoding import MAXIMUM_PIXELS, opened_image
 from deqcert.errors import DataError
 
 GRADIENT = np.tile(np.linspace(0, 255, 32, dtype=np.uint8), (32, 1))
-COLOUR = np.stack([GRADIENT, GRADIENT.T, 255 - GRADIENT], axis=-1)
+COLOR = np.stack([GRADIENT, GRADIENT.T, 255 - GRADIENT], axis=-1)
 
 
 def encoded(image, form="PNG", **settings):
@@ -30,7 +30,7 @@ def encoded(image, form="PNG", **settings):
 
 
 def frames(form, **settings):
-    first, second = Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)
+    first, second = Image.fromarray(COLOR), Image.fromarray(255 - COLOR)
     return encoded(first, form, save_all=True, append_images=[second], **settings)
 
 
@@ -53,8 +53,8 @@ HOSTILE = {
     "text": (b"no image", "damaged image"),
     "zeros": (bytes(10_000), "damaged image"),
     "postscript": (EPS, "none of JPEG, PNG"),
-    "truncated jpeg": (encoded(Image.fromarray(COLOUR), "JPEG")[:-60], "truncated"),
-    "truncated png": (encoded(Image.fromarray(COLOUR))[:-60], "damaged image"),
+    "truncated jpeg": (encoded(Image.fromarray(COLOR), "JPEG")[:-60], "truncated"),
+    "truncated png": (encoded(Image.fromarray(COLOR))[:-60], "damaged image"),
     "png without pixels": (png_of_size(32, 32), "truncated"),
     "warned of": (png_of_size(MAXIMUM_PIXELS // 8000 + 1, 8000), "pixels"),
     "bomb": (png_of_size(60_000, 60_000), "pixels"),
@@ -63,8 +63,8 @@ HOSTILE = {
     "animated png": (frames("PNG"), "animation"),
     "animated webp": (frames("WEBP"), "animation"),
     "pages": (frames("TIFF"), "several pages"),
-    "16-bit grey png": (encoded(Image.fromarray(SIXTEEN)), "16 or 32 bits"),
-    "16-bit grey tiff": (encoded(Image.fromarray(SIXTEEN), "TIFF"), "16 or 32 bits"),
+    "16-bit gray png": (encoded(Image.fromarray(SIXTEEN)), "16 or 32 bits"),
+    "16-bit gray tiff": (encoded(Image.fromarray(SIXTEEN), "TIFF"), "16 or 32 bits"),
     "32-bit tiff": (encoded(Image.fromarray(SIXTEEN.astype(np.int32)), "TIFF"), "16 or 32 bits"),
     "float tiff": (encoded(Image.fromarray(GRADIENT / np.float32(255)), "TIFF"), "16 or 32 bits"),
 }
@@ -109,7 +109,7 @@ def test_whatever_a_decoder_raises(folder, monkeypatch, error):
 
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", broken)
     with pytest.raises(DataError, match=rf"0\.jpeg: damaged image.*: {error.__name__}$"):
-        folder(encoded(Image.fromarray(COLOUR)))
+        folder(encoded(Image.fromarray(COLOR)))
 
 
 @pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
@@ -123,7 +123,7 @@ def test_extreme_aspect_ratio(folder, size, split):
 
 def test_resizing_to_a_huge_size(folder):
     with pytest.raises(DataError, match=r"resized to 1000000 pixels .* allowed are 89478485"):
-        folder(encoded(Image.fromarray(COLOUR)), resize=10**6)
+        folder(encoded(Image.fromarray(COLOR)), resize=10**6)
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -196,25 +196,25 @@ def test_names_that_are_not_utf8(image_folder):
 
 
 def test_pictures_with_a_preview_are_photographs(folder):
-    photograph, preview = Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)
+    photograph, preview = Image.fromarray(COLOR), Image.fromarray(255 - COLOR)
     content = encoded(photograph, "MPO", save_all=True, append_images=[preview])
     with Image.open(io.BytesIO(content)) as image:
         assert (image.format, image.n_frames) == ("MPO", 2)
     assert torch.equal(folder(content), folder(encoded(photograph, "JPEG")))
 
 
-ALPHA = Image.fromarray(np.dstack([COLOUR, GRADIENT]))
+ALPHA = Image.fromarray(np.dstack([COLOR, GRADIENT]))
 ORDINARY = {
-    "grey": (Image.fromarray(GRADIENT), "PNG"),
-    "two colours": (Image.fromarray(GRADIENT).convert("1"), "PNG"),
-    "palette": (Image.fromarray(COLOUR).quantize(16), "PNG"),
-    "still gif": (Image.fromarray(COLOUR).quantize(16), "GIF"),
-    "grey with alpha": (Image.fromarray(np.dstack([GRADIENT, GRADIENT])), "PNG"),
+    "gray": (Image.fromarray(GRADIENT), "PNG"),
+    "two colors": (Image.fromarray(GRADIENT).convert("1"), "PNG"),
+    "palette": (Image.fromarray(COLOR).quantize(16), "PNG"),
+    "still gif": (Image.fromarray(COLOR).quantize(16), "GIF"),
+    "gray with alpha": (Image.fromarray(np.dstack([GRADIENT, GRADIENT])), "PNG"),
     "alpha": (ALPHA, "PNG"),
-    "print": (Image.fromarray(COLOUR).convert("CMYK"), "TIFF"),
-    "bmp": (Image.fromarray(COLOUR), "BMP"),
-    "ppm": (Image.fromarray(COLOUR), "PPM"),
-    "webp": (Image.fromarray(COLOUR), "WEBP"),
+    "print": (Image.fromarray(COLOR).convert("CMYK"), "TIFF"),
+    "bmp": (Image.fromarray(COLOR), "BMP"),
+    "ppm": (Image.fromarray(COLOR), "PPM"),
+    "webp": (Image.fromarray(COLOR), "WEBP"),
 }
 
 
@@ -231,7 +231,7 @@ def test_flipped_bytes_are_refused_or_decoded(folder):
     random = np.random.default_rng(0)
     outcomes = []
     for form in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF"):
-        content = np.frombuffer(encoded(Image.fromarray(COLOUR), form), np.uint8)
+        content = np.frombuffer(encoded(Image.fromarray(COLOR), form), np.uint8)
         for _ in range(60):
             changed = content.copy()
             # Headers are short and do most.

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-from deqcert.checkpoints.files import load_plain, read_checkpoint
+from deqcert.checkpoints import read_checkpoint
 from deqcert.errors import CheckpointError
 from deqcert.interchange import read_weights, write_checkpoint, write_safetensors
-from deqcert.interchange.numpy_scalars import STAND_INS
 
 ARCHITECTURE = {"network": "Small", "settings": {"mean": [0.5, 0], "start": "zero", "affine": True}}
 WEIGHTS = {"fc.weight": torch.arange(6.0).view(2, 3), "fc.bias": torch.tensor([1.0, -2.0])}
@@ -51,58 +50,6 @@ def test_a_view_is_written_without_the_rest_of_its_storage(tmp_path):
     assert torch.equal(found["network.transposed"], whole[:6].view(2, 3).T)
 
 
-NUMBERS = {
-    "best": np.float64(0.9),
-    "loss": np.float32(1.5),
-    "half": np.float16(2),
-    "epoch": np.int64(-3),
-    "step": np.uint8(200),
-    "done": np.bool_(True),
-    "big": np.dtype(">i4").type(7),
-}
-
-
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_numbers_of_numpy_may_stand_beside_the_weights(tmp_path, zipped):
-    content = {"state_dict": WEIGHTS, "hyper_parameters": {"sigma": np.float32(0.25)}} | NUMBERS
-    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    found = read_weights(tmp_path / "w.pth")
-    assert same(found.tensors, WEIGHTS)
-    assert found.sigma == 0.25
-    assert found.beside.keys() == {"hyper_parameters", *NUMBERS}
-
-
-@pytest.mark.parametrize("name", NUMBERS)
-def test_numbers_of_numpy_are_read_as_they_are(tmp_path, name):
-    torch.save(NUMBERS[name], tmp_path / "number.pth")
-    found = load_plain(tmp_path / "number.pth", "file", stand_ins=STAND_INS)
-    assert found == NUMBERS[name]
-    assert type(found) in (bool, int, float)
-
-
-OTHER_SCALARS = {
-    "type": np.dtype("O"),
-    "bytes": np.zeros(1, "V8")[0],
-    "structure": np.zeros(1, [("a", "f8")])[0],
-    "text": np.str_("a"),
-    "time": np.datetime64(0, "s"),
-    "complex": np.complex64(1j),
-}
-
-
-@pytest.mark.parametrize("value", OTHER_SCALARS.values(), ids=OTHER_SCALARS)
-def test_other_scalars_of_numpy_are_refused(tmp_path, value):
-    torch.save({"state_dict": WEIGHTS, "x": value}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match=r"w\.pth: damaged, or holds more than tensors"):
-        read_weights(tmp_path / "w.pth")
-
-
-def test_checkpoints_of_ours_hold_no_numpy(tmp_path):
-    torch.save({"state_dict": WEIGHTS, "x": np.float64(0.9)}, tmp_path / "w.ckpt")
-    with pytest.raises(CheckpointError, match=r"refused: numpy"):
-        read_checkpoint(tmp_path / "w.ckpt")
-
-
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
@@ -111,17 +58,14 @@ def test_checkpoints_of_ours_hold_no_numpy(tmp_path):
         ("w.safetensors", b"<!doctype html>", "is a web page, not a file of weights"),
         ("w.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "is a pointer of git-lfs"),
         ("w.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of git-lfs"),
-        ("w.pth", save(WEIGHTS), r"is safetensors; deqcert convert reads it if its name ends in \.safetensors"),
-        ("w.safetensors", b"PK\x03\x04 and so on", "is a file of torch.save; its name must not end in"),
     ],
 )
 def test_what_often_stands_in_place_of_weights_is_named(tmp_path, name, content, complaint):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=complaint):
         read_weights(tmp_path / name)
-    if not name.endswith(".safetensors"):
-        with pytest.raises(CheckpointError, match=f"^ckpt_path = .*{complaint}"):
-            read_checkpoint(tmp_path / name)
+    with pytest.raises(CheckpointError, match=f"^ckpt_path = .*{complaint}"):
+        read_checkpoint(tmp_path / name)
 
 
 def test_what_is_written_is_a_checkpoint_of_ours_and_can_be_read(tmp_path):
@@ -162,7 +106,7 @@ def test_safetensors_carry_the_architecture(tmp_path):
         ('{"network": "MDEQ", "settings": {"mean": {"a": 1}}}', "architecture must have numbers"),
     ],
 )
-def test_an_architecture_of_safetensors_that_is_none_is_refused(tmp_path, text, complaint):
+def test_a_bad_architecture_of_safetensors_is_refused(tmp_path, text, complaint):
     save_file(WEIGHTS, tmp_path / "w.safetensors", {"architecture": text})
     with pytest.raises(CheckpointError, match=rf"w\.safetensors: {complaint}"):
         read_weights(tmp_path / "w.safetensors")
@@ -192,8 +136,12 @@ def test_code_is_refused_and_not_run(tmp_path, zipped):
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize(
     ("value", "name"),
-    [(argparse.Namespace(lr=1), r"argparse\.Namespace"), (np.ones(2), r"numpy\._?core\.multiarray\._reconstruct")],
-    ids=["namespace", "numpy"],
+    [
+        (argparse.Namespace(lr=1), r"argparse\.Namespace"),
+        (np.ones(2), r"numpy\._?core\.multiarray\._reconstruct"),
+        (np.float64(0.9), r"numpy\._?core\.multiarray\.scalar"),
+    ],
+    ids=["namespace", "array", "number"],
 )
 def test_objects_beside_the_weights_are_refused_by_name(tmp_path, value, name, zipped):
     torch.save({"state_dict": WEIGHTS, "x": value}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
@@ -230,19 +178,19 @@ def test_a_tensor_larger_than_its_file_is_refused(tmp_path, zipped):
 
 
 @pytest.mark.parametrize("sigma", [float("nan"), float("inf"), -1.0, True, "0.5", 10**400])
-def test_a_sigma_that_is_none_is_refused(tmp_path, sigma):
+def test_a_bad_sigma_is_refused(tmp_path, sigma):
     torch.save({"state_dict": WEIGHTS, "hyper_parameters": {"sigma": sigma}}, tmp_path / "w.ckpt")
-    with pytest.raises(CheckpointError, match=r"w\.ckpt: sigma = .* must be finite and >= 0"):
+    with pytest.raises(CheckpointError, match=r"w\.ckpt must have a finite sigma >= 0"):
         read_weights(tmp_path / "w.ckpt")
 
 
 @pytest.mark.parametrize(
     ("sigma", "complaint"),
-    [("nan", "sigma = nan, must be finite"), ("half", "cannot be read as safetensors: could not")],
+    [("nan", " must have a finite sigma"), ("half", ": cannot be read as safetensors: could not")],
 )
-def test_a_sigma_of_safetensors_that_is_none_is_refused(tmp_path, sigma, complaint):
+def test_a_bad_sigma_of_safetensors_is_refused(tmp_path, sigma, complaint):
     save_file(WEIGHTS, tmp_path / "w.safetensors", {"sigma": sigma})
-    with pytest.raises(CheckpointError, match=rf"w\.safetensors: {complaint}"):
+    with pytest.raises(CheckpointError, match=rf"w\.safetensors{complaint}"):
         read_weights(tmp_path / "w.safetensors")
 
 
@@ -264,7 +212,7 @@ def write(path: Path, content: object) -> Path:
         ([1, 2], "must hold a dictionary of weights, not a list"),
         ({}, "holds no weights"),
         ({"state_dict": {}}, "holds no weights"),
-        ({"epoch": 3}, "epoch must be a dense tensor, not int"),
+        ({"epoch": 3}, "epoch must be a dense tensor with data, not int"),
         ({"state_dict": {3: torch.ones(1)}}, "names in state_dict must be strings"),
     ],
 )

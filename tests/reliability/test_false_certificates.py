@@ -28,9 +28,8 @@ from scipy.special import ndtri
 from scipy.stats import binom
 from torch import nn
 
-from deqcert.callbacks import CertifiedRadius
-from deqcert.certification import Trainer
 from deqcert.data import ImageDataModule, TensorImages
+from deqcert.lightning import CertifiedRadius, Trainer
 from deqcert.models import DEQ
 from deqcert.runs import read_tsv
 from deqcert.smoothing import Serialized, Smoothing, Standard

@@ -3,7 +3,7 @@ import pytest
 from deqcert.errors import DataError, LedgerError, SettingError
 from deqcert.report import common_images, read_runs, report_radii
 from deqcert.runs import Ledger, read_tsv, write_results, write_tsv
-from deqcert.runs.results import _SEAL, _seal
+from deqcert.runs.results import sealed
 from deqcert.statistics import CertificationRule
 
 HEADER = "idx\tlabel\tpredict\tradius\tcorrect\ttime\n"
@@ -117,8 +117,8 @@ def test_a_directory_without_a_run_is_refused(tmp_path):
 def reseal(path, change):
     """Forge a report by the rules of the file itself."""
     content = path.read_bytes()
-    body = change(content[: content.rfind(_SEAL)].decode()).encode()
-    path.write_bytes(body + _seal(body))
+    body = change(content[: content.rfind(b',\n"sha256":')].decode()).encode()
+    path.write_bytes(sealed(body))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deqcert.errors import LedgerError
-from deqcert.runs import Ledger, stored_identity
+from deqcert.runs import Ledger, read_ledger
 from deqcert.runs.lines import START, seal
 from deqcert.statistics import CertificationRule, Votes, clopper_pearson_lower
 
@@ -90,7 +90,7 @@ def check_sealed(tmp_path, changes, whole):
     reader = Ledger(tmp_path, IDENTITY)
     _, refusal = refreshed(reader)
     assert refusal == "" or "line 2: damaged" in refusal
-    for votes in reader.contents.votes.values():
+    for votes in reader.votes.values():
         certificate = CertificationRule(alpha=0.01).certify(votes)
         # Never more than all noisy samples of the class, each believed.
         assert certificate.p_a_lower <= clopper_pearson_lower(votes.n_a, votes.n, 0.01)
@@ -119,6 +119,6 @@ def test_sealed_nonsense_is_refused_or_consistent_many_times(tmp_path, change):
 @pytest.mark.parametrize("line", [b"", b"{}", b"[" * 100_000, b"\xff\xfe", b'{"identity": 3}', b"null"])
 def test_identities_that_are_none(tmp_path, line):
     (tmp_path / "votes.rank0.jsonl").write_bytes(line + b"\n")
-    for attempt in (lambda: stored_identity(tmp_path), lambda: Ledger(tmp_path, IDENTITY).refresh()):
+    for attempt in (lambda: read_ledger(tmp_path), lambda: Ledger(tmp_path, IDENTITY).refresh()):
         with pytest.raises(LedgerError, match="line 1: damaged"):
             attempt()

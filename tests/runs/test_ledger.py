@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from deqcert.errors import LedgerError
-from deqcert.runs import Ledger, stored_identity, votes_digest
+from deqcert.runs import Ledger, read_ledger, votes_digest
 from deqcert.runs.lines import START, seal
 
 IDENTITY = {"sampling": {"sigma": 0.5, "n": 100}, "classifier": {"digest": "abc"}, "device": "cpu"}
@@ -26,7 +26,13 @@ def write_sealed(path, records):
 def read(directory, identity=IDENTITY):
     ledger = Ledger(directory, identity)
     ledger.refresh()
-    return ledger.contents.votes
+    return ledger.votes
+
+
+def opened(directory, rank=0, identity=IDENTITY):
+    """Open a file of a ledger for a moment."""
+    with Ledger(directory, identity).open(rank):
+        pass
 
 
 @pytest.fixture
@@ -36,7 +42,7 @@ def written(tmp_path, make_votes):
     with Ledger(tmp_path, IDENTITY).open(0) as ledger:
         for each in votes:
             ledger.append(each)
-            assert list(ledger.contents.votes)[-1] == each.index
+            assert list(ledger.votes)[-1] == each.index
     return tmp_path / "votes.rank0.jsonl", votes
 
 
@@ -51,7 +57,7 @@ def test_round_trip_of_all_ranks(tmp_path, make_votes):
             for index in (rank, rank + 100):
                 expected[index] = make_votes(index, seconds=float(rank))
                 writer.append(expected[index])
-    assert {entry.index: entry for entry in ledger.refresh()} == ledger.contents.votes == expected
+    assert {entry.index: entry for entry in ledger.refresh()} == ledger.votes == expected
     assert ledger.refresh() == []
 
 
@@ -97,8 +103,7 @@ def test_a_file_cut_at_any_byte_of_its_last_two_lines_holds_a_prefix(written, ma
 
 
 def test_a_torn_identity_is_written_again(tmp_path, make_votes):
-    with Ledger(tmp_path, IDENTITY).open(0):
-        pass
+    opened(tmp_path)
     path = tmp_path / "votes.rank0.jsonl"
     identity = path.read_bytes()
     for size in range(len(identity)):
@@ -136,7 +141,7 @@ def test_votes_of_another_run_are_refused_and_the_differences_named(written):
 @pytest.mark.parametrize("torn", [b"", b'{"index": 3, "lab'])
 def test_a_run_that_ended_before_its_first_votes_makes_room(tmp_path, make_votes, torn):
     for rank in (0, 1):
-        Ledger(tmp_path, IDENTITY | {"device": "cuda"}).open(rank).__exit__(None, None, None)
+        opened(tmp_path, rank, IDENTITY | {"device": "cuda"})
     with (tmp_path / "votes.rank1.jsonl").open("ab") as file:
         file.write(torn)
     ledger = Ledger(tmp_path, IDENTITY)
@@ -145,7 +150,7 @@ def test_a_run_that_ended_before_its_first_votes_makes_room(tmp_path, make_votes
         with ledger.open(0):
             ledger.append(make_votes(7))
     assert list(read(tmp_path)) == [7]
-    assert stored_identity(tmp_path) == IDENTITY
+    assert read_ledger(tmp_path).identity == IDENTITY
 
 
 def test_a_single_vote_or_a_damaged_identity_stays(written, make_votes):
@@ -160,8 +165,7 @@ def test_a_single_vote_or_a_damaged_identity_stays(written, make_votes):
 
 
 def test_an_identity_is_compared_as_json(tmp_path):
-    with Ledger(tmp_path, {"radii": (1, 2)}).open(0):
-        pass
+    opened(tmp_path, identity={"radii": (1, 2)})
     assert read(tmp_path, {"radii": [1, 2]}) == {}
 
 
@@ -235,15 +239,15 @@ def test_lost_swapped_and_repeated_lines_are_damage(written, change):
         read(path.parent)
 
 
-def test_the_stored_identity(written, tmp_path_factory):
+def test_the_read_ledger(written, tmp_path_factory):
     path, _ = written
-    assert stored_identity(path.parent) == IDENTITY
+    assert read_ledger(path.parent).identity == IDENTITY
     with pytest.raises(LedgerError, match="holds no ledger"):
-        stored_identity(tmp_path_factory.mktemp("empty"))
-    for record, message in (({"index": 3}, "no identity"), ({"schema": 2, "identity": 3}, "must be an object")):
+        read_ledger(tmp_path_factory.mktemp("empty"))
+    for record, message in (({"index": 3}, "must be an object"), ({"schema": 2, "identity": 3}, "must be an object")):
         write_sealed(path, [record])
         with pytest.raises(LedgerError, match=message):
-            stored_identity(path.parent)
+            read_ledger(path.parent)
 
 
 def test_the_digest_of_votes_is_of_what_they_say(make_votes):
@@ -260,7 +264,7 @@ def test_a_ledger_of_another_schema_is_refused_with_what_to_do(tmp_path, make_vo
     write_sealed(path, [{**first, "identity": IDENTITY}, make_votes().to_json()])
     content = path.read_bytes()
     said = r"votes\.rank0\.jsonl: has ledger schema .*; finish the run with the version that began it, or use another"
-    for attempt in (lambda: stored_identity(tmp_path), lambda: read(tmp_path), lambda: Ledger(tmp_path, {}).open(0)):
+    for attempt in (lambda: read_ledger(tmp_path), lambda: read(tmp_path), lambda: opened(tmp_path, identity={})):
         with pytest.raises(LedgerError, match=said):
             attempt()
     assert path.read_bytes() == content
@@ -307,13 +311,13 @@ def test_links_and_pipes_are_refused(tmp_path):
     target = tmp_path / "elsewhere"
     target.write_text("mine")
     path.symlink_to(target)
-    for attempt in (lambda: Ledger(tmp_path, IDENTITY).open(0), lambda: read(tmp_path)):
+    for attempt in (lambda: opened(tmp_path), lambda: read(tmp_path)):
         with pytest.raises(LedgerError, match="cannot be opened"):
             attempt()
     assert target.read_text() == "mine"
     path.unlink()
     os.mkfifo(path)
-    for attempt in (lambda: Ledger(tmp_path, IDENTITY).open(0), lambda: read(tmp_path)):
+    for attempt in (lambda: opened(tmp_path), lambda: read(tmp_path)):
         with pytest.raises(LedgerError, match="regular file"):
             attempt()
 
@@ -335,7 +339,7 @@ def test_a_full_disk_loses_nothing(written, make_votes, monkeypatch):
         with pytest.raises(LedgerError, match=r"votes\.rank0\.jsonl: cannot be written \(No space left"):
             ledger.append(make_votes(5))
         assert path.read_bytes() == before
-        assert list(ledger.contents.votes.values()) == votes
+        assert list(ledger.votes.values()) == votes
         monkeypatch.undo()
         ledger.append(make_votes(6))
     assert list(read(path.parent).values()) == [*votes, make_votes(6)]
@@ -344,11 +348,10 @@ def test_a_full_disk_loses_nothing(written, make_votes, monkeypatch):
 def test_a_second_writer_is_refused(tmp_path, make_votes):
     with Ledger(tmp_path, IDENTITY).open(0) as first:
         with pytest.raises(LedgerError, match="another run is writing"):
-            Ledger(tmp_path, IDENTITY).open(0)
+            opened(tmp_path)
         with Ledger(tmp_path, IDENTITY).open(1):
             first.append(make_votes())
-    with Ledger(tmp_path, IDENTITY).open(0):
-        pass
+    opened(tmp_path)
 
 
 def test_a_ledger_must_be_open_to_be_written(tmp_path, make_votes):
@@ -378,4 +381,4 @@ def test_a_directory_without_permission_is_refused(tmp_path):
 def test_a_file_that_cannot_be_opened_is_refused(tmp_path):
     (tmp_path / "votes.rank0.jsonl").mkdir()
     with pytest.raises(LedgerError, match="cannot be opened"):
-        Ledger(tmp_path, IDENTITY).open(0)
+        opened(tmp_path)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from deqcert.errors import DataError
-from deqcert.runs import certify_votes, read_tsv, summarize, votes_digest, write_results
-from deqcert.runs.results import read_json
+from deqcert.runs import read_tsv, summarize, votes_digest, write_results
+from deqcert.runs.run import read_json
 from deqcert.statistics import CertificationRule
 
 RULE = CertificationRule(alpha=0.01)
@@ -31,7 +31,7 @@ def test_the_file_has_settings_summary_and_every_field_of_every_image(tmp_path, 
     assert document["settings"]["certificate"] == {"alpha": 0.01, "alpha_audit": None, "audit": "exact"}
     assert document["settings"]["votes_sha256"] == votes_digest(votes)
     assert list(document["settings"]["files"]) == ["certificates.tsv"]
-    assert summary == summarize(certify_votes(votes, RULE), votes, [0.0, 0.25])
+    assert summary == summarize([RULE.certify(vote) for vote in votes], votes, [0.0, 0.25])
     assert document["summary"] == json.loads(json.dumps(summary._asdict()))
     first, second = document["examples"]
     assert (first["index"], second["index"]) == (0, 20)

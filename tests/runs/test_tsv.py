@@ -88,17 +88,6 @@ def test_what_is_written_can_be_read(tmp_path_factory, make_certificate, images)
         assert row.seconds == pytest.approx(images[row.index][-1], abs=1e-6)
 
 
-def test_certificates_of_one_index_are_refused(tmp_path, make_certificate):
-    with pytest.raises(DataError, match="one index"):
-        write_tsv(tmp_path / "t.tsv", [make_certificate(0), make_certificate(0)], {0: 1.0})
-    assert not (tmp_path / "t.tsv").exists()
-
-
-def test_a_missing_time_is_refused(tmp_path, make_certificate):
-    with pytest.raises(DataError, match="no time is known for image 7"):
-        write_tsv(tmp_path / "t.tsv", [make_certificate(7)], {0: 1.0})
-
-
 def test_published_tables_are_read(table):
     path = table("0\t3\t3\t0.53\t1\t0:00:09.2\n20\t5\t-1\t0.0\t0\t0:01:00\n40\t5\t6\t1.6\t0\t12.89\n")
     assert read_tsv(path) == [
@@ -117,7 +106,7 @@ def test_a_last_line_without_end_that_is_whole_is_read(table):
     assert len(read_tsv(table("0\t3\t3\t0.5\t1\t1.0\n1\t3\t3\t0.5\t1\t0:00:01"))) == 2
 
 
-def test_a_byte_order_mark_and_blank_lines_at_the_end_do_not_matter(tmp_path):
+def test_a_byte_order_mark_and_blank_lines_do_not_matter(tmp_path):
     table = HEADER + "0\t3\t3\t0.5\t1\t1.0\n"
     for number, text in enumerate([f"\ufeff{table}", f"{table}\n", f"{table}\r\n \t\r\n\r\n", f"{table}  "]):
         (tmp_path / f"{number}.tsv").write_bytes(text.encode())
@@ -128,27 +117,9 @@ def test_the_header_may_come_again(table):
     assert len(read_tsv(table(f"0\t3\t3\t0.5\t1\t1.0\n{HEADER}1\t3\t3\t0.5\t1\t1.0\n"))) == 2
 
 
-def test_numbers_and_flags_may_be_written_as_pandas_writes_them(table):
-    rows = read_tsv(table("0.0\t3.0\t3.0\t0.5\tTrue\t1.0\n1.0\t3.0\t-1.0\t0.0\tFalse\t1.0\n2\t3\t3\t0.5\t1.0\t1\n"))
-    assert rows == [
-        TsvRow(0, 3, 3, 0.5, True, 1.0),
-        TsvRow(1, 3, -1, 0.0, False, 1.0),
-        TsvRow(2, 3, 3, 0.5, True, 1.0),
-    ]
-    assert all(type(value) is int for row in rows for value in row[:3])
-    assert all(type(row.correct) is bool for row in rows)
-
-
-@pytest.mark.parametrize("summary", ["mean\t\t\t0.5\t0.9\t", "ACR 0.538", "\t\t\t0.5\t0.9\t1.0", "# 1 image"])
-def test_a_last_line_that_is_a_summary_is_left_out_with_a_warning(table, summary):
-    path = table(f"0\t3\t3\t0.5\t1\t1.0\n{summary}\n")
-    with pytest.warns(UserWarning, match=r"table\.tsv, line 3: left out, not an image: "):
-        assert [row.index for row in read_tsv(path)] == [0]
-
-
 def test_a_last_line_of_an_image_that_cannot_be_read_is_refused(table):
     with pytest.raises(DataError, match="line 3: correct 'yes' cannot be read"):
-        read_tsv(table("0\t3\t3\t0.5\t1\t1.0\n1\t3\t3\t0.5\tyes\t1.0\n"))
+        read_tsv(table("0\t3\t3\t0.5\tTrue\t1.0\n1\t3\t3\t0.5\tyes\t1.0\n"))
 
 
 def test_a_table_without_times_is_read_and_written_without(table, tmp_path):
@@ -161,24 +132,16 @@ def test_a_table_without_times_is_read_and_written_without(table, tmp_path):
     assert (tmp_path / "again.tsv").read_text() == text
 
 
-@pytest.mark.parametrize("torn", ["1", "1\t3\t3\t0.", "1\t3\t3\t0.5\t1\t", "1\t3\t3\t0.5\t1\t0:00:0"])
-def test_a_torn_last_line_is_left_out_with_a_warning(table, torn):
-    path = table("0\t3\t3\t0.5\t1\t1.0\n" + torn)
-    with pytest.warns(UserWarning, match=r"table\.tsv, line 3: left out, torn off"):
-        rows = read_tsv(path)
-    assert [row.index for row in rows] == [0]
-
-
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
         ("1\t3\t3\t0.5\t1", "expected 6 columns, found 5"),
         ("1\t3\t3\t0.5\t1\t1.0\t1", "expected 6 columns, found 7"),
-        ("", "expected 6 columns, found 1"),
+        ("1", "expected 6 columns, found 1"),
         ("one\t3\t3\t0.5\t1\t1.0", "idx 'one' cannot be read"),
         ("1\t3\t3\t0.5\tyes\t1.0", "correct 'yes' cannot be read"),
         ("1\t3\t3\t0.5\t2\t1.0", "correct '2' cannot be read"),
-        ("1.5\t3\t3\t0.5\t1\t1.0", "idx '1.5' cannot be read"),
+        ("1.0\t3\t3\t0.5\t1\t1.0", "idx '1.0' cannot be read"),
         ("mean\t\t\t0.5\t0.9\t", "idx 'mean' cannot be read"),
         ("idx\tlabel\tpredict\tradius\tcorrect\ttime\tp_a", "expected 6 columns, found 7"),
         ("1\t3\t3\t0.5\t1\t0:61", "time '0:61' cannot be read"),
@@ -197,11 +160,6 @@ def test_a_bad_line_is_named(table, line, complaint):
         read_tsv(path)
 
 
-def test_a_whole_last_line_without_end_is_held_to_the_rules(table):
-    with pytest.raises(DataError, match="line 2: radius nan"):
-        read_tsv(table("0\t3\t3\tnan\t1\t1.0"))
-
-
 @pytest.mark.parametrize("header", ["", "idx\tlabel\n", "idx label predict radius correct time\n"])
 def test_other_columns_are_refused(table, header):
     with pytest.raises(DataError, match=r"line 1: expected the columns idx label predict radius correct, found"):
@@ -215,24 +173,19 @@ def test_a_table_without_images_is_refused(table):
 
 def test_files_that_are_no_text_are_refused_by_line(tmp_path):
     (tmp_path / "binary").write_bytes(HEADER.encode() + b"0\t\xff\xfe\x00")
-    with pytest.raises(DataError, match="binary, line 2: cannot be read: not UTF-8"):
+    with pytest.raises(DataError, match="binary: cannot be read: .*utf-8"):
         read_tsv(tmp_path / "binary")
-    with pytest.raises(DataError, match=r"missing: cannot be read"):
+    with pytest.raises(DataError, match=r"missing: cannot be read: No such file or directory$"):
         read_tsv(tmp_path / "missing")
 
 
 def test_columns_are_found_by_name_and_others_ignored_with_a_warning(table):
     header = "time\tidx\tp_a\tlabel\tpredict\tradius\tcorrect\n"
     with pytest.warns(UserWarning, match=r"table\.tsv, line 1: columns ignored: p_a"):
-        rows = read_tsv(table("1 day, 1:00:02.5\t7\t0.9\t3\t3\t0.25\t1\n", header))
+        rows = read_tsv(table("25:00:02.5\t7\t0.9\t3\t3\t0.25\t1\n", header))
     assert rows == [TsvRow(7, 3, 3, 0.25, True, 25 * 3600 + 2.5)]
 
 
 def test_a_column_that_comes_twice_is_refused(table):
     with pytest.raises(DataError, match="line 1: expected the columns"):
         read_tsv(table("", HEADER.strip() + "\ttime\n"))
-
-
-def test_a_missing_file_is_said_in_words(tmp_path):
-    with pytest.raises(DataError, match=r"missing: cannot be read: No such file or directory$"):
-        read_tsv(tmp_path / "missing")

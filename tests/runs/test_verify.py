@@ -11,14 +11,15 @@ import pytest
 from certification_runs import ShippedModule, certify
 from sampling_runs import CHECKPOINT
 
-from deqcert.callbacks import CertifiedRadius
+from deqcert.lightning import CertifiedRadius
 from deqcert.cli import main
 from deqcert.errors import DataError, LedgerError
-from deqcert.runs import Ledger, stored_identity, verify_run, votes_digest
+from deqcert.runs import read_ledger, verify_run, votes_digest
 from deqcert.runs.lines import START, seal, unseal
-from deqcert.runs.results import _seal
+from deqcert.runs.results import sealed
 from deqcert.runs.verify import _unknown_classes
 from deqcert.smoothing import Serialized, Smoothing, Standard
+from deqcert.smoothing.identity import describe
 from deqcert.solvers import Picard
 from deqcert.statistics import AdaptiveAudit, CertificationRule, FixedAudit, InputSpecific, TargetRadius
 
@@ -56,7 +57,7 @@ def reseal_report(run, change):
     del report["sha256"]
     change(report)
     body = json.dumps(report).encode()[:-1]
-    path.write_bytes(body + _seal(body))
+    path.write_bytes(sealed(body))
 
 
 def reseal_ledger(run, change):
@@ -74,7 +75,7 @@ def test_an_untouched_run_follows_from_its_votes(finished):
     verification = verify_run(finished)
     assert verification.findings == []
     assert verification.images == 4
-    votes = Ledger(finished, stored_identity(finished)).refresh()
+    votes = list(read_ledger(finished).votes.values())
     assert verification.votes_sha256 == votes_digest(votes)
     report = json.loads((finished / "certificates.json").read_text())
     assert report["settings"]["classes"] == list("0123456789")
@@ -194,7 +195,7 @@ def finished_by_stopping(tmp_path_factory):
 
 def test_a_run_that_stops_by_its_votes_follows_from_them(finished_by_stopping):
     assert verify_run(finished_by_stopping).findings == []
-    votes = Ledger(finished_by_stopping, stored_identity(finished_by_stopping)).refresh()
+    votes = list(read_ledger(finished_by_stopping).votes.values())
     assert len({vote.n for vote in votes}) >= 2
     assert all(vote.anytime for vote in votes)
     examples = json.loads((finished_by_stopping / "certificates.json").read_text())["examples"]
@@ -234,7 +235,7 @@ def test_sizes_that_the_selection_did_not_ask_for_are_found(tmp_path):
     rule = InputSpecific(0.1, alpha=0.05)
     sampling = Standard(n0=40, n=190, batch_size=20, stopping=rule)
     certify(ShippedModule(), tmp_path, dataclasses.replace(THREE_STEPS, sigma=0.8), sampling, images=6, callbacks=[CertifiedRadius(alpha=0.05)])
-    votes = Ledger(tmp_path, stored_identity(tmp_path)).refresh()
+    votes = list(read_ledger(tmp_path).votes.values())
     assert found(tmp_path) == []
     assert len({vote.n for vote in votes}) >= 2
     assert not any(vote.anytime for vote in votes)
@@ -297,7 +298,7 @@ def test_a_rule_of_the_user_is_not_verified(tmp_path, capsys, sampling, name, se
 
 @pytest.mark.parametrize("sampling", [Serialized(**SHORT), Standard(**SHORT)])
 def test_the_strategies_of_deqcert_are_known(sampling):
-    assert _unknown_classes(sampling.identity) == []
+    assert _unknown_classes(describe(sampling)) == []
 
 
 def test_the_command_line(run, tmp_path, capsys):

@@ -11,7 +11,7 @@ from torch import nn
 
 from deqcert.errors import SettingError
 from deqcert.models import MDEQ
-from deqcert.smoothing import SolvedClassifier, Standard, base_classifier
+from deqcert.smoothing import SolvedClassifier, Standard
 from deqcert.solvers import Anderson, Broyden, Picard
 from deqcert.statistics import CertificationRule, TargetRadius
 
@@ -98,13 +98,12 @@ def test_a_start_at_another_sigma_is_warned_of(make_anchored):
 def test_a_start_that_is_not_there_is_refused(make_anchored, threshold_deq):
     never_computed = MDEQ(channels=(8,), head_channels=(2,), final_channels=8, image_size=8, start="mean").eval()
     for network in (make_anchored(sigma=0.0), threshold_deq(), never_computed, nn.Linear(2, 2).eval()):
-        for build in (lambda net: base_classifier(net, start="anchor"), lambda net: smoothed(net, start="anchor")):
-            with pytest.raises(SettingError, match=r"^start = 'anchor'"):
-                build(network)
+        with pytest.raises(SettingError, match=r"^start = 'anchor'"):
+            smoothed(network, start="anchor")
     with pytest.raises(SettingError, match=r"^start = 'warm'"):
         SolvedClassifier(threshold_deq(), start="warm")
 
 
 def test_another_module_is_a_base_classifier_as_it_is():
     module = nn.Flatten()
-    assert base_classifier(module, Picard(max_steps=3)) is module
+    assert smoothed(module, solver=Picard(max_steps=3)).base is module

@@ -106,5 +106,5 @@ def test_float32_noise_ends_where_the_documentation_says():
 
 
 @pytest.mark.parametrize("sigma", [0.12, 0.25, 0.5, 1.0, 2.0])
-def test_quantised_noise_reaches_beyond_9_standard_deviations(sigma):
+def test_quantized_noise_reaches_beyond_9_standard_deviations(sigma):
     assert len(thresholds(sigma)) / 2 / (255 * sigma) > 9

@@ -13,7 +13,7 @@ from scipy.stats import norm
 
 from deqcert.errors import DataError, SettingError
 from deqcert.smoothing import Execution, Serialized, Standard, Stream
-from deqcert.smoothing.sampling import stable_name
+from deqcert.smoothing.identity import describe, stable_name
 from deqcert.solvers import Anderson
 from deqcert.statistics import AdaptiveAudit, CertificationRule, FixedAudit, TargetRadius
 
@@ -78,10 +78,10 @@ CHANGES = {
 
 @each_strategy
 def test_identity_is_json_and_changes_with_every_setting(strategy):
-    own = strategy.identity
+    own = describe(strategy)
     assert json.loads(json.dumps(own)) == own
     for field in dataclasses.fields(strategy):
-        other = dataclasses.replace(strategy, **{field.name: CHANGES[field.name]}).identity
+        other = describe(dataclasses.replace(strategy, **{field.name: CHANGES[field.name]}))
         assert {key for key in own if own[key] != other[key]} == {field.name}
     assert own["class"] == type(strategy).__name__
 
@@ -89,8 +89,8 @@ def test_identity_is_json_and_changes_with_every_setting(strategy):
 def test_our_classes_may_move_to_another_module_and_foreign_ones_may_not():
     moved = type("Serialized", (Serialized,), {"__module__": "deqcert.elsewhere"})
     foreign = type("Serialized", (Serialized,), {"__module__": "deqcertified"})
-    assert moved(**SMALL).identity == Serialized(**SMALL).identity
-    assert foreign(**SMALL).identity["class"] == "deqcertified.Serialized"
+    assert describe(moved(**SMALL)) == describe(Serialized(**SMALL))
+    assert describe(foreign(**SMALL))["class"] == "deqcertified.Serialized"
     assert (stable_name(Standard), stable_name(torch.nn.Linear)) == ("Standard", "torch.nn.modules.linear.Linear")
 
 

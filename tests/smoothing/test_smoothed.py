@@ -16,7 +16,7 @@ from torch import nn
 from deqcert.errors import CheckpointError, DataError, SettingError
 from deqcert.models import MDEQ, CifarResNet
 from deqcert.smoothing import Serialized, SmoothedClassifier, Smoothing, SolvedClassifier, Standard, Stream
-from deqcert.smoothing.sampling import describe
+from deqcert.smoothing.identity import describe
 from deqcert.solvers import Anderson, Picard
 from deqcert.statistics import ABSTAIN, CertificationRule, FixedAudit
 
@@ -138,7 +138,7 @@ def test_certificates_draw_fresh_noise():
         (MDEQ(image_size=8).train(), torch.full((3, 8, 8), 0.5), SettingError, "classifier = "),
         (nn.Sequential(Linear(0.9), nn.BatchNorm1d(2).train()).eval(), IMAGE, None, ""),
     ],
-    ids=["uint8", "beyond 1", "grey, ResNet", "grey, MDEQ", "training", "training, DEQ", "part"],
+    ids=["uint8", "beyond 1", "gray, ResNet", "gray, MDEQ", "training", "training, DEQ", "part"],
 )
 def test_images_and_classifiers_that_do_not_fit_are_refused_by_name(ask, base, image, error, field):
     if error is None:  # training mode of one part only
@@ -158,7 +158,7 @@ def test_settings_out_of_range_are_refused_by_name(field, value):
             build(**{field: value})
 
 
-def test_quantised_noise_has_a_largest_sigma_and_smoothing_two_starts():
+def test_quantized_noise_has_a_largest_sigma_and_smoothing_two_starts():
     with pytest.raises(SettingError, match=r"^sigma = 20"):
         Smoothing(sigma=20.0, noise="quantised")
     with pytest.raises(SettingError, match=r"^start = 'learned'"):

@@ -11,6 +11,7 @@ from sampling_runs import group_votes_of, measurement, noisy, smoothed, votes_of
 
 from deqcert.errors import SettingError
 from deqcert.smoothing import Execution, Serialized, Standard, Stream
+from deqcert.smoothing.identity import describe
 from deqcert.solvers import Picard
 from deqcert.statistics import CertificationRule, InputSpecific, Stopping, TargetRadius
 
@@ -128,14 +129,13 @@ def test_no_sample_of_a_settled_image_is_classified_and_time_is_shared_by_sample
 
 
 def test_serialized_sampling_has_no_stopping():
-    assert Serialized().stopping is None
     assert "stopping" not in {field.name for field in dataclasses.fields(Serialized)}
 
 
 def test_identity_names_the_rule():
     expected = {"class": "TargetRadius", "radius_in_sigma": 1.0, "alpha": 0.001}
-    assert standard(RULES[1]).identity["stopping"] == expected
-    assert standard().identity["stopping"] is None
+    assert describe(standard(RULES[1]))["stopping"] == expected
+    assert describe(standard())["stopping"] is None
 
 
 @pytest.mark.parametrize("threshold", [0.6, 0.9, 1.0, 1.1, 2.0])

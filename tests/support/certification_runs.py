@@ -7,9 +7,9 @@ import json
 from lightning.pytorch import LightningModule
 from sampling_runs import shipped_network
 
-from deqcert.certification import Trainer
 from deqcert.data import Digits
-from deqcert.runs import Ledger, stored_identity
+from deqcert.lightning import Trainer
+from deqcert.runs import read_ledger
 
 
 class ShippedModule(LightningModule):
@@ -38,9 +38,7 @@ def trainer(devices=1, **settings):
 
 def ledger_votes(directory):
     """The votes in a ledger by index, without what may differ between equal runs."""
-    reader = Ledger(directory, stored_identity(directory))
-    reader.refresh()
-    return {index: votes._replace(seconds=0.0) for index, votes in reader.contents.votes.items()}
+    return {index: votes._replace(seconds=0.0) for index, votes in read_ledger(directory).votes.items()}
 
 
 def certify(module, directory, smoothing, sampling, images=4, devices=1, callbacks=(), **settings):

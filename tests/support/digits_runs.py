@@ -8,9 +8,9 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from deqcert.certification import Trainer
 from deqcert.data import Digits
 from deqcert.implicit import ImplicitAdjoint
+from deqcert.lightning import Trainer
 from deqcert.models import MDEQ
 from deqcert.solvers import Broyden
 from deqcert.training import DEQClassifier, JacobianRegularization

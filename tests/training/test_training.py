@@ -256,9 +256,9 @@ def test_the_weight_on_a_step_follows_the_schedule():
 
 
 OBJECTIVES = [
-    SmoothAdv(copies=2, attack=PGD(epsilon=0.25, steps=1)),
-    SmoothAdv(copies=2, attack=PGD(epsilon=0.25, steps=1, gradient=ImplicitAdjoint()), warmup_epochs=0),
-    CATRS(copies=2, epsilon=0.25, steps=1),
+    SmoothAdv(noisy_samples=2, attack=PGD(epsilon=0.25, steps=1)),
+    SmoothAdv(noisy_samples=2, attack=PGD(epsilon=0.25, steps=1, gradient=ImplicitAdjoint()), warmup_epochs=0),
+    CATRS(noisy_samples=2, epsilon=0.25, steps=1),
     Consistency(),
 ]
 

@@ -1,0 +1,126 @@
+"""From votes to certificates, metrics, files and TensorBoard."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torchmetrics import MetricCollection
+
+from deqcert.files import file_digest
+from deqcert.lightning.board import CertificationBoard
+from deqcert.lightning.hooks import CertificationCallback, CertificationRun
+from deqcert.metrics.certified import AbstentionRate, AverageCertifiedRadius, CertifiedAccuracy
+from deqcert.report import format_text, plot_curves, save_figure, summary_table
+from deqcert.runs import automatic_radii, votes_digest, write_results
+from deqcert.statistics import AuditRule, Certificate, CertificationRule, Votes
+
+
+class CertifiedRadius(CertificationCallback):
+    """Certifies the radius of every image and reports the run.
+
+    Logs the running ACR, certified accuracies, abstention rate and cost, to TensorBoard also the curve and the radii;
+    at the end writes ``certificates.tsv`` (the field's format), ``certificates.json`` and ``curve.png`` beside the
+    ledger and prints a table.
+
+    Args:
+        alpha: Probability with which a certificate may be false, in (0, 1).
+        alpha_audit: Share of alpha that the audit may use, in (0, alpha); null = one half.
+        audit: Rule for audited votes: exact, binomial, or published (not sound, for comparison only).
+        radii: Radii of the certified accuracies, in l2 pixel units; null = chosen from sigma, alpha and n.
+
+    Raises:
+        SettingError: If a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        alpha: float = 0.001,
+        alpha_audit: float | None = None,
+        audit: AuditRule = "exact",
+        radii: list[float] | None = None,
+    ) -> None:
+        self.rule: CertificationRule = CertificationRule(alpha, alpha_audit, audit)
+        self.radii = radii
+        if radii is not None:
+            CertifiedAccuracy(radii)  # reports bad radii before any work
+
+    def on_certify_start(self, trainer: Trainer, module: LightningModule, run: CertificationRun) -> None:
+        """Begin with the votes that the ledger already holds."""
+        self._run = run
+        self._name = f"{run.name} {self.rule.audit}" if hasattr(run.sampling, "audit") else run.name
+        self._radii = self.radii or list(automatic_radii(run.smoothing.sigma, self.rule.alpha, run.sampling.n))
+        # Rank 0 hears of every image, so nothing is left to reduce; a collective would wait for busy ranks.
+        self._metrics = MetricCollection(
+            {
+                "acr": AverageCertifiedRadius(sync_on_compute=False),
+                "accuracy": CertifiedAccuracy(self._radii, sync_on_compute=False),
+                "abstention": AbstentionRate(sync_on_compute=False),
+            },
+            compute_groups=False,
+        )
+        self._certificates: list[Certificate] = []
+        self._cost: Counter[str] = Counter()
+        self._board = CertificationBoard(trainer.loggers, run, self._name)
+        for votes in run.done:
+            self._certify(votes)
+
+    def on_certify_example_end(self, trainer: Trainer, module: LightningModule, votes: Votes) -> None:
+        """Update and log the running metrics."""
+        self._certify(votes)
+        if trainer.is_global_zero:
+            metrics = self.running_metrics()
+            trainer.progress_bar_metrics.update(metrics)
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=len(self._certificates))
+            self._board.update(self._certificates)
+
+    def _certify(self, votes: Votes) -> None:
+        certificate = self.rule.certify(votes)
+        self._certificates.append(certificate)
+        self._metrics.update(
+            prediction=torch.tensor([certificate.prediction]),
+            radius=torch.tensor([certificate.radius], dtype=torch.float64),
+            label=torch.tensor([certificate.label]),
+        )
+        cost = {"samples": votes.n0 + votes.n, "fast": votes.nfe_fast, "audit": votes.nfe_audit}
+        cost |= {"audited": votes.audited or 0, "mismatches": votes.mismatches}
+        self._cost.update(cost | {"seconds": votes.seconds, "residual": votes.residual})
+
+    def running_metrics(self) -> dict[str, float]:
+        """Return the metrics over all images so far, with the cost per image or noisy sample."""
+        values, cost, images = self._metrics.compute(), self._cost, len(self._certificates)
+        metrics = {
+            "certify/acr": float(values["acr"]),
+            "certify/abstention": float(values["abstention"]),
+            "certify_cost/nfe_per_sample_fast": cost["fast"] / cost["samples"],
+            "certify_cost/nfe_per_sample_audit": cost["audit"] / cost["samples"],
+            "certify_cost/seconds_per_image": cost["seconds"] / images,
+        }
+        for radius, accuracy in zip(self._radii, values["accuracy"].reshape(-1).tolist(), strict=True):
+            metrics[f"certify_accuracy/at_{radius:g}"] = accuracy
+        if math.isfinite(cost["residual"]):
+            metrics["certify_cost/residual"] = cost["residual"] / images
+        if cost["audited"]:
+            metrics["certify_cost/mismatch_rate"] = cost["mismatches"] / cost["audited"]
+        return metrics
+
+    def on_certify_end(self, trainer: Trainer, module: LightningModule, votes: Sequence[Votes]) -> None:
+        """Write the files, print the table, and log the curve and the radii."""
+        if not trainer.is_global_zero:
+            return
+        run, certificates = self._run, [self.rule.certify(each) for each in votes]
+        save_figure(plot_curves({self._name: certificates}), run.directory / "curve.png")
+        path = str(trainer.ckpt_path) if trainer.ckpt_path else None
+        settings: dict[str, object] = {"checkpoint": path, "checkpoint_sha256": path and file_digest(path)}
+        settings |= {"classes": list(run.examples.classes), **run.identity}
+        summary = write_results(run.directory, votes, self.rule, settings, radii=self._radii)
+        self._board.finish(certificates, self.rule.alpha, self.running_metrics())
+        print(format_text(summary_table({self._name: summary})))
+        sigma, verify = run.smoothing.sigma, shlex.join(["deqcert", "verify", str(run.directory)])
+        print(f"{len(votes)} images, sigma = {sigma:g}, alpha = {self.rule.alpha:g}; results in {run.directory}")
+        print(f"votes sha256 {votes_digest(votes)}; {verify} computes everything again")

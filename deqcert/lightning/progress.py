@@ -1,0 +1,43 @@
+"""The progress bar of a certification run."""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningModule, Trainer
+from tqdm import tqdm
+
+from deqcert.lightning.hooks import CertificationCallback, CertificationRun
+from deqcert.statistics import Votes
+
+
+class CertificationProgress(CertificationCallback):
+    """Shows images done, images/s and time left on rank 0.
+
+    After a :class:`CertifiedRadius` also, over all images so far, ACR and cell evaluations per noisy sample; they
+    include the audit, as in the tables.
+    """
+
+    def on_certify_start(self, trainer: Trainer, module: LightningModule, run: CertificationRun) -> None:
+        """Open the bar at what the ledger holds."""
+        total, done, hidden = len(run.examples), len(run.done), not trainer.is_global_zero
+        self._bar = tqdm(desc="certify", total=total, initial=done, unit="image", dynamic_ncols=True, disable=hidden)
+        self._close_if_complete()
+
+    def on_certify_example_end(self, trainer: Trainer, module: LightningModule, votes: Votes) -> None:
+        """Advance by one image."""
+        metrics = trainer.progress_bar_metrics
+        if "certify/acr" in metrics:
+            evaluations = sum(metrics[f"certify_cost/nfe_per_sample_{part}"] for part in ("fast", "audit"))
+            shown = {"ACR": f"{metrics['certify/acr']:.3f}", "NFE/sample": f"{evaluations:.1f}"}
+            self._bar.set_postfix(shown, refresh=False)
+        self._bar.update()
+        self._close_if_complete()
+
+    def _close_if_complete(self) -> None:
+        """End the line of the bar before other callbacks print the summary."""
+        if self._bar.n >= self._bar.total:
+            self._bar.close()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        """Close the bar so that the error stands below it."""
+        if hasattr(self, "_bar"):
+            self._bar.close()
