@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from scipy.special import ndtri
 from torch import Tensor
 
 from deqcert.attacks.smoothed_attack import SmoothedAttack, Target, distances
 from deqcert.errors import is_real, require, require_count
-from deqcert.statistics import ABSTAIN, Certificate, claimed_probability, clopper_pearson_upper
+from deqcert.statistics import (
+    ABSTAIN,
+    Certificate,
+    claimed_probability,
+    clopper_pearson_lower,
+    clopper_pearson_upper,
+)
 
 
 class Outcome(NamedTuple):
@@ -27,6 +34,8 @@ class Outcome(NamedTuple):
         counts: How many of them f gives each class; samples that diverged are in none.
         claimed: What the certificate claims p_A to be at least at this point.
         p_a_upper: Upper bound on p_A at this point by the fresh votes, its error probability shared by all attacks.
+        claimed_b: What a certificate with two sides claims every other class to have at most at this point; else None.
+        p_b_lower: Lower bound by the fresh votes on what the most frequent other class has there; None as well.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
@@ -41,6 +50,8 @@ class Outcome(NamedTuple):
     counts: tuple[int, ...]
     claimed: float
     p_a_upper: float
+    claimed_b: float | None = None
+    p_b_lower: float | None = None
 
     @property
     def n_a(self) -> int:
@@ -59,8 +70,9 @@ class Outcome(NamedTuple):
 
     @property
     def violation(self) -> bool:
-        """Whether the fresh votes refute the certificate: p_A is below what it claims of this point."""
-        return self.p_a_upper < self.claimed
+        """Whether the fresh votes refute the certificate: p_A is below, or p_B above, what it claims of this point."""
+        too_much = self.p_b_lower is not None and self.claimed_b is not None and self.p_b_lower > self.claimed_b
+        return self.p_a_upper < self.claimed or too_much
 
     def to_json(self) -> dict[str, object]:
         """Return every field and every judgement."""
@@ -72,7 +84,8 @@ class Outcome(NamedTuple):
 class Campaign:
     """Attacks every image that has a certificate at every radius, and tests each point that was found.
 
-    A certificate claims of the point x + δ that p_A >= Φ((R − ‖δ‖) / σ). It is refuted where an exact test on fresh
+    A certificate claims of the point x + δ that p_A >= Φ(Φ⁻¹(p_A_lower) − ‖δ‖ / σ), one with two sides also that
+    p_B <= Φ(Φ⁻¹(p_B_upper) + ‖δ‖ / σ) for every other class B. It is refuted where an exact test on fresh
     votes rejects that (:mod:`deqcert.statistics.claims`), with the error probability ``alpha`` / K in each of all K
     tests: if all certificates are true, a whole campaign refutes any of them with probability at most ``alpha``. A
     certificate itself is false with probability up to its own alpha, so among m of them up to m times that many
@@ -127,6 +140,7 @@ class Campaign:
         points = self.attack.points(target, image, index, prediction, [epsilon for _, epsilon in chosen])
         norms = distances(points, image).tolist()
         counts = target.counts(points, index, self.n)
+        level = self.alpha / tests
         return [
             Outcome(
                 index=index,
@@ -139,8 +153,26 @@ class Campaign:
                 norm=norm,
                 n=self.n,
                 counts=votes,
-                claimed=float(claimed_probability(radius, norm, target.g.sigma)),
-                p_a_upper=float(clopper_pearson_upper(votes[prediction], self.n, self.alpha / tests)),
+                **_judged(certificate, norm, target.g.sigma, votes, self.n, level),
             )
             for (factor, epsilon), norm, votes in zip(chosen, norms, counts, strict=True)
         ]
+
+
+def _judged(
+    certificate: Certificate, norm: float, sigma: float, counts: Sequence[int], n: int, alpha: float
+) -> dict[str, Any]:
+    """Return claims and bounds; with two sides each has half of ``alpha``, p_B's shared by all other classes."""
+    n_a = counts[certificate.prediction]
+    if certificate.p_b_upper is None:
+        claimed = float(claimed_probability(certificate.radius, norm, sigma))
+        return {"claimed": claimed, "p_a_upper": float(clopper_pearson_upper(n_a, n, alpha))}
+    at_image = (sigma * float(ndtri(p)) for p in (certificate.p_a_lower, 1 - certificate.p_b_upper))
+    claimed, claimed_not_b = (float(claimed_probability(each, norm, sigma)) for each in at_image)
+    others = [count for c, count in enumerate(counts) if c != certificate.prediction] or [0]
+    return {
+        "claimed": claimed,
+        "p_a_upper": float(clopper_pearson_upper(n_a, n, alpha / 2)),
+        "claimed_b": 1 - claimed_not_b,
+        "p_b_lower": float(clopper_pearson_lower(max(others), n, alpha / 2 / len(others))),
+    }

@@ -134,6 +134,7 @@ def finding_lines(summary: CampaignSummary, outcomes: Sequence[Outcome]) -> list
         f"{'violation of a sound certificate' if each.sound else 'refutes an unsound certificate'}: image "
         f"{each.index}, class {each.prediction}, radius {each.radius:.4f}, l2 norm {each.norm:.4f}: n_A = {each.n_a} "
         f"of n = {each.n}, thus p_A <= {each.p_a_upper:.4f}, but the certificate claims p_A >= {each.claimed:.4f}"
+        + ("" if each.claimed_b is None else f"; p_B >= {each.p_b_lower:.4f}, claimed is p_B <= {each.claimed_b:.4f}")
         for each in refuting[:_MAXIMUM_LINES]
     ]
     if len(refuting) > _MAXIMUM_LINES:

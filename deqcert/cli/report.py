@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from deqcert.report import Report, ReportedRun, common_images, read_runs, report_radii
-from deqcert.statistics import AuditRule
+from deqcert.statistics import AuditRule, Sides
 
 
 def run_report(args: Sequence[str]) -> int:
@@ -23,7 +23,7 @@ def run_report(args: Sequence[str]) -> int:
         runs: list[ReportedRun] = []
         for name, path in named:
             shown = name or _shortest_name(path.resolve(), unnamed)
-            runs += read_runs(path, shown, alpha=parsed.alpha, audits=parsed.audit)
+            runs += read_runs(path, shown, alpha=parsed.alpha, audits=parsed.audit, sides=parsed.sides)
         if parsed.common:
             runs = common_images(runs)
         radii = parsed.radii or report_radii(runs)
@@ -53,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     option("--alpha", type=float, help=again)
     rules = "certify audited runs again by these rules, each in a row of its own; published is UNSOUND"
     option("--audit", nargs="+", default=[], choices=get_args(AuditRule), help=rules)
+    sides = "certify runs again with a bound on p_A only, or on p_B of the runner-up as well"
+    option("--sides", choices=get_args(Sides), help=sides)
     option("--rho", type=float, default=0.001, help="failure probability of the lower bounds (%(default)s)")
     option("--out", metavar="DIR", help="write Markdown, LaTeX, CSV, TSV and figures there")
     return parser

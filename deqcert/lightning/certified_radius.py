@@ -17,7 +17,7 @@ from deqcert.lightning.hooks import CertificationCallback, CertificationRun
 from deqcert.metrics.certified import AbstentionRate, AverageCertifiedRadius, CertifiedAccuracy
 from deqcert.report import format_text, plot_curves, save_figure, summary_table
 from deqcert.runs import automatic_radii, votes_digest, write_results
-from deqcert.statistics import AuditRule, Certificate, CertificationRule, Votes
+from deqcert.statistics import AuditRule, Certificate, CertificationRule, Sides, Votes
 
 
 class CertifiedRadius(CertificationCallback):
@@ -29,8 +29,11 @@ class CertifiedRadius(CertificationCallback):
 
     Args:
         alpha: Probability with which a certificate may be false, in (0, 1).
-        alpha_audit: Share of alpha that the audit may use, in (0, alpha); null = one half.
-        audit: Rule for audited votes: exact, binomial, or published (not sound, for comparison only).
+        alpha_audit: Share of alpha that the audit may use by the exact and the binomial rule, in (0, alpha); null =
+            half.
+        audit: Rule for audited votes: joint, exact, binomial, or published (not sound, for comparison only).
+        sides: "one" bounds p_A only, as published tables do; "two" bounds p_B of the runner-up as well.
+        alpha_b: Share of alpha for the bound on p_B, in (0, alpha); null = a tenth. Two sides only.
         radii: Radii of the certified accuracies, in l2 pixel units; null = chosen from sigma, alpha and n.
 
     Raises:
@@ -41,10 +44,12 @@ class CertifiedRadius(CertificationCallback):
         self,
         alpha: float = 0.001,
         alpha_audit: float | None = None,
-        audit: AuditRule = "exact",
+        audit: AuditRule = "joint",
+        sides: Sides = "one",
+        alpha_b: float | None = None,
         radii: list[float] | None = None,
     ) -> None:
-        self.rule: CertificationRule = CertificationRule(alpha, alpha_audit, audit)
+        self.rule: CertificationRule = CertificationRule(alpha, alpha_audit, audit, sides, alpha_b)
         self.radii = radii
         if radii is not None:
             CertifiedAccuracy(radii)  # reports bad radii before any work
@@ -52,7 +57,8 @@ class CertifiedRadius(CertificationCallback):
     def on_certify_start(self, trainer: Trainer, module: LightningModule, run: CertificationRun) -> None:
         """Begin with the votes that the ledger already holds."""
         self._run = run
-        self._name = f"{run.name} {self.rule.audit}" if hasattr(run.sampling, "audit") else run.name
+        audited = f" {self.rule.audit}" if hasattr(run.sampling, "audit") else ""
+        self._name = f"{run.name}{audited}{' two-sided' if self.rule.sides == 'two' else ''}"
         self._radii = self.radii or list(automatic_radii(run.smoothing.sigma, self.rule.alpha, run.sampling.n))
         # Rank 0 hears of every image, so nothing is left to reduce; a collective would wait for busy ranks.
         self._metrics = MetricCollection(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from deqcert.runs import (
     read_tsv,
     summarize,
 )
-from deqcert.statistics import AuditRule, CertificationRule, Votes
+from deqcert.statistics import AuditRule, Sides, Votes
 
 
 class ReportedRun(NamedTuple):
@@ -63,7 +64,12 @@ class ReportedRun(NamedTuple):
 
 
 def read_runs(
-    path: str | Path, name: str, *, alpha: float | None = None, audits: Sequence[AuditRule] = ()
+    path: str | Path,
+    name: str,
+    *,
+    alpha: float | None = None,
+    audits: Sequence[AuditRule] = (),
+    sides: Sides | None = None,
 ) -> list[ReportedRun]:
     """Read a run; certificates are derived from the votes in its ledger again.
 
@@ -73,6 +79,7 @@ def read_runs(
         alpha: Error probability to certify at instead of the run's; for a table, the one that it was certified at.
         audits: Rules to certify audited votes by instead of the run's, each of which makes a run of its own, with the
             rule in its name; votes without an audit are not affected.
+        sides: Bound p_A only ("one") or p_B as well ("two") instead of what the run did.
 
     Returns:
         One run, or one for each of ``audits``.
@@ -99,20 +106,23 @@ def read_runs(
         raise DataError(f"{path}: does not follow from its votes ({findings[0]}); {command} says more")
     if run.document is None:
         warnings.warn(f"{path}: has not finished; these are the {len(run.votes)} images so far", stacklevel=2)
-    level, alpha_audit = (own.alpha, own.alpha_audit) if alpha is None else (alpha, None)
-    audited = any(vote.audited is not None for vote in run.votes)
-    rules = [(name, own.audit)] if not (audited and audits) else [(f"{name} {audit}", audit) for audit in audits]
+    level = own if alpha is None else replace(own, alpha=alpha, alpha_audit=None, alpha_b=None)
+    if sides not in (None, own.sides):
+        level, name = replace(level, sides=sides, alpha_b=None), f"{name} {sides}-sided"
+    rules = [(name, level)]
+    if audits and any(vote.audited is not None for vote in run.votes):
+        rules = [(f"{name} {audit}", replace(level, audit=audit, alpha_audit=None)) for audit in audits]
     return [
         ReportedRun(
             name=named,
-            examples=tuple(map(CertificationRule(level, alpha_audit, audit).certify, run.votes)),
+            examples=tuple(map(rule.certify, run.votes)),
             votes=run.votes,
             seconds={vote.index: vote.seconds for vote in run.votes},
-            alpha=level,
+            alpha=rule.alpha,
             sigma=run.identity["smoothing"]["sigma"],
             classes=tuple(map(str, run.settings.get("classes", ()))),
         )
-        for named, audit in rules
+        for named, rule in rules
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,8 @@ class Run:
         path = self.directory / "certify.yaml"
         try:
             stated = yaml.safe_load(read_text(path))["certificate"]
-            return {**self.identity, "certificate": {key: stated[key] for key in ("alpha", "alpha_audit", "audit")}}
+            rule = {each.name: stated[each.name] for each in fields(CertificationRule) if each.name in stated}
+            return {**self.identity, "certificate": rule}
         except (yaml.YAMLError, TypeError, KeyError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
 

@@ -20,10 +20,10 @@ from deqcert.runs.results import TSV_NAME, example_records
 from deqcert.runs.run import Run, read_run
 from deqcert.runs.summary import summarize
 from deqcert.runs.tsv import format_tsv
-from deqcert.statistics import AdaptiveAudit, FixedAudit, InputSpecific, TargetRadius, Votes, noise_error
+from deqcert.statistics import AdaptiveAudit, FixedAudit, GroupSequential, Votes, noise_error
 
 _STRATEGIES = ("Serialized", "Standard")
-_RULES = {kind.__name__: kind for kind in (AdaptiveAudit, FixedAudit, InputSpecific, TargetRadius)}
+_RULES = {kind.__name__: kind for kind in (AdaptiveAudit, FixedAudit, GroupSequential)}
 """What decides how many votes are taken, by its name in an identity."""
 
 _ROUNDING = 1e-9  # of scipy's quantiles in different versions
@@ -155,7 +155,12 @@ def _unknown_classes(sampling: Mapping[str, Any]) -> list[str]:
 def _built(settings: Mapping[str, Any]) -> Any:
     """Build a rule from its settings; None if its class is not known, of which :func:`verify_run` tells."""
     kind: Any = _RULES.get(settings["class"])
-    return None if kind is None else kind(**{key: value for key, value in settings.items() if key != "class"})
+    if kind is None:
+        return None
+    stated = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    if kind is AdaptiveAudit:
+        stated.setdefault("rule", "exact")  # runs from before there was another one
+    return kind(**{key: value for key, value in stated.items() if key != "class"})
 
 
 def _vote_findings(votes: Votes, sampling: Mapping[str, Any]) -> list[str]:
@@ -172,32 +177,32 @@ def _vote_findings(votes: Votes, sampling: Mapping[str, Any]) -> list[str]:
         found += _stopping_findings(votes, sampling)
     elif votes.anytime:
         found.append(f"anytime = {votes.anytime}, but the run has stopping = None")
+    limit = int(sampling.get("escalation", 0.0) * votes.n)
+    if votes.escalations > limit or (votes.escalations < limit and votes.escalated_a < votes.n_a):
+        found.append(f"escalations = {votes.escalations}, but the run escalates {limit}")
     rule = None if audit is None else _built(audit)
-    if rule is not None and votes.audited != (size := rule.size(votes.n_a, votes.n)):
+    if rule is not None and votes.audited != (size := rule.size(votes)):
         found.append(f"audited = {votes.audited}, but its votes ask for {size}")
     return found
 
 
 def _stopping_findings(votes: Votes, sampling: Mapping[str, Any]) -> list[str]:
-    """Check where sampling stopped, as far as the last counts tell: those of earlier looks are known within a batch."""
-    n_max, batch, rule = sampling["n"], sampling["batch_size"], _built(sampling["stopping"])
-    if votes.n > n_max or (votes.n < n_max and votes.n % batch):
-        return [f"n = {votes.n}, but the run looks at its votes every {batch} noisy samples, up to {n_max}"]
+    """Check where sampling stopped, as far as the last counts tell."""
+    rule = _built(sampling["stopping"])
     if rule is None:
         return []
-    if votes.anytime != rule.anytime:
-        return [f"anytime = {votes.anytime}, but the run has stopping = {sampling['stopping']}"]
-    if not rule.anytime:
-        budget = rule.budget(max(votes.selection), votes.n0, n_max)
-        size = min(n_max, -(-budget // batch) * batch)
-        return [] if votes.n == size else [f"n = {votes.n}, but its selection asks for {size}"]
-    if votes.n < n_max and not rule.settled(votes.n_a, votes.n, n_max):
+    schedule = rule.schedule(sampling["n"], sampling["batch_size"])
+    if votes.n not in schedule:
+        return [f"n = {votes.n}, but the run looks at its votes at {', '.join(map(str, schedule))}"]
+    if not votes.anytime or votes.alpha_share != schedule[votes.n]:
+        return [f"alpha_share = {votes.alpha_share}, but that of its look is {schedule[votes.n]}"]
+    if votes.n < sampling["n"] and not rule.settled(votes.n_a, votes.n, schedule):
         return [f"n = {votes.n}, but its votes ask for more"]
-    look = (votes.n - 1) // batch * batch
-    possible = range(max(0, votes.n_a - (votes.n - look)), min(votes.n_a, look) + 1)
-    likely_first = sorted(possible, key=lambda count: abs(count - votes.n_a * look / votes.n))
-    if look and all(rule.settled(count, look, n_max) for count in likely_first):
-        return [f"n = {votes.n}, but whatever its first {look} votes were, they were enough"]
+    for look in (each for each in schedule if each < votes.n):
+        possible = range(max(0, votes.n_a - (votes.n - look)), min(votes.n_a, look) + 1)
+        likely_first = sorted(possible, key=lambda count: abs(count - votes.n_a * look / votes.n))
+        if all(rule.settled(count, look, schedule) for count in likely_first):
+            return [f"n = {votes.n}, but whatever its first {look} votes were, they were enough"]
     return []
 
 

@@ -25,11 +25,15 @@ class Predictions(NamedTuple):
         classes: Shape (B,), int64; ``INVALID`` where a logit is not finite.
         steps: Evaluations of the cell behind each prediction, shape (B,), int64; 1 without a cell.
         residual: Relative residual of each solve, shape (B,); nan without one.
+        runner_up: Classes with the second largest logit, shape (B,), int64.
+        margin: Largest logit less the second, shape (B,); 0 where a logit is not finite.
     """
 
     classes: Tensor
     steps: Tensor
     residual: Tensor
+    runner_up: Tensor
+    margin: Tensor
 
     @classmethod
     def joined(cls, parts: Iterable[Predictions]) -> Predictions:
@@ -124,7 +128,7 @@ class Engine:
             steps = torch.ones(len(x), dtype=torch.int64, device=x.device)
             residual = torch.full((len(x),), torch.nan, device=x.device)
         self.num_classes = logits.shape[1]
-        return Predictions(classes_of(logits)[:size], steps[:size], residual[:size])
+        return Predictions(classes_of(logits)[:size], steps[:size], residual[:size], *_margins(logits[:size]))
 
     def _filled(self, batch: Tensor) -> Tensor:
         """Repeat the last row until the batch has the size that kernels are compiled for."""
@@ -135,6 +139,14 @@ class Engine:
 def classes_of(logits: Tensor) -> Tensor:
     """Return the class of each row, or ``INVALID`` where a logit is NaN or infinite; shape (B, C) to (B,)."""
     return torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), INVALID)
+
+
+def _margins(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the class of the second largest logit and the distance from it, (B, C) to (B,); infinite for one class."""
+    if logits.shape[1] == 1:
+        return torch.full_like(logits[:, 0], INVALID, dtype=torch.int64), torch.full_like(logits[:, 0], torch.inf)
+    values, classes = logits.topk(2, dim=1)
+    return classes[:, 1], torch.where(logits.isfinite().all(dim=1), values[:, 0] - values[:, 1], 0.0)
 
 
 def count_classes(classes: Tensor, num_classes: int) -> tuple[int, ...]:

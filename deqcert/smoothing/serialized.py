@@ -7,17 +7,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deqcert.errors import SettingError, require, require_count
+from deqcert.errors import SettingError, is_real, require, require_count
 from deqcert.seeding import Purpose
 from deqcert.smoothing.base_classifier import solver_name
-from deqcert.smoothing.engine import Engine, Predictions
+from deqcert.smoothing.engine import Engine, Predictions, count_classes
 from deqcert.smoothing.noise import Stream, audit_subset
 from deqcert.smoothing.sampling import Sampling, count_votes, sample_under_noise
 from deqcert.smoothing.smoothed import SmoothedClassifier
@@ -33,21 +33,25 @@ class Serialized(Sampling):
     """Starts each solve from the fixed points of an earlier batch (SRS; Gao et al., NeurIPS 2024).
 
     The certificate is about g, whatever the shortcut: every noisy sample gets an SRS prediction S from a few
-    warm-started steps of ``proposal``, then a uniformly random subset of the samples with S = A is classified by f on
-    the same noise (correlation-eliminated certification). Selection runs through the same chain and warms it up.
+    warm-started steps of ``proposal``. Where S leaves most doubt whether f would say A, f is asked; of the other
+    samples with S = A a uniformly random subset is classified by f on the same noise (correlation-eliminated
+    certification). Selection runs through the same chain and warms it up.
 
     Args:
         proposal: Solver of the warm-started steps, e.g. Anderson with max_steps 1 or 3.
         start: Start of a solve: the "previous" batch's fixed points, the "first" batch's, or the "clean" image's.
         warmup_steps: Anderson steps of the first batch, from f's start, >= 1; unused with start "clean".
-        audit: How many samples of the selected class are audited.
+        escalation: Share of the estimation samples that are classified by f whatever comes, in [0, 1): those with the
+            smallest difference between the logit of A and the largest other one.
+        audit: How many of the other samples with S = A are audited.
         precision: Lower precision of the SRS predictions, "bfloat16" or "float16" (autocast); null is that of the run.
-            The audit always has that of the run.
+            What f says always has that of the run.
     """
 
     proposal: Solver = Anderson(max_steps=3)
     start: ChainStart = "previous"
     warmup_steps: int = 10
+    escalation: float = 0.0
     audit: AuditSize = AdaptiveAudit()
     precision: Precision | None = None
 
@@ -55,6 +59,8 @@ class Serialized(Sampling):
         super().__post_init__()
         require(self.start in get_args(ChainStart), "start", self.start, f"must be one of {get_args(ChainStart)}")
         require_count("warmup_steps", self.warmup_steps, minimum=1)
+        share = is_real(self.escalation) and 0 <= self.escalation < 1
+        require(share, "escalation", self.escalation, "must be in [0, 1)")
         precisions = (None, *get_args(Precision))
         require(self.precision in precisions, "precision", self.precision, f"must be one of {precisions}")
         samples = self.audit.samples if isinstance(self.audit, FixedAudit) else 0
@@ -62,7 +68,7 @@ class Serialized(Sampling):
 
     def aimed_at(self, rule: CertificationRule) -> Serialized:
         """See :meth:`Sampling.aimed_at`."""
-        return replace(self, audit=self.audit.aimed_at(rule.alpha, rule.alpha_audit))
+        return replace(self, audit=self.audit.aimed_at(rule.alpha, rule.alpha_audit, rule.audit))
 
     def name(self, base: nn.Module) -> str:
         """E.g. ``SRS-3A``."""
@@ -71,41 +77,73 @@ class Serialized(Sampling):
     def group_votes(
         self, g: SmoothedClassifier, engine: Engine, images: Tensor, streams: Sequence[Stream]
     ) -> list[Votes]:
-        """Take votes by one warm-started chain per image, and audit them.
+        """Take votes by one warm-started chain per image, escalate, and audit.
 
-        All SRS predictions are known before any of f's is looked at, so the size K of the audit may depend on N_A.
+        All SRS predictions are known before any of f's is looked at, so what is escalated and the size K of the audit
+        may depend on them.
         """
         started = time.perf_counter()
         chain = _Chain(self, engine, images)
         selection = sample_under_noise(chain.advance, self.noise(g, images, streams, Purpose.SELECTION))
         estimation = sample_under_noise(chain.advance, self.noise(g, images, streams, Purpose.ESTIMATION))
         votes = count_votes(g, engine, images, selection, estimation)
-        subsets = []
-        for given, predicted, stream in zip(votes, estimation, streams, strict=True):
-            agreeing = np.flatnonzero((predicted.classes == given.selected).numpy())
-            subsets.append(audit_subset(agreeing, self.audit.size(len(agreeing), self.n), stream))
-        true = self._audited(engine, self.noise(g, images, streams, Purpose.ESTIMATION), subsets)
-        audits = [list(islice(true, len(subset))) for subset in subsets]
+        asked = [self._asked(*each) for each in zip(votes, estimation, streams, strict=True)]
+        true = self._classified(
+            engine, self.noise(g, images, streams, Purpose.ESTIMATION), [each.positions for each in asked]
+        )
         seconds = (time.perf_counter() - started) / len(images)
         return [
-            given._replace(
-                audited=len(audit),
-                mismatches=sum(prediction != given.selected for prediction, _ in audit),
-                nfe_fast=given.nfe_fast + cleaning,
-                nfe_audit=sum(steps for _, steps in audit),
-                seconds=seconds,
+            each.answered(*answers, engine.num_classes)._replace(
+                nfe_fast=each.votes.nfe_fast + cleaning, seconds=seconds
             )
-            for given, audit, cleaning in zip(votes, audits, chain.clean_steps, strict=True)
+            for each, answers, cleaning in zip(asked, true, chain.clean_steps, strict=True)
         ]
 
-    def _audited(
-        self, engine: Engine, noise: Sequence[Iterator[Tensor]], subsets: Sequence[NDArray[np.int64]]
-    ) -> Iterator[tuple[int, int]]:
-        """Classify by f the samples in ``subsets`` of each image's noise; yield prediction and steps of each."""
-        samples = (sample for each in zip(noise, subsets, strict=True) for sample in _picked(*each))
+    def _asked(self, votes: Votes, predicted: Predictions, stream: Stream) -> _Asked:
+        """Choose what f is asked of an image: where S leaves most doubt, and an audit of the others with S = A."""
+        says_a = predicted.classes == votes.selected
+        doubt = torch.where(says_a | (predicted.runner_up == votes.selected), predicted.margin, torch.inf)
+        count = min(int(self.escalation * votes.n), int(doubt.isfinite().sum()))
+        escalated = doubt.argsort(stable=True)[:count]
+        votes = votes._replace(escalations=count, escalated_a=int(says_a[escalated].sum()), audited=0)
+        says_a[escalated] = False
+        audited = audit_subset(np.flatnonzero(says_a.numpy()), self.audit.size(votes), stream)
+        return _Asked(votes, escalated.numpy(), audited)
+
+    def _classified(
+        self, engine: Engine, noise: Sequence[Iterator[Tensor]], positions: Sequence[NDArray[np.int64]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Classify by f the samples at ``positions`` of each image's noise; return their predictions and steps."""
+        samples = (sample for each in zip(noise, positions, strict=True) for sample in _picked(*each))
+        parts = []
         while batch := list(islice(samples, len(noise) * self.batch_size)):
             true = engine.predict(torch.stack(batch))
-            yield from zip(true.classes.tolist(), true.steps.tolist(), strict=True)
+            parts.append(torch.stack([true.classes, true.steps]).cpu())
+        found = torch.cat(parts, dim=1) if parts else torch.zeros(2, 0, dtype=torch.int64)
+        return [(classes, steps) for classes, steps in torch.split(found, [len(each) for each in positions], dim=1)]
+
+
+class _Asked(NamedTuple):
+    """What f is asked of an image, as positions of estimation samples, and the votes without its answers."""
+
+    votes: Votes
+    escalated: NDArray[np.int64]
+    audited: NDArray[np.int64]
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """All of them, ascending."""
+        return np.union1d(self.escalated, self.audited)
+
+    def answered(self, classes: Tensor, steps: Tensor, num_classes: int) -> Votes:
+        """Return the votes with what f says of ``positions``, and what it took."""
+        audited = torch.from_numpy(np.isin(self.positions, self.audited))
+        return self.votes._replace(
+            audited=len(self.audited),
+            mismatches=int((classes[audited] != self.votes.selected).sum()),
+            escalated=count_classes(classes[~audited], num_classes) if self.votes.escalations else (),
+            nfe_audit=int(steps.sum()),
+        )
 
 
 def _picked(batches: Iterator[Tensor], positions: NDArray[np.int64]) -> Iterator[Tensor]:

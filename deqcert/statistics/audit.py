@@ -61,8 +61,8 @@ def exact_effective_count(
 class AuditSize(ABC):
     """How many of the samples with S = A to audit: from what is known before the audit, never from its outcome."""
 
-    def aimed_at(self, alpha: float, alpha_audit: float | None = None) -> AuditSize:
-        """Return the rule with the error probabilities of the certificates to come, unless it states its own."""
+    def aimed_at(self, alpha: float, alpha_audit: float | None = None, rule: str = "joint") -> AuditSize:
+        """Return the size with alpha, share and rule of the certificates to come, unless it states its own."""
         return self
 
     @abstractmethod
@@ -95,8 +95,8 @@ class AdaptiveAudit(AuditSize):
         radius_loss: Share of the standard radius (no audit) that may be lost, in (0, 1).
         alpha: Error probability of the certificate aimed at, in (0, 1); None for that of the run's certificates.
         alpha_audit: The audit's share of it, in (0, alpha); None for one half. Needs ``alpha`` and the rule "exact".
-        rule: Rule of the certificate aimed at: "joint", or "exact" (the union bound), which takes several times as
-            many.
+        rule: Rule of the certificate aimed at: "joint", or "exact" (union bound), which needs larger audits; None for
+            that of the run's certificates, or "exact" if that is neither.
 
     Raises:
         SettingError: A setting is out of range.
@@ -105,23 +105,24 @@ class AdaptiveAudit(AuditSize):
     radius_loss: float = 0.05
     alpha: float | None = None
     alpha_audit: float | None = None
-    rule: Literal["joint", "exact"] = "joint"
+    rule: Literal["joint", "exact"] | None = None
 
     def __post_init__(self) -> None:
         fits = is_real(self.radius_loss) and 0 < self.radius_loss < 1
         require(fits, "radius_loss", self.radius_loss, "must be in (0, 1)")
-        require(self.rule in ("joint", "exact"), "rule", self.rule, "must be joint or exact")
+        require(self.rule in ("joint", "exact", None), "rule", self.rule, "must be joint, exact or None")
         if self.alpha is None or self.rule == "joint":
             shares = "must be None without an alpha of which it is a share, and with the joint rule, which shares none"
             require(self.alpha_audit is None, "alpha_audit", self.alpha_audit, shares)
         if self.alpha is not None:
             split_alpha(self.alpha, self.alpha_audit)
 
-    def aimed_at(self, alpha: float, alpha_audit: float | None = None) -> AdaptiveAudit:
+    def aimed_at(self, alpha: float, alpha_audit: float | None = None, rule: str = "joint") -> AdaptiveAudit:
         """See :meth:`AuditSize.aimed_at`."""
+        aim = self.rule or ("joint" if rule == "joint" else "exact")
         if self.alpha is not None:
-            return self
-        return replace(self, alpha=alpha, alpha_audit=alpha_audit if self.rule == "exact" else None)
+            return replace(self, rule=aim)
+        return replace(self, alpha=alpha, alpha_audit=alpha_audit if aim == "exact" else None, rule=aim)
 
     def size(self, votes: Votes) -> int:
         """Return the smallest sufficient size; 0 where even the standard bound abstains.

@@ -25,10 +25,11 @@ def claimed_probability(radius: ArrayLike, norm: ArrayLike, sigma: ArrayLike) ->
     Phi((R - norm) / sigma): sigma * Phi^-1(p_A) changes by at most the distance (Salman et al., NeurIPS 2019, lemma 2),
     and R = sigma * Phi^-1(p_A_lower) bounds it from below at the image. That is above 1/2 strictly inside of the
     radius, where the class may not change, and goes on beyond it: a certificate that claims too much can be refuted
-    before any class changes.
+    before any class changes. Of any other class, "not that class" has at least the same with
+    R = -sigma * Phi^-1(p_B_upper).
 
     Args:
-        radius: Certified radius R, >= 0, in pixels of [0, 1].
+        radius: sigma * Phi^-1 of the bound at the image, in pixels of [0, 1]; with one side the certified radius.
         norm: l2 norm of the perturbation, >= 0.
         sigma: Standard deviation of the noise, > 0.
 
@@ -36,7 +37,8 @@ def claimed_probability(radius: ArrayLike, norm: ArrayLike, sigma: ArrayLike) ->
         Lower bound on p_A at the perturbed image, in [0, 1], of the broadcast shape.
 
     Raises:
-        SettingError: ``radius`` or ``norm`` is negative or not finite, or ``sigma`` is not positive and finite.
+        SettingError: ``radius`` or ``norm`` is not finite, ``norm`` is negative, or ``sigma`` is not positive and
+            finite.
 
     Example:
         >>> claimed_probability(radius=0.5, norm=[0.0, 0.5, 1.0], sigma=0.5).round(3).tolist()
@@ -44,8 +46,8 @@ def claimed_probability(radius: ArrayLike, norm: ArrayLike, sigma: ArrayLike) ->
     """
     radius, norm = np.asarray(radius, dtype=np.float64), np.asarray(norm, dtype=np.float64)
     sigma = np.asarray(sigma, dtype=np.float64)
-    for field, value in (("radius", radius), ("norm", norm)):
-        demand((value >= 0) & np.isfinite(value), field, value, "must be finite and >= 0")
+    demand(np.isfinite(radius), "radius", radius, "must be finite")
+    demand((norm >= 0) & np.isfinite(norm), "norm", norm, "must be finite and >= 0")
     demand((sigma > 0) & np.isfinite(sigma), "sigma", sigma, "must be > 0 and finite")
     return np.asarray(ndtr((radius - norm) / sigma))
 
