@@ -61,11 +61,12 @@ def write_results(
 
 
 def example_records(certificates: Sequence[Certificate], votes: Sequence[Votes]) -> list[dict[str, object]]:
-    """Return what ``certificates.json`` says of each image: certificate, votes, ``correct`` and ``n_a``."""
-    return [
+    """Return what ``certificates.json`` says: certificate, votes, ``correct`` and ``n_a``; p_B only with two sides."""
+    records: list[dict[str, object]] = [
         {**certificate._asdict(), "correct": certificate.correct, "n_a": vote.n_a, **vote.to_json()}
         for certificate, vote in match_votes(certificates, votes)
     ]
+    return [{key: value for key, value in each.items() if (key, value) != ("p_b_upper", None)} for each in records]
 
 
 def sealed(body: bytes) -> bytes:

@@ -13,7 +13,7 @@ from deqcert.errors import SettingError
 from deqcert.models import MDEQ
 from deqcert.smoothing import SolvedClassifier, Standard
 from deqcert.solvers import Anderson, Broyden, Picard
-from deqcert.statistics import CertificationRule, TargetRadius
+from deqcert.statistics import CertificationRule, GroupSequential
 
 IMAGE = torch.full((1, 4, 4), 0.5)
 SAMPLING = Standard(n0=20, n=200, batch_size=64)
@@ -72,7 +72,8 @@ def test_votes_from_an_anchor_do_not_depend_on_batches_or_neighbors(make_anchore
 
 def test_sampling_from_an_anchor_may_stop(make_anchored):
     g = smoothed(make_anchored(factor=0.9, threshold=0.0), solver=Anderson(max_steps=3), start="anchor")
-    stopped = votes_of(Standard(n0=20, n=2000, batch_size=64, stopping=TargetRadius(0.5, alpha=0.001)), g, IMAGE)
+    rule = GroupSequential(radius_in_sigma=0.5, alpha=0.001)
+    stopped = votes_of(Standard(n0=20, n=2000, batch_size=64, stopping=rule), g, IMAGE)
     assert (stopped.n, stopped.anytime) == (64, True)
     assert CertificationRule().certify(stopped).radius > 0.25
 

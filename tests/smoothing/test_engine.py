@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ STRATEGIES = [
     Serialized(**SIZES, audit=FixedAudit(40), start="first"),
     Serialized(**SIZES, audit=FixedAudit(40), start="clean", proposal=Picard(max_steps=1)),
     Serialized(**SIZES, audit=AdaptiveAudit(radius_loss=0.2, alpha=0.05)),
+    Serialized(**SIZES, audit=AdaptiveAudit(radius_loss=0.2, alpha=0.05), escalation=0.1),
 ]
 each_strategy = pytest.mark.parametrize("strategy", STRATEGIES, ids=range(len(STRATEGIES)))
 
@@ -153,6 +155,63 @@ def test_mismatches_belong_to_their_image(threshold_deq):
     alone = [votes_of(strategy, g, image, index) for index, image in enumerate(images)]
     assert list(map(measurement, group_votes_of(strategy, g, images))) == list(map(measurement, alone))
     assert len({each.mismatches for each in alone}) > 1
+
+
+class Logits(nn.Module):
+    """Says the logits that are in the first pixels of the image."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.num_classes = num_classes
+        self.eval()
+
+    def forward(self, x):
+        return x.flatten(1)[:, : self.num_classes]
+
+
+def predicted(logits):
+    logits = torch.tensor(logits)
+    image = logits.new_zeros(1, 1, logits.shape[1])
+    engine = Engine(Logits(logits.shape[1]), Execution(), image, len(logits))
+    return engine.predict(logits[:, None, None])
+
+
+def test_the_runner_up_and_its_distance():
+    found = predicted([[1.0, 4.0, 2.5], [-3.0, -1.0, -2.0], [0.0, 1.0, 7.0]])
+    assert found.classes.tolist() == [1, 1, 2]
+    assert found.runner_up.tolist() == [2, 2, 1]
+    assert found.margin.tolist() == [1.5, 1.0, 6.0]
+
+
+def test_ties_have_no_margin():
+    found = predicted([[2.0, 2.0, 1.0], [0.0, 5.0, 5.0]])
+    assert found.margin.tolist() == [0.0, 0.0]
+    assert {*found.classes.tolist(), *found.runner_up.tolist()} <= {0, 1, 2}
+
+
+def test_logits_that_are_not_finite_have_no_class_and_no_margin():
+    inf, nan = math.inf, math.nan
+    found = predicted([[nan, 0.0, 1.0], [inf, 0.0, 1.0], [0.0, -inf, 9.0], [inf, inf, 0.0], [nan, nan, nan]])
+    assert found.classes.tolist() == [-1] * 5
+    assert found.margin.tolist() == [0.0] * 5
+
+
+def test_one_class_has_no_runner_up():
+    found = predicted([[3.0], [-1.0]])
+    assert (found.classes.tolist(), found.runner_up.tolist()) == ([0, 0], [-1, -1])
+    assert found.margin.tolist() == [math.inf] * 2
+    assert predicted([[math.nan]]).classes.tolist() == [-1]
+
+
+def test_margins_belong_to_their_sample_whatever_the_batches(g):
+    x = IMAGES.repeat(5, 1, 1, 1)[:23]
+    logits = g.base(x).double()
+    values, classes = logits.topk(2, dim=1)
+    for rows in (3, 1000):
+        found = Engine(g.base, Execution(rows=rows), IMAGES[0], 23).predict(x)
+        assert found.classes.tolist() == classes[:, 0].tolist()
+        assert found.runner_up.tolist() == classes[:, 1].tolist()
+        assert torch.allclose(found.margin.double(), values[:, 0] - values[:, 1], atol=1e-3)
 
 
 def test_batches_are_of_equal_size_and_as_large_as_documented(g, threshold_deq):

@@ -15,7 +15,7 @@ from deqcert.errors import DataError, SettingError
 from deqcert.smoothing import Execution, Serialized, Standard, Stream
 from deqcert.smoothing.identity import describe, stable_name
 from deqcert.solvers import Anderson
-from deqcert.statistics import AdaptiveAudit, CertificationRule, FixedAudit, TargetRadius
+from deqcert.statistics import AdaptiveAudit, CertificationRule, FixedAudit, GroupSequential
 
 IMAGE = torch.full((1, 4, 4), 0.5)
 STRATEGIES = [Standard(**SMALL), Serialized(**SMALL, audit=FixedAudit(20))]
@@ -70,9 +70,9 @@ def test_settings_out_of_range_are_refused_by_name(kind, field, value):
 
 
 CHANGES = {
-    "n0": 11, "n": 51, "batch_size": 9, "execution": Execution(rows=7), "stopping": TargetRadius(1.0),
+    "n0": 11, "n": 51, "batch_size": 9, "execution": Execution(rows=7), "stopping": GroupSequential(),
     "proposal": Anderson(max_steps=2), "start": "clean", "warmup_steps": 9, "audit": AdaptiveAudit(),
-    "precision": "bfloat16",
+    "escalation": 0.1, "precision": "bfloat16",
 }  # fmt: skip
 
 
@@ -102,4 +102,4 @@ def test_votes_carry_their_noise(strategy, sigma, noise, threshold_deq):
     votes = votes_of(strategy, smoothed(threshold_deq(), sigma, noise=noise), image)
     assert (votes.sigma, votes.noise_error) == (sigma, 16 * 2.0**-48 if noise == "quantised" else 0.0)
     rule = CertificationRule(alpha=0.05)
-    assert rule.certify(votes).radius == sigma * norm.ppf(rule.p_a_lower(votes)) > 0
+    assert rule.certify(votes).radius == sigma * norm.ppf(rule.bounds(votes)[0]) > 0

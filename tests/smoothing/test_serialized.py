@@ -6,14 +6,14 @@ import math
 
 import pytest
 import torch
-from sampling_runs import SMALL, noisy, recorded_votes, smoothed, votes_of
+from sampling_runs import SMALL, group_votes_of, measurement, noisy, recorded_votes, smoothed, votes_of
 from torch import nn
 
 from deqcert.errors import SettingError
 from deqcert.seeding import Purpose
 from deqcert.smoothing import Serialized, SmoothedClassifier, Standard, Stream
 from deqcert.solvers import Broyden, Picard
-from deqcert.statistics import AdaptiveAudit, FixedAudit
+from deqcert.statistics import AdaptiveAudit, CertificationRule, FixedAudit
 
 IMAGE = torch.full((1, 4, 4), 0.5)
 CONVERGED = Picard(max_steps=60)
@@ -26,6 +26,7 @@ CONVERGED = Picard(max_steps=60)
         ({"warmup_steps": 0}, "warmup_steps"),
         ({"precision": "float64"}, "precision"),
         ({"n": 10, "audit": FixedAudit(11)}, r"audit\.samples"),
+        *(({"escalation": share}, "escalation") for share in (-0.1, 1, 1.0, math.nan, True, "0.1", None)),
     ],
 )
 def test_settings_are_refused_by_name(settings, field):
@@ -114,6 +115,167 @@ def test_a_partial_audit_is_of_a_uniform_subset_of_the_agreeing_samples_on_their
     assert abs(sum(shares) / 60) < 0.04
 
 
+CHAIN = 1 + math.ceil(200 / 16) + math.ceil(300 / 16)  # batches of ``one_step_from_clean``, the clean image first
+
+
+def places_of(asked, samples):
+    """Where each image of ``asked`` stands among the samples."""
+    same = (asked.flatten(1)[:, None] == samples.flatten(1)).all(dim=2)
+    assert (same.sum(dim=1) == 1).all()
+    return same.int().argmax(dim=1).tolist()
+
+
+@pytest.mark.parametrize("threshold", [0.7, 1.4])  # elects class 0, class 1
+def test_where_there_is_most_doubt_the_base_classifier_is_asked_and_nothing_of_that_is_audited(
+    threshold, threshold_deq
+):
+    size, rest = 40, 1 - 2.0**-11  # of eleven plain steps
+    for index in range(5):
+        classifier = threshold_deq(threshold)
+        g = smoothed(classifier, sigma=1.0, solver=Picard(max_steps=11))
+        sampling = one_step_from_clean(audit=FixedAudit(size), escalation=0.4)
+        votes = recorded_votes(sampling, g, IMAGE, index)
+        samples = noisy(sampling, g, IMAGE, index)
+        asked = places_of(torch.cat(classifier.inputs[CHAIN:]), samples)
+        assert asked == sorted(set(asked))  # each once
+        u = samples.flatten(1).mean(dim=1)
+        fast, slow = 0.5 * rest + u, 2 * rest * u
+        predicted, true = (fast <= threshold).long(), (slow <= threshold).long()
+        escalated = (fast - threshold).abs().argsort()[:120].tolist()
+        audited = sorted(set(asked) - set(escalated))
+        assert set(escalated) < set(asked)
+
+        a = int(threshold == 1.4)
+        assert votes.selected == a
+        assert (votes.escalations, sum(votes.escalated)) == (120, 120)
+        assert votes.escalated == tuple(torch.bincount(true[escalated], minlength=2).tolist())
+        assert min(votes.escalated) > 0
+        assert votes.escalated_a == int((predicted[escalated] == a).sum())
+        assert 0 < votes.escalated_a < 120
+        assert votes.n_a == int((predicted == a).sum()) == votes.population + votes.escalated_a
+        assert votes.audited == len(audited) == size
+        assert (predicted[audited] == a).all()
+        assert votes.mismatches == int((true[audited] != a).sum())
+        assert votes.nfe_audit == 11 * len(asked) == 11 * (120 + size)
+        votes._replace(index=0, label=0).validate()
+
+
+def test_an_audit_of_escalated_votes_is_uniform_among_what_is_left(threshold_deq):
+    size, places = 20, []
+    for index in range(40):
+        classifier = threshold_deq(0.7)
+        sampling, g = one_step_from_clean(audit=FixedAudit(size), escalation=0.15), converged(classifier)
+        recorded_votes(sampling, g, IMAGE, index)
+        samples = noisy(sampling, g, IMAGE, index)
+        u = samples.flatten(1).mean(dim=1)
+        escalated = (0.5 + u - 0.7).abs().argsort()[:45]
+        left = 0.5 + u > 0.7
+        left[escalated] = False
+        population = u[left].sort().values
+        asked = places_of(torch.cat(classifier.inputs[CHAIN:]), samples)
+        audited = sorted(set(asked) - set(escalated.tolist()))
+        ranks = torch.searchsorted(population, u[audited]).float() / (len(population) - 1)
+        places.append(float(ranks.mean()))
+    # By how sure they are: the mean rank of 20 uniform ones of 200 or more has a standard deviation of at most 0.065.
+    assert abs(sum(places) / 40 - 0.5) < 4 * 0.065 / math.sqrt(40)
+
+
+@pytest.mark.parametrize("escalation", [0.05, 0.3])
+def test_a_full_audit_and_escalation_together_find_all_that_is_true(escalation, threshold_deq):
+    g = converged(threshold_deq(0.7))
+    sampling = one_step_from_clean(audit=FixedAudit(300), escalation=escalation)
+    for index in range(4):
+        votes, without = (
+            votes_of(each, g, IMAGE, index) for each in (sampling, one_step_from_clean(audit=FixedAudit(300)))
+        )
+        u = means(sampling, g, index)
+        escalated = torch.zeros(300, dtype=torch.bool)
+        escalated[(0.5 + u - 0.7).abs().argsort()[: int(escalation * 300)]] = True
+        predicted, true = 0.5 + u > 0.7, 2 * u > 0.7
+        assert votes.audited == votes.population
+        assert votes.known(0) + votes.population - votes.mismatches == int((true & (predicted | escalated)).sum())
+        if escalation == 0.3:  # all samples near the threshold, where alone S and Y differ
+            assert votes.mismatches == 0 < 10 < without.mismatches
+            assert votes.known(0) + votes.population == int(true.sum())
+
+
+def test_votes_without_escalation_are_those_of_before(threshold_deq):
+    g = converged(threshold_deq(0.7))
+    for share in (0.0, 0.003):  # of 300 samples, 0.9: none
+        votes = votes_of(one_step_from_clean(escalation=share), g, IMAGE)
+        assert (votes.escalations, votes.escalated, votes.escalated_a) == (0, (), 0)
+        assert (votes.population, votes.audited) == (votes.n_a, 20)
+        assert not {"escalations", "escalated", "escalated_a", "alpha_share"} & votes.to_json().keys()
+    some = votes_of(one_step_from_clean(escalation=0.1), g, IMAGE)
+    for field in ("selection", "estimation", "nfe_fast", "residual"):
+        assert getattr(some, field) == getattr(votes, field)
+
+
+def test_no_one_is_asked_where_the_selected_class_is_neither_first_nor_second(threshold_deq):
+    """Of the logits (z, t, 2t - z - 0.2), z is among the first two where z > t - 0.1."""
+
+    class ThreeClasses(threshold_deq):
+        def head(self, z):
+            return torch.cat([super().head(z), 2 * self.threshold - z - 0.2], dim=1)
+
+    g = converged(ThreeClasses(0.7))
+    sampling = one_step_from_clean(escalation=0.98)
+    for index in range(3):
+        votes, u = votes_of(sampling, g, IMAGE, index), means(sampling, g, index)
+        doubtful = 0.5 + u > 0.6
+        assert votes.selected == 0
+        assert votes.estimation[2] > 0
+        assert votes.escalations == int(doubtful.sum()) < 294
+        assert (votes.escalated_a, votes.population, votes.audited, votes.mismatches) == (votes.n_a, 0, 0, 0)
+        assert votes.known(0) == int((2 * u[doubtful] > 0.7).sum())
+
+
+def test_predictions_that_are_not_finite_are_asked_first(threshold_deq):
+    """Beside the logit of A there is none in the way; what f says may be A."""
+
+    class Failing(threshold_deq):
+        def head(self, z):
+            logits = super().head(z)
+            logits[((z > 0.95) & (z < 1.05))[:, 0], 1] = torch.nan
+            return logits
+
+    g = converged(Failing(0.7))
+    sampling = one_step_from_clean(escalation=0.3, audit=FixedAudit(300))
+    votes, u = votes_of(sampling, g, IMAGE), means(sampling, g, 0)
+    failed, z = (0.5 + u > 0.95) & (0.5 + u < 1.05), 2 * u
+    true = torch.where((z > 0.95) & (z < 1.05), -1, (z <= 0.7).long())
+    assert 10 < 300 - sum(votes.estimation) == int(failed.sum()) < votes.escalations == 90
+    escalated = torch.where(failed, 0.0, (0.5 + u - 0.7).abs()).argsort(stable=True)[:90]
+    assert votes.escalated == tuple(int((true[escalated] == c).sum()) for c in (0, 1))
+    assert votes.known(0) > 0
+    assert sum(votes.escalated) < 90
+    votes._replace(index=0, label=0).validate()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_images_side_by_side_are_escalated_each_by_its_own_doubt(share, threshold_deq):
+    images = torch.stack([torch.full((1, 4, 4), level) for level in (0.2, 0.35, 0.5, 0.8)])
+    sampling, g = one_step_from_clean(escalation=share, audit=FixedAudit(30)), converged(threshold_deq(0.7))
+    alone = [votes_of(sampling, g, image, index) for index, image in enumerate(images)]
+    assert list(map(measurement, group_votes_of(sampling, g, images))) == list(map(measurement, alone))
+    assert len({votes.escalated for votes in alone}) == 4
+
+
+def test_a_classifier_of_one_class_is_escalated_like_any_other(threshold_deq):
+    """No doubt is infinite: it would decide by the votes which bounds share alpha."""
+
+    class OneClass(threshold_deq):
+        def head(self, z):
+            return z
+
+    votes = votes_of(serialized(escalation=0.2), converged(OneClass()), IMAGE)
+    assert (votes.escalations, votes.escalated, votes.escalated_a) == (10, (10,), 10)
+    assert (votes.n_a, votes.population, votes.audited, votes.mismatches) == (50, 40, 20, 0)
+    rules = [CertificationRule(0.05, sides=sides) for sides in ("one", "two")]
+    one, two = (rule.certify(votes) for rule in rules)
+    assert two.radius < one.radius  # a tenth of alpha is for nothing
+
+
 @pytest.mark.parametrize("samples", [1, 5, 50])
 def test_audited_is_the_smaller_of_the_setting_and_what_agrees(samples, threshold_deq):
     g = smoothed(threshold_deq(), sigma=1.0, solver=Picard(max_steps=11))
@@ -128,7 +290,7 @@ def test_adaptive_audit_depends_on_n_a(threshold_deq):
     sizes = set()
     for threshold in (-1.0, 0.6, 5.0):
         votes = votes_of(serialized(n=200, audit=audit), smoothed(threshold_deq(threshold), solver=CONVERGED), IMAGE)
-        assert votes.audited == audit.size(votes.n_a, 200)
+        assert votes.audited == audit.size(votes)
         sizes.add(votes.audited)
     assert len(sizes) > 1
 
