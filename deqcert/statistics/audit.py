@@ -134,7 +134,7 @@ class AdaptiveAudit(AuditSize):
         if radius_of_count(votes.n_a, votes.n, alpha) == 0:
             return 0
         if self.rule == "exact":
-            return self._exact_size(votes.n_a, votes.n, alpha)
+            return self._exact_size(votes, alpha)
         weight = joint_weight(votes.selection[votes.selected], votes.n0, votes.n, alpha)
         wanted = kept_p_a(float(clopper_pearson_lower(votes.n_a, votes.n, alpha)), self.radius_loss)
         complete = joint_p_a_lower(votes.escalated_a, votes.population, votes.population, 0, votes.n, alpha, weight)
@@ -142,12 +142,19 @@ class AdaptiveAudit(AuditSize):
             wanted = kept_p_a(complete, self.radius_loss)
         return joint_audit_size(votes.escalated_a, votes.population, votes.n, alpha, weight, wanted)
 
-    def _exact_size(self, n_a: int, n: int, alpha: float) -> int:
+    def _exact_size(self, votes: Votes, alpha: float) -> int:
+        population, n = votes.population, votes.n
         alpha_audit, alpha_count = split_alpha(alpha, self.alpha_audit)
-        target = (1 - self.radius_loss) * radius_of_count(n_a, n, alpha)
-        needed = bisect_left(range(n_a + 1), target, key=lambda count: radius_of_count(count, n, alpha_count))
+        target = (1 - self.radius_loss) * radius_of_count(votes.n_a, n, alpha)
+        needed = bisect_left(range(votes.n_a + 1), target, key=lambda count: radius_of_count(count, n, alpha_count))
         # The effective count reaches ``needed`` once the audit refutes one mismatch more than that leaves.
-        refuted = n_a - needed + 1
+        refuted = votes.n_a - needed + 1
         if refuted == 0:
-            return n_a
-        return bisect_left(range(n_a), True, key=lambda size: bool(hypergeom.cdf(0, n_a, refuted, size) <= alpha_audit))
+            return population
+        if refuted > population:
+            return 0
+
+        def suffices(size: int) -> bool:
+            return bool(hypergeom.cdf(0, population, refuted, size) <= alpha_audit)
+
+        return bisect_left(range(population), True, key=suffices)

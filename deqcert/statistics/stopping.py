@@ -83,10 +83,11 @@ class GroupSequential:
         looks = self.looks or tuple(math.ceil(fraction * n) for fraction in _FRACTIONS)
         require(looks[-1] == n, "looks", looks, f"must end at n = {n}")
         shares = self.shares or (_SHARES if self.looks is None else (1 / len(looks),) * len(looks))
+        total = max(1.0, math.fsum(shares))  # no rounding may make them more than 1
         schedule: dict[int, float] = {}
         for look, share in zip(looks, shares, strict=True):
             place = min(n, math.ceil(look / batch_size) * batch_size)
-            schedule[place] = schedule.get(place, 0.0) + share
+            schedule[place] = min(1.0, schedule.get(place, 0.0) + share / total)
         return schedule
 
     def settled(self, k: int, look: int, schedule: dict[int, float]) -> bool:

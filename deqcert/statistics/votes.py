@@ -111,6 +111,7 @@ class Votes(NamedTuple):
         expect(self, "estimation", len(self.estimation) == len(self.selection), "as many classes as selection")
         expect(self, "label", self.label < len(self.selection), f"below {len(self.selection)} classes")
 
+        self._validate_escalations()
         if self.audited is None:
             expect(self, "mismatches", self.mismatches == 0, "0 without an audit")
             expect(self, "nfe_audit", self.nfe_audit == 0, "0 without an audit")
@@ -120,7 +121,6 @@ class Votes(NamedTuple):
                 self, "audited", self.audited <= self.population, f"at most the {self.population} samples classified A"
             )
             expect(self, "mismatches", self.mismatches <= self.audited, f"at most {self.audited} audited samples")
-        self._validate_escalations()
         expect(self, "anytime", isinstance(self.anytime, bool), "true or false")
         expect(self, "alpha_share", _is_number(self.alpha_share) and 0 < self.alpha_share <= 1, "a number in (0, 1]")
         expect(self, "alpha_share", self.anytime or self.alpha_share == 1, "1 where sampling could not stop")

@@ -13,7 +13,7 @@ from sampling_runs import smoothed
 
 from deqcert.attacks import Target
 from deqcert.solvers import Picard
-from deqcert.statistics import Certificate
+from deqcert.statistics import Certificate, certified_radius
 
 IMAGE = torch.full((1, 4, 4), 0.6)
 TRUE_RADIUS = 0.4
@@ -41,6 +41,17 @@ def certificate():
 
     def certificate(radius, *, index=3, label=0, prediction=0, sound=True):
         return Certificate(prediction, radius, p_a_lower=0.9, sound=sound, index=index, label=label)
+
+    return certificate
+
+
+@pytest.fixture
+def two_sided():
+    """A certificate of class 0 with given bounds."""
+
+    def certificate(p_a_lower, p_b_upper, *, index=3):
+        radius = float(certified_radius(p_a_lower, SIGMA, p_b_upper))
+        return Certificate(0, radius, p_a_lower, sound=True, index=index, label=0, p_b_upper=p_b_upper)
 
     return certificate
 

@@ -3,6 +3,9 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from scipy.stats import norm
+from torch import nn
 
 from deqcert.attacks import (
     Campaign,
@@ -14,7 +17,7 @@ from deqcert.attacks import (
 )
 from deqcert.errors import SettingError
 from deqcert.report import format_text
-from deqcert.statistics import ABSTAIN, claimed_probability, clopper_pearson_upper
+from deqcert.statistics import ABSTAIN, Certificate, claimed_probability, clopper_pearson_lower, clopper_pearson_upper
 
 ATTACK = SmoothedAttack(steps=5, samples=4)
 FACTORS = (0.5, 0.8, 1.25, 2.0)
@@ -71,6 +74,82 @@ def test_tight_true_certificates_raise_no_alarm(target, image, true_radius, cert
         found_violation(attacked(plan, target, image, certificate(true_radius, index=index))) for index in range(150)
     )
     assert alarms <= 10
+
+
+P_A = norm.cdf(0.4 / 0.5)  # at the image
+
+
+@pytest.mark.parametrize(("p_a", "p_b"), [(P_A, 1 - P_A), (P_A - 0.05, 1 - P_A + 0.1), (0.6, 0.5)])
+def test_true_two_sided_certificates_are_not_refuted(target, image, two_sided, p_a, p_b):
+    """Not at any distance: beyond the radius the claims go on, and stay true."""
+    certificate = two_sided(p_a, p_b)
+    outcomes = attacked(campaign(radii=(0.0, 0.2)), target, image, certificate)
+    assert not any(each.violation for each in outcomes)
+    for each in outcomes:
+        assert each.claimed == pytest.approx(norm.cdf(norm.ppf(p_a) - each.norm / 0.5), rel=1e-9)
+        assert each.claimed_b == pytest.approx(norm.cdf(norm.ppf(p_b) + each.norm / 0.5), rel=1e-9)
+        assert each.p_a_upper == clopper_pearson_upper(each.n_a, 2000, 0.001 / 6 / 2)
+        assert each.p_b_lower == clopper_pearson_lower(2000 - each.n_a, 2000, 0.001 / 6 / 2)
+
+
+def test_tight_true_two_sided_certificates_raise_no_alarm(target, image, two_sided):
+    """Both claims are exactly true at every point here; 60 campaigns at alpha = 0.05 may alarm about 3 times."""
+    plan = Campaign(SmoothedAttack(steps=1, samples=1), radii=(0.0,), factors=(0.5, 1.0), n=100, alpha=0.05)
+    alarms = sum(
+        found_violation(attacked(plan, target, image, two_sided(P_A, 1 - P_A, index=index))) for index in range(60)
+    )
+    assert alarms <= 10
+
+
+@pytest.mark.parametrize(
+    ("p_a", "p_b", "refuted"),
+    [(P_A - 0.05, 1 - P_A - 0.1, "b"), (P_A + 0.1, 1 - P_A + 0.05, "a"), (P_A + 0.1, 1 - P_A - 0.1, "ab")],
+)
+def test_either_side_that_claims_too_much_is_refuted(target, image, two_sided, p_a, p_b, refuted):
+    """The class has not changed, and if only p_B is false, nothing that is said of p_A is."""
+    plan = campaign(radii=(0.0,), factors=(0.3,))
+    for each in attacked(plan, target, image, two_sided(p_a, p_b)):
+        assert each.violation
+        assert not each.success
+        assert (each.p_a_upper < each.claimed) == ("a" in refuted)
+        assert (each.p_b_lower > each.claimed_b) == ("b" in refuted)
+
+
+class Stripes(nn.Module):
+    """Of the mean pixel u only: 0 below 0.6, then the classes 1, 2, 3, 1, 2, 3, ... alike."""
+
+    def forward(self, x):
+        stripe = ((x.mean(dim=(1, 2, 3)) - 0.6) / 0.01).floor().long()
+        return nn.functional.one_hot(torch.where(stripe < 0, 0, 1 + stripe % 3), 4).float()
+
+
+def test_of_several_other_classes_the_most_frequent_is_tested_for_all(make_target, image):
+    """At the image half are A, and 1/6 each other class."""
+    target = make_target(Stripes().eval(), image, solver=None)
+    plan = campaign(attack=SmoothedAttack(steps=0, samples=1), radii=(0.0,), factors=(), alpha=0.01)
+    for p_b, refuted in ((0.25, False), (0.1, True)):
+        certificate = Certificate(0, 0.1, p_a_lower=0.4, sound=True, index=3, label=0, p_b_upper=p_b)
+        (outcome,) = attacked(plan, target, image, certificate)
+        assert outcome.violation == refuted
+        assert outcome.claimed_b == pytest.approx(p_b, rel=1e-9)
+        assert outcome.p_b_lower == clopper_pearson_lower(max(outcome.counts[1:]), 2000, 0.005 / 3)
+        assert outcome.p_b_lower < 1 / 6
+
+
+def test_a_refuted_side_is_told(target, image, two_sided):
+    plan = campaign(radii=(0.0,), factors=())
+    certificates = [two_sided(P_A - 0.05, 0.01)]
+    outcomes = attacked(plan, target, image, *certificates)
+    text = "\n".join(finding_lines(summarize_campaign(plan, certificates, outcomes, alpha=0.001), outcomes))
+    assert "VIOLATION OF A SOUND CERTIFICATE" in text
+    assert "CLAIMED IS P_B <= 0.0100" in text
+    assert json.loads(json.dumps(outcomes[0].to_json(), allow_nan=False))["p_b_lower"] > 0.01
+
+
+def test_one_sided_certificates_are_judged_by_what_they_claim_of_their_class(target, image, true_radius, certificate):
+    (outcome,) = attacked(campaign(factors=(0.5,)), target, image, certificate(true_radius))
+    assert (outcome.claimed_b, outcome.p_b_lower) == (None, None)
+    assert outcome.p_a_upper == clopper_pearson_upper(outcome.n_a, 2000, 0.001)
 
 
 def test_accuracies_count_abstentions_and_wrong_classes_as_not_robust(target, image, true_radius, certificate):

@@ -2,7 +2,7 @@ import pytest
 
 from deqcert.errors import DataError, LedgerError, SettingError
 from deqcert.report import common_images, read_runs, report_radii
-from deqcert.runs import Ledger, read_tsv, write_results, write_tsv
+from deqcert.runs import Ledger, read_ledger, read_tsv, write_results, write_tsv
 from deqcert.runs.results import sealed
 from deqcert.statistics import CertificationRule
 
@@ -22,7 +22,7 @@ def test_a_finished_run_has_the_certificates_of_its_votes(make_run):
     (run,) = read_runs(make_run(), "name")
     assert (run.name, run.alpha, run.sigma, run.sound) == ("name", 0.001, 0.5, True)
     assert [example.index for example in run.examples] == [0, 10, 20, 30, 40]
-    assert run.examples == tuple(CertificationRule().certify(vote) for vote in run.votes)
+    assert run.examples == tuple(CertificationRule(audit="exact").certify(vote) for vote in run.votes)
     assert run.seconds[10] == 1.5
     assert run.summary([0.0]).nfe_total == (330 + 600) / 110
 
@@ -36,7 +36,7 @@ def test_the_names_of_the_classes_are_read(make_run):
 def test_another_alpha_certifies_again(make_run):
     (run,) = read_runs(make_run(), "name", alpha=0.1)
     assert run.alpha == 0.1
-    assert run.examples == tuple(CertificationRule(alpha=0.1).certify(vote) for vote in run.votes)
+    assert run.examples == tuple(CertificationRule(alpha=0.1, audit="exact").certify(vote) for vote in run.votes)
 
 
 @pytest.mark.parametrize("alpha", [0, 0.0, 1.0, -0.1])
@@ -46,10 +46,62 @@ def test_an_alpha_that_is_no_probability_is_refused(make_run, alpha):
 
 
 def test_rules_of_audit_make_runs_of_their_own(make_run):
-    exact, published = read_runs(make_run(), "name", audits=["exact", "published"])
-    assert (exact.name, published.name) == ("name exact", "name published")
-    assert (exact.sound, published.sound) == (True, False)
+    joint, exact, published = read_runs(make_run(), "name", audits=["joint", "exact", "published"])
+    assert (joint.name, exact.name, published.name) == ("name joint", "name exact", "name published")
+    assert (joint.sound, exact.sound, published.sound) == (True, True, False)
     assert published.examples[0].radius > exact.examples[0].radius
+    for run in (joint, exact, published):
+        rule = CertificationRule(audit=run.name.removeprefix("name "))
+        assert run.examples == tuple(map(rule.certify, run.votes))
+
+
+@pytest.fixture
+def make_standard_run(make_run, make_votes):
+    """A run of votes of their own, near ties among them."""
+
+    def make(name="standard", rule=None):
+        counts = [(2, 3, 0, 95), (20, 20, 20, 40), (45, 5, 0, 50), (10, 25, 5, 60)]
+        standard = {"audited": None, "mismatches": 0, "nfe_audit": 0}
+        votes = [make_votes(10 * i, estimation=each, **standard) for i, each in enumerate(counts)]
+        directory = make_run(name, votes=votes)
+        if rule is not None:
+            write_results(directory, votes, rule, read_ledger(directory).identity, radii=[0.0])
+        return directory
+
+    return make
+
+
+def test_votes_of_a_run_may_be_certified_on_two_sides(make_standard_run):
+    (one,) = read_runs(make_standard_run(), "name", sides="one")
+    (two,) = read_runs(make_standard_run("two"), "name", sides="two")
+    assert (one.name, two.name) == ("name", "name two-sided")  # the name says where a table is not as published
+    assert one.examples == tuple(map(CertificationRule().certify, one.votes))
+    assert two.examples == tuple(map(CertificationRule(sides="two").certify, two.votes))
+    assert two.examples[3].radius > one.examples[3].radius
+    assert two.sound
+
+
+def test_sides_go_with_another_alpha_and_with_rules_of_audit(make_standard_run, make_run, make_votes):
+    (two,) = read_runs(make_standard_run(), "name", alpha=0.1, sides="two")
+    assert two.examples == tuple(map(CertificationRule(alpha=0.1, sides="two").certify, two.votes))
+    asked = {"escalations": 20, "escalated": (10, 3, 0, 7), "escalated_a": 5}
+    escalated = make_run(votes=[make_votes(0, estimation=(2, 3, 0, 90), **asked)])
+    runs = read_runs(escalated, "name", audits=["joint", "exact"], sides="two")
+    assert [run.name for run in runs] == ["name two-sided joint", "name two-sided exact"]
+    for run, audit in zip(runs, ("joint", "exact"), strict=True):
+        assert run.examples == tuple(map(CertificationRule(audit=audit, sides="two").certify, run.votes))
+
+
+def test_a_run_with_two_sides_is_read_as_it_is_and_on_one_side(make_standard_run):
+    rule = {"alpha": 0.01, "audit": "exact", "sides": "two", "alpha_b": 0.002}
+    directory = make_standard_run(rule=CertificationRule(**rule))
+    for sides in (None, "two"):
+        (two,) = read_runs(directory, "name", sides=sides)
+        assert two.name == "name"
+        assert two.examples == tuple(map(CertificationRule(**rule).certify, two.votes))
+    (one,) = read_runs(directory, "name", sides="one")
+    assert one.name == "name one-sided"
+    assert one.examples == tuple(map(CertificationRule(alpha=0.01).certify, one.votes))
 
 
 def test_rules_of_audit_leave_votes_without_one_alone(make_run, make_votes):
@@ -184,7 +236,7 @@ def test_runs_of_other_images_or_labels_have_nothing_in_common(make_run, make_ta
 
 
 def test_radii_are_those_of_the_image_with_the_most_noisy_samples(make_run, make_votes):
-    stopped = {"audited": None, "mismatches": 0, "nfe_audit": 0, "anytime": True}
+    stopped = {"audited": None, "mismatches": 0, "nfe_audit": 0, "anytime": True, "alpha_share": 0.5}
     votes = [make_votes(0, n=10, estimation=(0, 0, 0, 9), **stopped), make_votes(1, **stopped)]
     assert report_radii(read_runs(make_run(votes=votes), "name")) == report_radii(read_runs(make_run("other"), "name"))
 

@@ -21,6 +21,28 @@ def test_the_claim_is_the_bound_at_the_image_and_one_half_at_the_radius(p, sigma
     assert (np.diff(claims) < 0).all()
 
 
+@pytest.mark.parametrize("p_b", [0.05, 0.4, 0.7])
+def test_the_claim_of_another_class_is_the_bound_at_the_image_and_grows_with_the_distance(p_b):
+    """A half-space {x > t} of probability p_b at the image is approached along the shortest way."""
+    sigma, distances = 0.5, np.linspace(0, 3, 50)
+    radius = sigma * gaussian.ppf(1 - p_b)
+    claims = 1 - claimed_probability(radius, distances, sigma)
+    assert claims[0] == pytest.approx(p_b, rel=1e-12)
+    np.testing.assert_allclose(claims, gaussian.cdf(gaussian.ppf(p_b) + distances / sigma), rtol=1e-12)
+    assert (np.diff(claims) >= 0).all()
+
+
+@pytest.mark.parametrize(("p_a", "p_b"), [(0.6, 0.3), (0.4, 0.35), (0.3, 0.01)])
+def test_the_claims_of_two_classes_meet_at_the_radius(p_a, p_b):
+    """Inside of it the certified class has more; beyond it, no longer."""
+    sigma = 0.5
+    radius = float(certified_radius(p_a, sigma, p_b))
+    for factor, sign in ((0.99, 1), (1.0, 0), (1.01, -1)):
+        a = claimed_probability(sigma * gaussian.ppf(p_a), factor * radius, sigma)
+        b = 1 - claimed_probability(sigma * gaussian.ppf(1 - p_b), factor * radius, sigma)
+        assert np.sign(np.round(a - b, 12)) == sign
+
+
 def test_a_half_space_meets_the_claim_exactly():
     """The bound is tight: for f = 1[x <= t] the probability at distance d of the image is what is claimed."""
     sigma, t = 0.5, 0.4
@@ -32,14 +54,16 @@ def test_a_half_space_meets_the_claim_exactly():
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
-        ((-0.1, 0.0, 0.5), "radius"),
+        ((math.inf, 0.0, 0.5), "radius"),
+        ((-math.inf, 0.0, 0.5), "radius"),
+        ((math.nan, 0.0, 0.5), "radius"),
         ((0.1, math.nan, 0.5), "norm"),
         ((0.1, -1.0, 0.5), "norm"),
         ((0.1, 0.1, 0), "sigma"),
     ],
 )
 def test_bad_arguments_are_named(arguments, field):
-    with pytest.raises(SettingError, match=field):
+    with pytest.raises(SettingError, match=f"^{field} = "):
         claimed_probability(*arguments)
 
 

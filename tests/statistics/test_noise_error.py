@@ -72,19 +72,32 @@ def test_error_names_the_bad_argument(noise, pixels, named):
         noise_error(noise, pixels)
 
 
-@pytest.mark.parametrize("audit", ["exact", "binomial", "published"])
+@pytest.mark.parametrize("audit", ["joint", "exact", "binomial", "published"])
 @pytest.mark.parametrize("audited", [True, False])
 def test_every_rule_subtracts_the_error(make_votes, standard_votes, audit, audited):
     rule, votes = CertificationRule(audit=audit), make_votes() if audited else standard_votes
-    without = rule.p_a_lower(votes)
-    assert rule.p_a_lower(votes._replace(noise_error=0.125)) == without - 0.125
-    assert rule.p_a_lower(votes._replace(noise_error=0.999)) == 0.0
+    without, _ = rule.bounds(votes)
+    assert rule.bounds(votes._replace(noise_error=0.125)) == (without - 0.125, None)
+    assert rule.bounds(votes._replace(noise_error=0.999)) == (0.0, None)
+
+
+@pytest.mark.parametrize("escalated", [True, False])
+def test_two_sides_add_the_error_to_the_other_one(make_votes, standard_votes, escalated):
+    rule = CertificationRule(sides="two")
+    asked = {"escalations": 400, "escalated": (190, 10, 180), "escalated_a": 5, "audited": 300, "mismatches": 0}
+    votes = make_votes(**asked)._replace(estimation=(200, 600, 200)) if escalated else standard_votes
+    votes = votes._replace(estimation=(200, 600, 200))
+    p_a, p_b = rule.bounds(votes)
+    assert p_b < 1 - p_a - 0.125  # so that what is not A does not bound it
+    assert rule.bounds(votes._replace(noise_error=0.0625)) == (p_a - 0.0625, p_b + 0.0625)
+    assert rule.bounds(votes._replace(noise_error=0.999)) == (0.0, 1.0)
+    assert 0 < rule.certify(votes._replace(noise_error=0.03)).radius < rule.certify(votes).radius
 
 
 def test_the_error_costs_radius_and_then_the_certificate(standard_votes):
     rule = CertificationRule()
     certificate = rule.certify(standard_votes._replace(noise_error=0.125))
-    assert certificate.p_a_lower == rule.p_a_lower(standard_votes) - 0.125
+    assert certificate.p_a_lower == rule.bounds(standard_votes)[0] - 0.125
     assert 0 < certificate.radius < rule.certify(standard_votes).radius
     abstention = rule.certify(standard_votes._replace(noise_error=0.5))
     assert (abstention.prediction, abstention.radius) == (-1, 0.0)
@@ -92,5 +105,5 @@ def test_the_error_costs_radius_and_then_the_certificate(standard_votes):
 
 @pytest.mark.parametrize("error", [-1e-9, 1.0, math.nan, math.inf])
 def test_rule_names_a_bad_error(standard_votes, error):
-    with pytest.raises(SettingError, match=r"noise_error = .*: must be in \[0, 1\)"):
+    with pytest.raises(SettingError, match=r"^noise_error = "):
         CertificationRule().certify(standard_votes._replace(noise_error=error))

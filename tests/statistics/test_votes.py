@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deqcert.errors import DataError
-from deqcert.statistics import Votes
+from deqcert.statistics import CertificationRule, Votes
+
+ESCALATED = {"escalations": 100, "escalated": (5, 80, 12), "escalated_a": 60}
 
 
 def test_selected_is_the_most_frequent_class_and_the_lowest_on_ties(make_votes):
@@ -23,6 +25,14 @@ def test_n_a_counts_the_selected_class_not_the_most_frequent_estimate(make_votes
     assert make_votes(selection=(60, 30, 10)).n_a == 20
 
 
+def test_the_population_of_the_audit_leaves_out_what_was_escalated(make_votes):
+    assert make_votes().population == 950
+    assert [make_votes().known(c) for c in range(3)] == [0, 0, 0]
+    votes = make_votes(**ESCALATED)
+    assert votes.population == 890
+    assert [votes.known(c) for c in range(3)] == [5, 80, 12]
+
+
 def test_consistent_votes_pass(make_votes, standard_votes):
     make_votes().validate()
     standard_votes.validate()
@@ -30,6 +40,11 @@ def test_consistent_votes_pass(make_votes, standard_votes):
     make_votes(anytime=True).validate()
     make_votes(selection=(0, 79, 0), estimation=(0, 950, 0)).validate()  # non-finite samples vote for nobody
     make_votes(audited=0, mismatches=0).validate()
+    make_votes(**ESCALATED).validate()  # 3 of them diverged
+    make_votes(**{**ESCALATED, "escalated": (0, 0, 0), "escalated_a": 0}).validate()
+    make_votes(**{**ESCALATED, "escalated": (0, 100, 0), "escalated_a": 100, "audited": 850}).validate()
+    make_votes(anytime=True, alpha_share=0.25).validate()
+    make_votes(anytime=True, alpha_share=1).validate()
     make_votes(residual=math.inf).validate()  # a diverged solve is a fact, not an error
 
 
@@ -72,6 +87,26 @@ def test_consistent_votes_pass(make_votes, standard_votes):
         ("noise_error", {"noise_error": 1.0}),
         ("noise_error", {"noise_error": math.nan}),
         ("anytime", {"anytime": 1}),
+        ("alpha_share", {"anytime": True, "alpha_share": 0.0}),
+        ("alpha_share", {"anytime": True, "alpha_share": 1.0000000000000002}),
+        ("alpha_share", {"anytime": True, "alpha_share": math.nan}),
+        ("alpha_share", {"anytime": True, "alpha_share": True}),
+        ("alpha_share", {"alpha_share": 0.5}),
+        ("escalations", {**ESCALATED, "escalations": -1}),
+        ("escalations", {**ESCALATED, "escalations": 100.0}),
+        ("escalations", {**ESCALATED, "escalations": 1001}),
+        ("escalations", {**ESCALATED, "audited": None, "mismatches": 0, "nfe_audit": 0}),
+        ("escalated", {**ESCALATED, "escalated": (5, 80)}),
+        ("escalated", {**ESCALATED, "escalated": ()}),
+        ("escalated", {**ESCALATED, "escalated": [5, 80, 12]}),
+        ("escalated", {**ESCALATED, "escalated": (-1, 80, 12)}),
+        ("escalated", {**ESCALATED, "escalated": (5, 80, 16)}),
+        ("escalated", {"escalated": (0, 0, 0)}),
+        ("escalated_a", {**ESCALATED, "escalated_a": -1}),
+        ("escalated_a", {**ESCALATED, "escalated_a": 101}),
+        ("escalated_a", {"escalated_a": 1}),
+        ("escalated_a", {**ESCALATED, "estimation": (490, 50, 460), "audited": 0, "mismatches": 0}),
+        ("audited", {**ESCALATED, "audited": 891}),
     ],
 )
 def test_validate_names_the_inconsistent_field(make_votes, field, changes):
@@ -89,29 +124,64 @@ def arbitrary_votes(draw: st.DrawFn) -> Votes:
     counts = st.lists(st.integers(0, 50), min_size=classes, max_size=classes).map(tuple)
     selection, estimation = draw(counts), draw(counts)
     n_a = estimation[selection.index(max(selection))]
-    audited = draw(st.none() | st.integers(0, n_a))
+    n = max(sum(estimation), 1)
+    asked = draw(st.just(0) | st.integers(0, n))
+    escalated_a = draw(st.integers(0, min(asked, n_a)))
+    audited = draw(st.integers(0, n_a - escalated_a) if asked else st.none() | st.integers(0, n_a))
+    anytime = draw(st.booleans())
     return Votes(
         index=draw(st.integers(0, 10**6)),
         label=draw(st.integers(0, classes - 1)),
         n0=max(sum(selection), 1),
-        n=max(sum(estimation), 1),
+        n=n,
         selection=selection,
         estimation=estimation,
         audited=audited,
         mismatches=draw(st.integers(0, audited)) if audited else 0,
         nfe_fast=draw(st.integers(0, 10**9)),
-        nfe_audit=draw(st.integers(0, 10**9)) if audited else 0,
+        nfe_audit=draw(st.integers(0, 10**9)) if audited or asked else 0,
         residual=draw(st.floats(0, 1e6)),
         seconds=draw(st.floats(0, 1e6)),
         sigma=draw(st.floats(1e-6, 100)),
         noise_error=draw(st.floats(0, 0.5)),
-        anytime=draw(st.booleans()),
+        anytime=anytime,
+        alpha_share=draw(st.floats(1e-6, 1)) if anytime else 1.0,
+        escalations=asked,
+        escalated=(asked, *[0] * (classes - 1)) if asked else (),
+        escalated_a=escalated_a,
     )
 
 
 @given(arbitrary_votes())
 def test_votes_survive_json(votes):
     assert through_json(votes) == votes
+
+
+def test_json_leaves_out_what_says_nothing(make_votes):
+    optional = {"alpha_share", "escalations", "escalated", "escalated_a"}
+    assert not optional & make_votes().to_json().keys()
+    assert optional & make_votes(anytime=True).to_json().keys() == {"alpha_share"}
+    assert optional & make_votes(**ESCALATED).to_json().keys() == optional - {"alpha_share"}
+    assert make_votes(**{**ESCALATED, "escalated_a": 0}).to_json().keys() >= {"escalations", "escalated"}
+
+
+def test_votes_written_before_there_were_optional_fields_read_as_before(make_votes):
+    old = {
+        "index": 7, "label": 1, "n0": 100, "n": 1000, "selection": [10, 80, 10], "estimation": [20, 950, 30],
+        "audited": 400, "mismatches": 2, "nfe_fast": 3300, "nfe_audit": 12000, "residual": 0.01, "seconds": 1.5,
+        "sigma": 0.5, "noise_error": 0.0, "anytime": False,
+    }  # fmt: skip
+    assert Votes.from_json(old) == make_votes()
+    assert json.dumps(make_votes().to_json()) == json.dumps(old)
+
+
+def test_votes_of_a_stopping_rule_that_is_unknown_are_refused(standard_votes):
+    """A certificate from them needs a bound that holds at every n; that of a look would be false."""
+    record = standard_votes._replace(anytime=True, alpha_share=0.25).to_json()
+    assert CertificationRule().certify(Votes.from_json(record)).sound
+    del record["alpha_share"]
+    with pytest.raises(DataError, match="stopping rule"):
+        Votes.from_json(record)
 
 
 @pytest.mark.parametrize("residual", [math.nan, math.inf])
@@ -152,11 +222,19 @@ def test_from_json_refuses_missing_and_unknown_fields(make_votes):
         ("seconds", True),
         ("anytime", None),
         ("anytime", 0),
+        ("alpha_share", None),
+        ("alpha_share", "1"),
+        ("escalations", None),
+        ("escalations", True),
+        ("escalated", None),
+        ("escalated", [1, 2.0, 3]),
+        ("escalated_a", 1.0),
+        ("escalated_a", "60"),
     ],
 )
 def test_from_json_refuses_wrong_types(make_votes, field, value):
     with pytest.raises(DataError, match=rf"{field} = .*: expected"):
-        Votes.from_json({**make_votes().to_json(), field: value})
+        Votes.from_json({**make_votes(**ESCALATED).to_json(), field: value})
 
 
 def test_from_json_refuses_inconsistent_votes(make_votes):
