@@ -228,12 +228,23 @@ SAMPLING = {
     "batch_size": COUNTS,
     "execution": st.fixed_dictionaries({}, optional={"rows": st.none() | COUNTS, "compile": st.booleans()}),
 }
-STANDARD_ONLY = {"stopping": st.sampled_from([None, "InputSpecific", "deqcert.statistics.InputSpecific"])}
+STOPPING = {
+    "radius_gain": RATES,
+    "radius_in_sigma": st.none() | RATES,
+    "looks": st.none() | st.lists(COUNTS, max_size=3),
+    "shares": st.none() | st.lists(RATES, max_size=3),
+    "alpha": st.none() | RATES,
+}
+STANDARD_ONLY = {
+    "stopping": st.sampled_from([None, "GroupSequential", "deqcert.statistics.GroupSequential"])
+    | st.fixed_dictionaries({}, optional=STOPPING)
+}
 SERIALIZED_ONLY = {
     "start": st.sampled_from(["previous", "first", "clean"]),
     "warmup_steps": COUNTS,
     "proposal": solvers(),
     "precision": st.sampled_from([None, "bfloat16", "float16"]),
+    "escalation": RATES,
     "audit": st.sampled_from(["AdaptiveAudit", "FixedAudit"])
     | st.builds(lambda k: {"class_path": "FixedAudit", "init_args": {"samples": k}}, COUNTS)
     | st.builds(lambda r: {"class_path": "deqcert.statistics.AdaptiveAudit", "init_args": {"radius_loss": r}}, RATES),
@@ -241,7 +252,9 @@ SERIALIZED_ONLY = {
 CERTIFICATE = {
     "alpha": RATES,
     "alpha_audit": st.none() | RATES,
-    "audit": st.sampled_from(["exact", "binomial", "published"]),
+    "audit": st.sampled_from(["joint", "exact", "binomial", "published"]),
+    "sides": st.sampled_from(["one", "two"]),
+    "alpha_b": st.none() | RATES,
     "radii": st.none() | st.lists(RATES, min_size=1, max_size=3),
 }
 DATA = dict.fromkeys(("batch_size", "eval_batch_size", "num_workers", "seed", "validation_size", "skip"), COUNTS)

@@ -27,7 +27,7 @@ from deqcert.implicit import GradientEstimator, ImplicitAdjoint, OneStep, Phanto
 from deqcert.models import MDEQ, CifarResNet, ResNet50
 from deqcert.smoothing import Sampling, Serialized, Smoothing, Standard
 from deqcert.solvers import Anderson, Broyden, Picard, Solver
-from deqcert.statistics import AdaptiveAudit, AuditSize, FixedAudit, InputSpecific, Stopping, TargetRadius
+from deqcert.statistics import AdaptiveAudit, AuditSize, FixedAudit, GroupSequential
 from deqcert.training import CATRS, Consistency, Gaussian, Objective, SmoothAdv
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # jsonargparse and lightning warn of each other
@@ -38,7 +38,6 @@ GROUPS: dict[type, list[type]] = {
     Sampling: [Serialized, Standard],
     Solver: [Anderson, Broyden, Picard],
     AuditSize: [AdaptiveAudit, FixedAudit],
-    Stopping: [InputSpecific, TargetRadius],
     Objective: [Gaussian, SmoothAdv, CATRS, Consistency],
     GradientEstimator: [ImplicitAdjoint, OneStep, Phantom, Unrolled],
     ImageDataModule: [Digits, CIFAR10, ImageFolder],
@@ -123,7 +122,7 @@ def test_a_class_that_replaces_another_has_its_own_defaults(parsers, tmp_path, b
         for name, value in found.init_args.items(branches=True, nested=False):
             if isinstance(expected[name], bool | int | float | str):
                 assert value == expected[name], name
-        if base in (Sampling, Solver, AuditSize, Stopping, Objective, GradientEstimator):
+        if base in (Sampling, Solver, AuditSize, Objective, GradientEstimator):
             parser = parsers[base]._parser
             built = parser.instantiate_classes(parser.parse_object({"group": found.as_dict()})).group
             assert built == second(**needed)
@@ -233,7 +232,41 @@ def test_order_of_precedence(given, read):
     assert in_order_of_precedence(given.split()) == read.split()
 
 
-def test_settings_within_a_class_that_is_named_later_are_kept():
-    arguments = ["--sampling.stopping=InputSpecific", "--sampling=Standard", f"--config={DIGITS}", SRS]
+STOPPING = {
+    "a class": ["--sampling.stopping=GroupSequential"],
+    "a class and settings": ["--sampling.stopping.radius_gain=0.2", "--sampling.stopping=GroupSequential"],
+    "settings only": ["--sampling.stopping.radius_gain=0.2", "--sampling.stopping.radius_in_sigma=0.5"],
+    "looks": ["--sampling.stopping.looks=[100, 10000]", "--sampling.stopping.shares=[0.25, 0.75]"],
+    "null": ["--sampling.stopping=null"],
+}
+STOPPING_RULES = {
+    "a class": GroupSequential(),
+    "a class and settings": GroupSequential(0.2),
+    "settings only": GroupSequential(0.2, 0.5),
+    "looks": GroupSequential(looks=(100, 10_000), shares=(0.25, 0.75)),
+    "null": None,
+}
+
+
+@pytest.mark.parametrize("given", STOPPING)
+def test_settings_within_a_class_that_is_named_later_are_kept(given):
+    arguments = [*STOPPING[given], "--sampling=Standard", f"--config={DIGITS}", SRS]
     sampling = instantiate(["certify", *arguments, *QUIET]).config_init["certify"]["sampling"]
-    assert sampling == Standard(stopping=InputSpecific())
+    assert sampling == Standard(stopping=STOPPING_RULES[given])
+
+
+@pytest.mark.parametrize(
+    "stopping",
+    [
+        "{radius_gain: 0.2, looks: [100, 10000]}",
+        "{class_path: GroupSequential, init_args: {radius_gain: 0.2, looks: [100, 10000]}}",
+        "{class_path: deqcert.statistics.GroupSequential, init_args: {radius_gain: 0.2, looks: [100, 10000]}}",
+    ],
+)
+def test_a_file_states_a_stopping_rule_by_its_settings_or_its_class(tmp_path, stopping):
+    path = tmp_path / "stopping.yaml"
+    path.write_text(f"sampling:\n  class_path: Standard\n  init_args:\n    stopping: {stopping}\n")
+    sampling = instantiate(["certify", f"--config={DIGITS}", f"--config={path}", *QUIET]).config_init["certify"][
+        "sampling"
+    ]
+    assert sampling == Standard(stopping=GroupSequential(0.2, looks=(100, 10_000)))

@@ -82,7 +82,7 @@ def threshold_module(threshold_deq):
 def test_files_hold_the_certificates_of_the_rule(tmp_path, capsys):
     callback = CertifiedRadius(alpha=0.01, radii=[0.0, 0.25, 0.5])
     trainer, votes = certify(tmp_path, callback)
-    rule = CertificationRule(0.01, None, "exact")
+    rule = CertificationRule(0.01)
     certificates = [rule.certify(each) for each in votes]
     assert any(each.radius > 0 for each in certificates)
     assert any(each.correct for each in certificates)
@@ -97,10 +97,14 @@ def test_files_hold_the_certificates_of_the_rule(tmp_path, capsys):
 
     report = json.loads((tmp_path / "certificates.json").read_text())
     for example, certificate, vote in zip(report["examples"], certificates, votes, strict=True):
-        assert {key: example[key] for key in certificate._asdict()} == certificate._asdict()
+        assert certificate.p_b_upper is None
+        claimed = {key: value for key, value in certificate._asdict().items() if key != "p_b_upper"}
+        assert {key: example[key] for key in claimed} == claimed
+        assert "p_b_upper" not in example
         assert example["estimation"] == list(vote.estimation)
         assert example["residual"] is None
-    assert report["settings"]["certificate"] == {"alpha": 0.01, "alpha_audit": None, "audit": "exact"}
+    expected = {"alpha": 0.01, "alpha_audit": None, "audit": "joint", "sides": "one", "alpha_b": None}
+    assert report["settings"]["certificate"] == expected
     assert report["settings"]["smoothing"]["sigma"] == 0.5
     assert report["settings"]["checkpoint"] is None
     acr = sum(each.radius for each in certificates if each.correct) / len(certificates)
@@ -130,13 +134,13 @@ def test_the_published_rule_is_marked_unsound(tmp_path, capsys, threshold_module
 
 
 def test_the_exact_rule_counts_mismatches(tmp_path, threshold_module):
-    callback = CertifiedRadius(alpha=0.01, alpha_audit=0.001, radii=[0.0])
+    callback = CertifiedRadius(alpha=0.01, alpha_audit=0.001, audit="exact", radii=[0.0])
     trainer, votes = certify(tmp_path, callback, threshold_module, SERIALIZED, smoothing=FIFTEEN)
     assert any(each.mismatches for each in votes)
     rule = CertificationRule(0.01, 0.001, "exact")
     report = json.loads((tmp_path / "certificates.json").read_text())
     for example, each in zip(report["examples"], votes, strict=True):
-        assert example["p_a_lower"] == rule.p_a_lower(each)
+        assert (example["p_a_lower"], None) == rule.bounds(each)
         assert example["sound"] is True
     metrics, summary = trainer.progress_bar_metrics, report["summary"]
     assert metrics["certify_cost/mismatch_rate"] == pytest.approx(summary["mismatch_rate"])
@@ -146,6 +150,34 @@ def test_the_exact_rule_counts_mismatches(tmp_path, threshold_module):
     assert summary["nfe_audit"] == audited * 15 / (220 * len(votes))
     assert metrics["certify_cost/residual"] == pytest.approx(summary["mean_residual"])
     assert metrics["certify_cost/seconds_per_image"] == pytest.approx(summary["seconds_per_image"])
+
+
+@pytest.mark.parametrize("audit", ["joint", "exact"])
+def test_audited_runs_are_named_by_their_rule_and_their_sides(tmp_path, capsys, threshold_module, audit):
+    sampling = dataclasses.replace(SERIALIZED, escalation=0.1)
+    for sides, name in (("one", f"SRS-1N-clean {audit} "), ("two", f"SRS-1N-clean {audit} two-sided ")):
+        callback = CertifiedRadius(audit=audit, sides=sides)
+        module = copy.deepcopy(threshold_module)
+        _, votes = certify(tmp_path / sides, callback, module, sampling, images=2, smoothing=FIFTEEN)
+        assert f"\n{name}" in capsys.readouterr().out
+        assert [each.escalations for each in votes] == [20, 20]
+
+
+def test_two_sides_certify_the_runner_up_as_well(tmp_path, capsys):
+    callback = CertifiedRadius(alpha=0.01, sides="two", alpha_b=0.002, radii=[0.0, 0.25])
+    trainer, votes = certify(tmp_path / "two", callback)
+    assert "\nstandard two-sided " in capsys.readouterr().out
+    rule = CertificationRule(0.01, sides="two", alpha_b=0.002)
+    certificates = [rule.certify(each) for each in votes]
+    report = json.loads((tmp_path / "two" / "certificates.json").read_text())
+    assert report["settings"]["certificate"] == dataclasses.asdict(rule)
+    for example, certificate in zip(report["examples"], certificates, strict=True):
+        assert {key: example[key] for key in certificate._asdict()} == certificate._asdict()
+        assert 0 < certificate.p_b_upper <= 1 - certificate.p_a_lower
+    assert read_run(tmp_path / "two").rule == rule
+    assert read_run(tmp_path / "two").certificates == tuple(certificates)
+    acr = sum(each.radius for each in certificates if each.correct) / len(certificates)
+    assert trainer.progress_bar_metrics["certify/acr"] == pytest.approx(acr)
 
 
 def test_a_single_radius(tmp_path):
@@ -258,7 +290,15 @@ def test_charts_of_several_curves_are_laid_out(tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "field"),
-    [({"alpha": 0.0}, "alpha"), ({"alpha_audit": 0.5}, "alpha_audit"), ({"audit": "none"}, "audit")],
+    [
+        ({"alpha": 0.0}, "alpha"),
+        ({"alpha_audit": 0.5, "audit": "exact"}, "alpha_audit"),
+        ({"alpha_audit": 0.0005}, "alpha_audit"),  # the joint rule shares no alpha
+        ({"audit": "none"}, "audit"),
+        ({"sides": "three"}, "sides"),
+        ({"alpha_b": 0.0001}, "alpha_b"),
+        ({"alpha_b": 0.001, "sides": "two"}, "alpha_b"),
+    ],
 )
 def test_settings_out_of_range_are_refused_by_name(settings, field):
     with pytest.raises(SettingError, match=f"^{field} = "):

@@ -36,9 +36,7 @@ def test_the_file_has_settings_summary_and_every_field_of_every_image(tmp_path, 
     first, second = document["examples"]
     assert (first["index"], second["index"]) == (0, 20)
     certificate = RULE.certify(votes[1])
-    assert first == json.loads(
-        json.dumps({**certificate._asdict(), "correct": True, "n_a": 95, **votes[1].to_json()})
-    )
+    assert first == json.loads(json.dumps({**certificate._asdict(), "correct": True, "n_a": 95, **votes[1].to_json()}))
     assert [row.index for row in read_tsv(tmp_path / "certificates.tsv")] == [0, 20]
 
 

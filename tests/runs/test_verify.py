@@ -11,17 +11,17 @@ import pytest
 from certification_runs import ShippedModule, certify
 from sampling_runs import CHECKPOINT
 
-from deqcert.lightning import CertifiedRadius
 from deqcert.cli import main
 from deqcert.errors import DataError, LedgerError
-from deqcert.runs import read_ledger, verify_run, votes_digest
+from deqcert.lightning import CertifiedRadius
+from deqcert.runs import read_ledger, read_run, verify_run, votes_digest
 from deqcert.runs.lines import START, seal, unseal
 from deqcert.runs.results import sealed
 from deqcert.runs.verify import _unknown_classes
 from deqcert.smoothing import Serialized, Smoothing, Standard
 from deqcert.smoothing.identity import describe
 from deqcert.solvers import Picard
-from deqcert.statistics import AdaptiveAudit, CertificationRule, FixedAudit, InputSpecific, TargetRadius
+from deqcert.statistics import AdaptiveAudit, CertificationRule, FixedAudit, GroupSequential
 
 SERIALIZED = Serialized(
     n0=10, n=60, batch_size=20, proposal=Picard(max_steps=1), audit=AdaptiveAudit(radius_loss=0.3, alpha=0.05)
@@ -177,7 +177,7 @@ def test_quantised_noise_costs_its_bound(tmp_path):
     votes = certify(ShippedModule(), tmp_path, smoothing, SERIALIZED, images=3, callbacks=[CertifiedRadius(alpha=0.05)])
     assert verify_run(tmp_path).findings == []
     examples = json.loads((tmp_path / "certificates.json").read_text())["examples"]
-    bounds = [CertificationRule(alpha=0.05).p_a_lower(vote._replace(noise_error=0.0)) for vote in votes]
+    bounds = [CertificationRule(alpha=0.05).bounds(vote._replace(noise_error=0.0))[0] for vote in votes]
     assert {(vote.sigma, vote.noise_error) for vote in votes} == {(0.5, 64 * 2.0**-48)}
     assert [example["p_a_lower"] for example in examples] == [max(0.0, bound - 64 * 2.0**-48) for bound in bounds]
     assert max(bounds) > 0.5
@@ -185,9 +185,9 @@ def test_quantised_noise_costs_its_bound(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished_by_stopping(tmp_path_factory):
-    """Looks at its votes every 20 noisy samples, up to 190."""
+    """Looks at its votes at 40, 100 and 190 noisy samples."""
     directory = tmp_path_factory.mktemp("stopped")
-    rule = TargetRadius(0.5, alpha=0.05)
+    rule = GroupSequential(0.1, looks=(30, 100, 190), shares=(0.3, 0.3, 0.4), alpha=0.05)
     sampling = Standard(n0=10, n=190, batch_size=20, stopping=rule)
     certify(ShippedModule(), directory, THREE_STEPS, sampling, images=6, callbacks=[CertifiedRadius(alpha=0.05)])
     return directory
@@ -197,26 +197,35 @@ def test_a_run_that_stops_by_its_votes_follows_from_them(finished_by_stopping):
     assert verify_run(finished_by_stopping).findings == []
     votes = list(read_ledger(finished_by_stopping).votes.values())
     assert len({vote.n for vote in votes}) >= 2
-    assert all(vote.anytime for vote in votes)
+    assert {(vote.n, vote.anytime, vote.alpha_share) for vote in votes} <= set(STOPS)
     examples = json.loads((finished_by_stopping / "certificates.json").read_text())["examples"]
     assert any(example["radius"] > 0 for example in examples)
 
 
-def with_votes(record, n, n_a):
+STOPS = [(40, True, 0.3), (100, True, 0.3), (190, True, 0.4)]
+
+
+def with_votes(record, n, n_a, **changes):
     estimation = [0] * len(record["estimation"])
     estimation[record["selection"].index(max(record["selection"]))] = n_a
-    record.update(n=n, estimation=estimation)
+    share = {stop: share for stop, _, share in STOPS}.get(n, 0.4)
+    record.update({"n": n, "estimation": estimation, "alpha_share": share} | changes)
 
 
 @pytest.mark.parametrize(
     ("change", "finding"),
     [
-        (lambda r: r.update(anytime=False), "anytime = False, but the run has stopping = {"),
-        (lambda r: with_votes(r, 70, 50), "n = 70, but the run looks at its votes every 20 noisy samples, up to 190"),
-        (lambda r: with_votes(r, 200, 150), "n = 200, but the run looks at its votes every 20 noisy samples, up to 190"),
-        (lambda r: with_votes(r, 20, 15), "n = 20, but its votes ask for more"),
-        (lambda r: with_votes(r, 190, 0), "n = 190, but whatever its first 180 votes were, they were enough"),
-        (lambda r: with_votes(r, 60, 3), "n = 60, but whatever its first 40 votes were, they were enough"),
+        (lambda r: r.update(anytime=False), "alpha_share = "),  # votes that could not stop have all of alpha
+        (lambda r: r.update(anytime=False, alpha_share=1), "alpha_share = 1, but that of its look is 0.[34]"),
+        (lambda r: r.update(alpha_share=1.0), "alpha_share = 1.0, but that of its look is 0.[34]"),
+        (lambda r: r.update(alpha_share=0.35), "alpha_share = 0.35, but that of its look is 0.[34]"),
+        (lambda r: with_votes(r, 70, 50), "n = 70, but the run looks at its votes at 40, 100, 190"),
+        (lambda r: with_votes(r, 30, 30), "n = 30, but the run looks at its votes at 40, 100, 190"),
+        (lambda r: with_votes(r, 200, 150), "n = 200, but the run looks at its votes at 40, 100, 190"),
+        (lambda r: with_votes(r, 40, 30), "n = 40, but its votes ask for more"),
+        (lambda r: with_votes(r, 190, 0), "n = 190, but whatever its first 40 votes were, they were enough"),
+        (lambda r: with_votes(r, 190, 60), "n = 190, but whatever its first 100 votes were, they were enough"),
+        (lambda r: with_votes(r, 100, 3), "n = 100, but whatever its first 40 votes were, they were enough"),
     ],
 )
 def test_votes_that_were_not_stopped_by_the_rule_are_found(finished_by_stopping, tmp_path, change, finding):
@@ -225,29 +234,138 @@ def test_votes_that_were_not_stopped_by_the_rule_are_found(finished_by_stopping,
     assert re.search(finding, "\n".join(found(run)))
 
 
+def test_votes_of_a_stopping_rule_that_is_gone_are_refused(finished_by_stopping, tmp_path):
+    run = shutil.copytree(finished_by_stopping, tmp_path / "run")
+    reseal_ledger(run, lambda record: record.pop("alpha_share", None))
+    assert re.search("stopping rule that this version of deqcert does not know", "\n".join(found(run)))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("looks", [40, 100, 180]), ("shares", [0.3, 0.3, 0.3]), ("looks", [100, 40, 190])]
+)
+def test_looks_and_shares_that_nobody_can_have_had_are_found(finished_by_stopping, tmp_path, field, value):
+    run = shutil.copytree(finished_by_stopping, tmp_path / "run")
+    change = {field: value}
+    reseal_ledger(run, lambda r: r["identity"]["sampling"]["stopping"].update(change) if "identity" in r else None)
+    reseal_report(run, lambda r: r["settings"]["sampling"]["stopping"].update(change))
+    assert re.search("settings: cannot be used", "\n".join(found(run)))
+
+
 def test_votes_of_a_run_without_a_rule_are_not_stopped(finished_by_stopping, tmp_path):
     run = shutil.copytree(finished_by_stopping, tmp_path / "run")
     reseal_ledger(run, lambda r: r["identity"]["sampling"].update(stopping=None) if "identity" in r else None)
     assert "anytime = True, but the run has stopping = None" in "\n".join(found(run))
 
 
-def test_sizes_that_the_selection_did_not_ask_for_are_found(tmp_path):
-    rule = InputSpecific(0.1, alpha=0.05)
-    sampling = Standard(n0=40, n=190, batch_size=20, stopping=rule)
-    certify(ShippedModule(), tmp_path, dataclasses.replace(THREE_STEPS, sigma=0.8), sampling, images=6, callbacks=[CertifiedRadius(alpha=0.05)])
-    votes = list(read_ledger(tmp_path).votes.values())
-    assert found(tmp_path) == []
-    assert len({vote.n for vote in votes}) >= 2
-    assert not any(vote.anytime for vote in votes)
-    reseal_ledger(tmp_path, lambda r: with_votes(r, 180 if r["n"] < 180 else 20, 20) if "index" in r else None)
-    assert re.search("n = (20|180), but its selection asks for", "\n".join(found(tmp_path)))
-    reseal_ledger(tmp_path, lambda r: r.update(anytime=True) if "index" in r else None)
-    assert "anytime = True, but the run has stopping = {" in "\n".join(found(tmp_path))
-
-
-def test_votes_of_a_fixed_audit_are_not_stopped(run):
-    reseal_ledger(run, lambda r: r.update(anytime=True) if r.get("audited") else None)
+def test_audited_votes_are_not_stopped(run):
+    reseal_ledger(run, lambda r: r.update(anytime=True, alpha_share=1.0) if r.get("audited") else None)
     assert "anytime = True, but the run has stopping = None" in "\n".join(found(run))
+
+
+@pytest.fixture(scope="module")
+def finished_with_escalation(tmp_path_factory):
+    """Two sides: 12 of 60 samples escalated, the audit by the joint rule."""
+    directory = tmp_path_factory.mktemp("escalated")
+    sampling = dataclasses.replace(SERIALIZED, escalation=0.2, audit=AdaptiveAudit(radius_loss=0.3))
+    callback = CertifiedRadius(alpha=0.05, sides="two", alpha_b=0.01)
+    certify(ShippedModule(), directory, SMOOTHING, sampling, images=4, callbacks=[callback])
+    return directory
+
+
+def test_a_run_with_escalation_and_two_sides_follows_from_its_votes(finished_with_escalation):
+    assert verify_run(finished_with_escalation).findings == []
+    run = read_run(finished_with_escalation)
+    assert [vote.escalations for vote in run.votes] == [12] * 4
+    assert run.identity["sampling"]["escalation"] == 0.2
+    own = {"alpha": 0.05, "alpha_audit": None, "audit": "joint", "sides": "two", "alpha_b": 0.01}
+    assert run.settings["certificate"] == own
+    for vote, certificate in zip(run.votes, run.certificates, strict=True):
+        example = run.examples[vote.index]
+        assert (example["p_a_lower"], example["p_b_upper"]) == CertificationRule(**own).bounds(vote)
+        assert example["p_b_upper"] == certificate.p_b_upper is not None
+        assert (example["escalations"], example["escalated"]) == (12, list(vote.escalated))
+        aim = AdaptiveAudit(radius_loss=0.3, alpha=0.05, rule="joint")
+        assert vote.audited == aim.size(vote)
+    assert any(certificate.radius > 0 for certificate in run.certificates)
+    assert any(example["p_b_upper"] < 1 - example["p_a_lower"] for example in run.examples.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        (lambda r: r.update(escalations=13), "escalations = 13, but the run escalates 12"),
+        (lambda r: r.update(escalations=0, escalated=[], escalated_a=0), "escalations = 0, but the run escalates 12"),
+        (lambda r: r.update(escalated=[0] * 9 + [13]), "escalated = .*: expected at most 12"),
+        (lambda r: r.update(escalated_a=13), "escalated_a = 13: expected at most"),
+        (lambda r: r.update(audited=r["audited"] - 1, mismatches=0), "audited = .*, but its votes ask for"),
+        (lambda r: r.update(mismatches=0, escalated=r["escalated"][::-1]), "image .*: p_a_lower = .*, but it is"),
+    ],
+)
+def test_escalations_that_were_tampered_with_are_found(finished_with_escalation, tmp_path, change, finding):
+    run = shutil.copytree(finished_with_escalation, tmp_path / "run")
+    reseal_ledger(run, lambda record: change(record) if record.get("audited") else None)
+    assert re.search(finding, "\n".join(found(run)))
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        (lambda r: r["examples"][0].update(p_b_upper=0.001), "p_b_upper = 0.001, but it is"),
+        (lambda r: r["examples"][0].update(p_b_upper=None), "p_b_upper = None, but it is"),
+        (lambda r: r["examples"][0].pop("p_b_upper"), "p_b_upper = None, but it is"),
+        (lambda r: r["settings"]["certificate"].update(sides="one", alpha_b=None), "p_b_upper = .*, but it is None"),
+        (lambda r: r["settings"]["certificate"].update(alpha_b=0.02), "p_a_lower = .*, but it is"),
+        (lambda r: r["settings"]["certificate"].update(alpha_b=0.05), "cannot be used"),
+        (lambda r: r["settings"]["certificate"].update(audit="exact"), "p_a_lower = .*, but it is"),
+    ],
+)
+def test_a_resealed_report_of_two_sides_does_not_follow(finished_with_escalation, tmp_path, change, finding):
+    run = shutil.copytree(finished_with_escalation, tmp_path / "run")
+    reseal_report(run, change)
+    assert re.search(finding, "\n".join(found(run)))
+
+
+@pytest.mark.parametrize("rule", ["joint", "exact", "binomial"])
+def test_audits_have_the_size_that_the_rule_of_the_certificates_asks_for(tmp_path, rule):
+    sampling = dataclasses.replace(SERIALIZED, audit=AdaptiveAudit(radius_loss=0.3))
+    certify(ShippedModule(), tmp_path, SMOOTHING, sampling, 4, callbacks=[CertifiedRadius(alpha=0.05, audit=rule)])
+    assert verify_run(tmp_path).findings == []
+    aim, votes = ("joint" if rule == "joint" else "exact"), read_run(tmp_path).votes
+    assert read_run(tmp_path).identity["sampling"]["audit"]["rule"] == aim
+    assert [vote.audited for vote in votes] == [AdaptiveAudit(0.3, alpha=0.05, rule=aim).size(vote) for vote in votes]
+    other = {"joint": "exact", "exact": "joint"}[aim]
+    assert [vote.audited for vote in votes] != [AdaptiveAudit(0.3, alpha=0.05, rule=other).size(vote) for vote in votes]
+
+
+def as_before(record):
+    """Turn an identity into that of a run from before there were escalation and another rule than the exact one."""
+    sampling = record["identity"]["sampling"] if "identity" in record else record.get("sampling")
+    if sampling is not None:
+        del sampling["escalation"], sampling["audit"]["rule"]
+
+
+def make_older(run):
+    reseal_ledger(run, as_before)
+
+    def change(report):
+        as_before(report["settings"])
+        del report["settings"]["certificate"]["sides"], report["settings"]["certificate"]["alpha_b"]
+
+    reseal_report(run, change)
+
+
+def test_a_run_from_before_there_was_another_rule_keeps_its_meaning(tmp_path):
+    sampling = dataclasses.replace(SERIALIZED, audit=AdaptiveAudit(radius_loss=0.3))
+    certify(ShippedModule(), tmp_path, SMOOTHING, sampling, 4, callbacks=[CertifiedRadius(alpha=0.05, audit="exact")])
+    certificates = read_run(tmp_path).certificates
+    assert not any("p_b_upper" in example for example in read_run(tmp_path).examples.values())
+    make_older(tmp_path)
+    assert verify_run(tmp_path) == verify_run(tmp_path)._replace(findings=[], unknown=[])
+    assert read_run(tmp_path).certificates == certificates
+    assert read_run(tmp_path).rule == CertificationRule(0.05, None, "exact")
+    # Its audits were those of the exact rule, and no others pass for them.
+    reseal_ledger(tmp_path, lambda r: r.update(audited=r["audited"] - 1, mismatches=0) if r.get("audited") else None)
+    assert re.search("audited = .*, but its votes ask for", "\n".join(found(tmp_path)))
 
 
 @pytest.mark.parametrize(("field", "name"), [("audit", "Serialized"), ("stopping", "Standard"), ("audit", "Own")])
@@ -256,7 +374,7 @@ def test_a_name_in_the_wrong_place_is_unknown(field, name):
     assert _unknown_classes(sampling) == [f"{name} (sampling.{field})"]
 
 
-class OwnStopping(TargetRadius):
+class OwnStopping(GroupSequential):
     """A user's stopping rule: what it looks at is known to nobody else."""
 
 
@@ -282,7 +400,8 @@ SHORT = {"n0": 10, "n": 60, "batch_size": 20}
 def test_a_rule_of_the_user_is_not_verified(tmp_path, capsys, sampling, name, setting):
     certify(ShippedModule(), tmp_path, THREE_STEPS, sampling, images=1, callbacks=[CertifiedRadius(alpha=0.05)])
     # The votes might have been stopped by their outcome and say that they were not.
-    reseal_ledger(tmp_path, lambda record: record.update(anytime=False) if "index" in record else None)
+    fixed = {"anytime": False, "alpha_share": 1.0}
+    reseal_ledger(tmp_path, lambda record: record.update(fixed) if record.get("anytime") else None)
     certify(ShippedModule(), tmp_path, THREE_STEPS, sampling, images=1, callbacks=[CertifiedRadius(alpha=0.05)])
     verification = verify_run(tmp_path)
     assert verification.findings == []
