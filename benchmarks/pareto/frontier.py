@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from measure import BATCH, CHAINS, N0, SEED, SERIES, STEPS, TOLERANCE, smoothed
+from measure import BATCH, CHAINS, N0, SEED, SERIES, SIGMA, STEPS, TOLERANCE, smoothed
 from networks import NETWORKS
 from replay import SIZES, Configuration, Seconds, Store, configurations, vote
 
@@ -29,7 +29,7 @@ from deqcert.report.style import COLORS, MARKERS, new_axes, save_figure
 from deqcert.runs import Summary, summarize
 from deqcert.smoothing import Sampling, Serialized, SmoothedClassifier, Standard, Stream
 from deqcert.solvers import Anderson, Picard
-from deqcert.statistics import Certificate, CertificationRule, FixedAudit
+from deqcert.statistics import Certificate, FixedAudit
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from clock import Clock
@@ -94,13 +94,12 @@ def points(store: Store, labels: list[int], n: int) -> list[Point]:
     seconds = json.loads((store.directory / TIMES).read_text())
     found: dict[str, Point] = {}
     certificates: dict[str, list[Certificate]] = {}
-    for each in configurations():
+    for each in configurations(n):
         if not common <= measured[each.series]:
             continue
         costs = Seconds(seconds[f"{each.series} {each.column}"], seconds[f"{REFERENCE} class"])
         votes = [vote(each, store, index, labels[index], n, costs) for index in images]
-        rule = CertificationRule(alpha=0.001, audit=each.rule)
-        certificates[each.name] = [rule.certify(one) for one in votes]
+        certificates[each.name] = [each.rule.certify(one) for one in votes]
         evaluations = sum(one.nfe_fast + one.nfe_audit for one in votes) / len(votes)
         found[each.name] = Point(
             each,
@@ -131,18 +130,24 @@ def table(found: list[Point]) -> str:
 
 
 def table_of_sizes(found: list[Point]) -> str:
-    """Return, for each classifier and choice of n, samples and ACR in % of those of a fixed n."""
+    """Return, for each classifier and choice of n, samples and ACR in % of those of a fixed n.
+
+    Where a radius is asked for, images certified there take the place of the ACR.
+    """
     by_name = {point.configuration.name: point for point in found}
     lines = [f"| samples % / ACR % | {' | '.join(SIZES)} |", f"| --- |{' ---: |' * len(SIZES)}"]
     for point in found:
-        if point.configuration.kind != "fixed":
+        if point.configuration.kind != "fixed" or "two-sided" in point.configuration.name:
             continue
         name, whole = point.configuration.name, point.summary.average_certified_radius or float("nan")
-        chosen = [by_name[f"{name}, {rule}"] for rule in SIZES]
-        cells = [
-            f"{100 * each.samples / point.samples:.0f} / {100 * each.summary.average_certified_radius / whole:.1f}"
-            for each in chosen
-        ]
+        cells = []
+        for text, rule in SIZES.items():
+            each = by_name[f"{name}, {text}"]
+            kept = (each.summary.average_certified_radius or 0.0) / whole
+            if rule.radius_in_sigma is not None:
+                place = RADII.index(SIGMA * rule.radius_in_sigma)
+                kept = each.summary.certified_accuracy[place] / max(point.summary.certified_accuracy[place], 1e-9)
+            cells.append(f"{100 * each.samples / point.samples:.0f} / {100 * kept:.1f}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -157,7 +162,7 @@ def draw_frontier(found: list[Point], path: Path) -> None:
     _, axes = new_axes("cell evaluations per image", "ACR")
     for name, line in families.items():
         color, marker = next(look for kind, look in _LOOKS.items() if name.startswith(kind))
-        plain = not any(word in name for word in ("unsound",))
+        plain = not any(word in name for word in ("unsound", "exact", "two-sided"))
         style = {"linestyle": "solid" if plain else "dashed", "fillstyle": "full" if plain else "none"}
         axes.plot(*zip(*sorted(line), strict=True), color=color, marker=marker, label=name, **style, **_THIN)
     finish(axes, path, bottom=0.6)
@@ -212,11 +217,10 @@ _LOOKS = {
 def _family(configuration: Configuration) -> str:
     name, _, rule = configuration.name.partition(", ")
     if configuration.kind == "audit":
-        rule = rule.split(",")[0]
-        return f"{name} {rule}{' (unsound)' if rule == 'published' else ''}"
-    if name.startswith("anchored"):
-        return f"anchored {name.split('-', 2)[2]}"
-    return "standard"
+        parts = [part for part in rule.split(", ") if not part.endswith(" %") or part.startswith("escalated")]
+        return f"{name} {' '.join(parts)}{' (unsound)' if rule == 'published' else ''}"
+    kind = f"anchored {name.split('-', 2)[2]}" if name.startswith("anchored") else "standard"
+    return f"{kind} two-sided" if rule == "two-sided" else kind
 
 
 def main() -> None:

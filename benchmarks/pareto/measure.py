@@ -36,7 +36,8 @@ STEPS = (1, 2, 3, 5)
 """Plain steps k from each start."""
 
 Columns = dict[str, np.ndarray]
-"""Name to one value per noisy sample: ``class…`` int8, ``steps`` uint8 where they differ from sample to sample."""
+"""Name to one value per noisy sample: ``class…`` int8, ``steps`` uint8 where they differ from sample to sample; of
+chains ``runner_up`` int8 and ``margin`` float16, by which an escalation chooses."""
 
 
 @cache
@@ -53,6 +54,11 @@ def engine(network: str) -> Engine:
 
 def columns(given: Predictions) -> Columns:
     return {"class": given.classes.numpy().astype(np.int8), "steps": given.steps.numpy().astype(np.uint8)}
+
+
+def columns_of_chain(given: Predictions) -> Columns:
+    margin = given.margin.numpy().astype(np.float16)
+    return {**columns(given), "runner_up": given.runner_up.numpy().astype(np.int8), "margin": margin}
 
 
 def standard(network: str, depth: int) -> Callable[[Tensor], Columns]:
@@ -109,7 +115,7 @@ def chain(steps: int, image: Tensor, index: int, n: int) -> Columns:
     settings = Serialized(n0=N0, n=n, batch_size=BATCH, proposal=Anderson(max_steps=steps))
     with torch.no_grad():
         warm = _Chain(settings, engine("zero"), image[None])
-        return columns(Predictions.joined([warm.advance(noisy) for noisy in samples(image, index, n)]))
+        return columns_of_chain(Predictions.joined([warm.advance(noisy) for noisy in samples(image, index, n)]))
 
 
 def read(path: Path) -> Columns:

@@ -15,17 +15,15 @@ from torch import Tensor, nn
 from deqcert.smoothing import Engine, Sampling, Serialized, SmoothedClassifier, Standard, Stream
 from deqcert.smoothing.engine import Predictions
 from deqcert.solvers import Solver
-from deqcert.statistics import AdaptiveAudit, AuditRule, AuditSize, FixedAudit, InputSpecific, Stopping, Votes
+from deqcert.statistics import AdaptiveAudit, AuditRule, CertificationRule, FixedAudit, GroupSequential, Votes
 
 CLASSES = 10
-PILOT = 500
-"""Selection samples of input-specific sampling: the others' 100, and the first batch of the estimation."""
 
-SIZES: dict[str, Stopping] = {
-    "input-specific 5 %": InputSpecific(0.05),
-    "input-specific 0.1 σ": InputSpecific(0.1, "absolute"),
-    "input-specific 0.12 σ": InputSpecific(0.12, "absolute"),
+SIZES: dict[str, GroupSequential] = {
+    **{f"gain {gain:g} σ": GroupSequential(gain) for gain in (0.1, 0.08, 0.06, 0.05)},
+    **{f"target {target:g} σ": GroupSequential(radius_in_sigma=target) for target in (0.5, 1.0, 2.0)},
 }
+"""Rules that choose n, by their names in the tables."""
 
 
 class Configuration(NamedTuple):
@@ -35,36 +33,53 @@ class Configuration(NamedTuple):
         name: Name in the tables.
         series: Stored series of predictions.
         column: Which of its predictions.
-        kind: "fixed" or "input-specific" number of samples, or "audit".
-        stopping: For the first two.
-        audit: For the last.
-        rule: Rule of the audit.
+        kind: "fixed" or "sequential" number of samples, or "audit".
+        sampling: How votes are taken.
+        rule: How they become certificates.
     """
 
     name: str
     series: str
     column: str
     kind: str
-    stopping: Stopping | None = None
-    audit: AuditSize | None = None
-    rule: AuditRule = "exact"
+    sampling: Sampling
+    rule: CertificationRule = CertificationRule()
 
 
-def configurations() -> Iterator[Configuration]:
+def configurations(n: int) -> Iterator[Configuration]:
     """Yield all of them."""
+    sizes = {"n0": N0, "n": n, "batch_size": BATCH}
+    two = CertificationRule(sides="two")
     depths = [(f"standard-{depth}A", f"standard-{depth}A", "class") for depth in (30, 10, 5)]
     anchors = [(f"anchored-{k}N-{network}", f"anchored-{network}", f"class{k}") for network in NETWORKS for k in STEPS]
     for name, series, column in depths + anchors:
-        yield Configuration(name, series, column, "fixed")
+        yield Configuration(name, series, column, "fixed", Standard(**sizes))
+        yield Configuration(f"{name}, two-sided", series, column, "fixed", Standard(**sizes), two)
         for text, stopping in SIZES.items():
-            yield Configuration(f"{name}, {text}", series, column, "input-specific", stopping)
+            sampling = Standard(**sizes, stopping=stopping)
+            yield Configuration(f"{name}, {text}", series, column, "sequential", sampling)
     for k in (1, 3):
-        for loss in (0.2, 0.1, 0.05, 0.02):
-            yield Configuration(
-                f"SRS-{k}A, exact, {100 * loss:g} %", f"SRS-{k}A", "class", "audit", audit=AdaptiveAudit(loss)
-            )
-        published = Configuration(f"SRS-{k}A, published", f"SRS-{k}A", "class", "audit", audit=FixedAudit(400))
-        yield published._replace(rule="published")
+        name = f"SRS-{k}A"
+        for audit, escalation, losses in AUDITS:
+            rule, shown = CertificationRule(audit=audit), f", escalated {100 * escalation:g} %" if escalation else ""
+            for loss in losses:
+                sampling = Serialized(**sizes, escalation=escalation, audit=AdaptiveAudit(loss)).aimed_at(rule)
+                yield Configuration(f"{name}, {audit}{shown}, {100 * loss:g} %", name, "class", "audit", sampling, rule)
+                if escalation:
+                    text = f"{name}, {audit}{shown}, {100 * loss:g} %, two-sided"
+                    yield Configuration(text, name, "class", "audit", sampling, two)
+        sampling = Serialized(**sizes, audit=FixedAudit(400))
+        yield Configuration(
+            f"{name}, published", name, "class", "audit", sampling, CertificationRule(audit="published")
+        )
+
+
+AUDITS: tuple[tuple[AuditRule, float, tuple[float, ...]], ...] = (
+    ("exact", 0.0, (0.2, 0.1, 0.05, 0.02)),
+    ("joint", 0.0, (0.2, 0.1, 0.05, 0.02, 0.01)),
+    *(("joint", escalation, (0.1, 0.05, 0.02, 0.01)) for escalation in (0.05, 0.1, 0.2)),
+)
+"""Rule, escalation and radius losses of the audits."""
 
 
 class Store:
@@ -91,7 +106,14 @@ class Store:
         columns = self.columns(series, index)
         classes = torch.from_numpy(columns[column][: N0 + n].astype(np.int64))
         steps = columns["steps"] if "steps" in columns else np.full(len(classes), int(column.removeprefix("class")))
-        return Predictions(classes, torch.from_numpy(steps[: N0 + n].astype(np.int64)), torch.zeros(len(classes)))
+        doubt = [columns.get(name, np.zeros(len(steps)))[: N0 + n] for name in ("runner_up", "margin")]
+        return Predictions(
+            classes,
+            torch.from_numpy(steps[: N0 + n].astype(np.int64)),
+            torch.zeros(len(classes)),
+            torch.from_numpy(doubt[0].astype(np.int64)),
+            torch.from_numpy(doubt[1].astype(np.float32)),
+        )
 
 
 class Seconds(NamedTuple):
@@ -132,14 +154,8 @@ def vote(configuration: Configuration, store: Store, index: int, label: int, n: 
     """Return the votes that a run of ``configuration`` with n samples would take."""
     given = store.predictions(configuration.series, configuration.column, index, n)
     audited = store.predictions("standard-30A", "class", index, n)
-    sampling: Sampling
-    if configuration.audit is not None:
-        sampling = Serialized(n0=N0, n=n, batch_size=BATCH, audit=configuration.audit)
-    else:
-        n0 = PILOT if configuration.kind == "input-specific" else N0
-        sampling = Standard(n0=n0, n=N0 + n - n0, batch_size=BATCH, stopping=configuration.stopping)
     g = SmoothedClassifier(nn.Identity(), SIGMA)
     engine = cast(Engine, Remembered(given, audited))
-    (votes,) = sampling.group_votes(g, engine, _IMAGE[None], [Stream(SEED, index)])
-    taken = seconds.prediction * (votes.n0 + votes.n) + seconds.audit * (votes.audited or 0)
+    (votes,) = configuration.sampling.group_votes(g, engine, _IMAGE[None], [Stream(SEED, index)])
+    taken = seconds.prediction * (votes.n0 + votes.n) + seconds.audit * ((votes.audited or 0) + votes.escalations)
     return votes._replace(index=index, label=label, seconds=taken)

@@ -125,7 +125,7 @@ class AdaptiveAudit(AuditSize):
         return replace(self, alpha=alpha, alpha_audit=alpha_audit if aim == "exact" else None, rule=aim)
 
     def size(self, votes: Votes) -> int:
-        """Return the smallest sufficient size; 0 where even the standard bound abstains.
+        """Return the smallest sufficient size; 0 where the standard bound or a complete audit by the joint rule abstains.
 
         Where none is, since the audit takes alpha from the count, what may be lost is a share of what a complete audit
         would certify by the joint rule, and the whole population is audited for the exact one.
@@ -138,6 +138,8 @@ class AdaptiveAudit(AuditSize):
         weight = joint_weight(votes.selection[votes.selected], votes.n0, votes.n, alpha)
         wanted = kept_p_a(float(clopper_pearson_lower(votes.n_a, votes.n, alpha)), self.radius_loss)
         complete = joint_p_a_lower(votes.escalated_a, votes.population, votes.population, 0, votes.n, alpha, weight)
+        if complete <= 0.5:
+            return 0
         if complete < wanted:
             wanted = kept_p_a(complete, self.radius_loss)
         return joint_audit_size(votes.escalated_a, votes.population, votes.n, alpha, weight, wanted)
