@@ -128,7 +128,9 @@ class ImageDataModule(LightningDataModule, ABC):
         images = self.training_images
         sampler = EpochSampler(images, *self._processes, seed=self.seed)
         drop_last = len(sampler) >= self.batch_size
-        return ResumableLoader(images, self.batch_size, sampler=sampler, drop_last=drop_last, **self._loading)
+        return ResumableLoader(
+            images, batch_size=self.batch_size, sampler=sampler, drop_last=drop_last, **self._loading
+        )
 
     def val_dataloader(self) -> DataLoader[Example]:
         """Return the validation images, each once."""
@@ -143,7 +145,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if len(images) < replicas:
             raise DataError(f"{images.name}: {len(images)} images are too few to evaluate in {replicas} processes")
         sampler = UnpaddedSampler(images, replicas, rank)
-        return DataLoader(images, self.eval_batch_size, sampler=sampler, **self._loading)
+        return DataLoader(images, batch_size=self.eval_batch_size, sampler=sampler, **self._loading)
 
     @property
     def _loading(self) -> dict[str, Any]:

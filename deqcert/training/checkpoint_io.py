@@ -9,6 +9,7 @@ from typing import Any
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from deqcert.checkpoints import read_checkpoint, save_checkpoint
+from deqcert.checkpoints.files import load_plain
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -31,4 +32,6 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """Read tensors and plain data only; a local file with more, or a damaged one, raises CheckpointError."""
         if "://" in str(path):
             return super().load_checkpoint(path, map_location, weights_only=True)
+        if Path(path).name == ".temp.ckpt":  # bare weights, which Lightning's launcher brings back from a process
+            return dict(load_plain(path, str(path)))
         return read_checkpoint(path)

@@ -364,7 +364,7 @@ def demand_valid(smoothing: Any, sampling: Any, rule: Any, data: Any) -> None:
         assert solver.tolerance >= 0
     if isinstance(getattr(sampling, "audit", None), FixedAudit):
         assert 1 <= sampling.audit.samples <= sampling.n
-    assert sampling.stopping is None or sampling.n >= sampling.n0
+    assert getattr(sampling, "stopping", None) is None or sampling.n >= sampling.n0
     assert 0 < rule.alpha < 1
     assert rule.alpha_audit is None or 0 < rule.alpha_audit < rule.alpha
     assert data.split in ("train", "test")

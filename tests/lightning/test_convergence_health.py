@@ -288,7 +288,7 @@ def test_averaged_weights_are_measured_whatever_the_order_of_callbacks(tmp_path,
 @pytest.mark.parametrize(("precision", "autocast"), [("32-true", {False}), ("bf16-mixed", {True})])
 def test_the_measurement_has_the_precision_of_the_run(tmp_path, monkeypatch, precision, autocast):
     # Before it classifies anything, an engine compares logits, always without autocast.
-    monkeypatch.setattr(smoothed, "checked", lambda base, samples: base)
+    monkeypatch.setattr(smoothed, "checked", lambda base, samples, sigma: base)
     module = Module()
     trainer(tmp_path, ConvergenceHealth(**SMALL), precision=precision).validate(module, Digits(), verbose=False)
     assert module.network.autocast == autocast
