@@ -125,7 +125,7 @@ class AdaptiveAudit(AuditSize):
         return replace(self, alpha=alpha, alpha_audit=alpha_audit if aim == "exact" else None, rule=aim)
 
     def size(self, votes: Votes) -> int:
-        """Return the smallest sufficient size; 0 where the standard bound or a complete audit by the joint rule abstains.
+        """Return the smallest sufficient size; 0 where the standard bound, or all audited by the joint rule, abstains.
 
         Where none is, since the audit takes alpha from the count, what may be lost is a share of what a complete audit
         would certify by the joint rule, and the whole population is audited for the exact one.
