@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -28,16 +29,27 @@ def test_the_file_has_settings_summary_and_every_field_of_every_image(tmp_path, 
     assert list(document) == ["settings", "summary", "examples", "sha256"]
     assert read_json(path) == document
     assert document["settings"].items() >= settings.items()
-    assert document["settings"]["certificate"] == {"alpha": 0.01, "alpha_audit": None, "audit": "exact"}
+    assert document["settings"]["certificate"] == dataclasses.asdict(RULE)
     assert document["settings"]["votes_sha256"] == votes_digest(votes)
     assert list(document["settings"]["files"]) == ["certificates.tsv"]
     assert summary == summarize([RULE.certify(vote) for vote in votes], votes, [0.0, 0.25])
     assert document["summary"] == json.loads(json.dumps(summary._asdict()))
     first, second = document["examples"]
     assert (first["index"], second["index"]) == (0, 20)
-    certificate = RULE.certify(votes[1])
-    assert first == json.loads(json.dumps({**certificate._asdict(), "correct": True, "n_a": 95, **votes[1].to_json()}))
+    certificate = RULE.certify(votes[1])._asdict()
+    assert certificate.pop("p_b_upper") is None
+    assert first == json.loads(json.dumps({**certificate, "correct": True, "n_a": 95, **votes[1].to_json()}))
     assert [row.index for row in read_tsv(tmp_path / "certificates.tsv")] == [0, 20]
+
+
+def test_the_file_says_what_two_sides_have_claimed(tmp_path, make_votes):
+    standard_votes = make_votes(0)._replace(audited=None, mismatches=0, nfe_audit=0)
+    rule = CertificationRule(0.01, sides="two", alpha_b=0.002)
+    write_results(tmp_path, [standard_votes], rule, {}, radii=[0.0])
+    document = strict(tmp_path / "certificates.json")
+    assert document["settings"]["certificate"] == dataclasses.asdict(rule)
+    (example,) = document["examples"]
+    assert (example["p_a_lower"], example["p_b_upper"]) == rule.bounds(standard_votes)
 
 
 def test_an_image_is_a_line(tmp_path, make_votes):
