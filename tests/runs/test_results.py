@@ -10,7 +10,7 @@ from deqcert.runs import read_tsv, summarize, votes_digest, write_results
 from deqcert.runs.run import read_json
 from deqcert.statistics import CertificationRule
 
-RULE = CertificationRule(alpha=0.01)
+RULE = CertificationRule(alpha=0.01, audit="exact")
 
 
 def strict(path):
