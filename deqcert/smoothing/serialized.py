@@ -102,10 +102,8 @@ class Serialized(Sampling):
     def _asked(self, votes: Votes, predicted: Predictions, stream: Stream) -> _Asked:
         """Choose what f is asked of an image: where S leaves most doubt, and an audit of the others with S = A."""
         says_a = predicted.classes == votes.selected
-        largest = torch.finfo(
-            predicted.margin.dtype
-        ).max  # a margin may be infinite; whom to ask must not depend on that
-        margin = predicted.margin.clamp(max=largest)
+        # A margin may be infinite; whom to ask must not depend on that.
+        margin = predicted.margin.clamp(max=torch.finfo(predicted.margin.dtype).max)
         doubt = torch.where(says_a | (predicted.runner_up == votes.selected), margin, torch.inf)
         count = min(int(self.escalation * votes.n), int(doubt.isfinite().sum()))
         escalated = doubt.argsort(stable=True)[:count]

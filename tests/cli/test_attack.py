@@ -60,7 +60,7 @@ def test_a_run_is_attacked_end_to_end(run, capsys):
     digest = json.loads((run / "certificates.json").read_text())["settings"]["votes_sha256"]
     assert f"{run}: 3 images follow from their votes; votes sha256 {digest}" in out
     attacked = (
-        f"attacked: the votes in the ledger (sha256 {digest}), certified again at alpha = 0.001, audit rule exact"
+        f"attacked: the votes in the ledger (sha256 {digest}), certified again at alpha = 0.001, audit rule joint"
     )
     assert attacked in out
     assert {path.name for path in run.iterdir()} == before | {"attack.json"}
@@ -108,7 +108,7 @@ def test_files_that_do_not_follow_from_the_votes_are_not_attacked(run, tmp_path,
 
 def test_another_alpha_than_that_of_the_run_is_stated(run, capsys):
     assert main(["attack", str(run), "--images=1", *QUICK, "--certificate.alpha=0.05"]) == 0
-    assert "certified again at alpha = 0.05, audit rule exact" in capsys.readouterr().out
+    assert "certified again at alpha = 0.05, audit rule joint" in capsys.readouterr().out
 
 
 def test_a_false_certificate_is_found_loudly(copied, capsys):

@@ -21,6 +21,7 @@ from jsonargparse import ActionConfigFile, lazy_instance
 import deqcert.cli.trainer_verbs  # noqa: F401  # importing takes longer than a test may
 from deqcert.cli import main
 from deqcert.cli.arguments import demand_sound_configs
+from deqcert.cli.failures import refused_by_lightning
 from deqcert.cli.parsing import SettingsParser
 from deqcert.data import Digits, ImageDataModule
 from deqcert.lightning import CertifiedRadius, Trainer
@@ -94,7 +95,8 @@ def alone(tmp_path_factory):
 
     def build(arguments: list[str]) -> None:
         demand_sound_configs(arguments)
-        built[:] = [parser.instantiate_classes(parser.parse_args(arguments[1:]))]
+        with refused_by_lightning("lightning."):
+            built[:] = [parser.instantiate_classes(parser.parse_args(arguments[1:]))]
 
     def alone(content: str | bytes) -> tuple[str, Any]:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
