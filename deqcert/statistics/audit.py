@@ -118,7 +118,7 @@ class AdaptiveAudit(AuditSize):
             split_alpha(self.alpha, self.alpha_audit)
 
     def aimed_at(self, alpha: float, alpha_audit: float | None = None, rule: str = "joint") -> AdaptiveAudit:
-        """See :meth:`AuditSize.aimed_at`."""
+        """Return the size with alpha, share and rule of the certificates to come, unless it states its own."""
         aim = self.rule or ("joint" if rule == "joint" else "exact")
         if self.alpha is not None:
             return replace(self, rule=aim)

@@ -95,7 +95,7 @@ def joint_p_a_lower(
         >>> round(joint_p_a_lower(0, 9000, audited=1000, mismatches=0, n=10_000, alpha=0.001, weight=0.7), 4)
         0.8885
     """
-    _demand_counts(n, known, population, audited, mismatches)
+    _demand_counts(n, population, audited, mismatches, known=known)
     wrong, levels = _levels(population, audited, mismatches, alpha, weight)
     return float(clopper_pearson_lower(known + population - wrong, n, levels).min())
 
@@ -103,18 +103,24 @@ def joint_p_a_lower(
 def joint_p_b_upper(
     possible: int, population: int, audited: int, mismatches: int, n: int, alpha: float, weight: float
 ) -> float:
-    """Bound the probability of another class B from above; arguments as in :func:`joint_p_a_lower`.
+    """Bound the probability p_B of another class B from above by the theorem of this module.
 
     Args:
         possible: Samples outside of the population that f may classify B.
-        population: See there.
-        audited: See there.
-        mismatches: See there: f may have classified all of these B.
-        n: See there.
-        alpha: See there.
-        weight: See there.
+        population: Samples with S = A from which the audit was drawn; every wrong one may be of class B.
+        audited: Size K of the uniformly random audit.
+        mismatches: Audited samples that f does not classify A.
+        n: All estimation samples, >= possible + population.
+        alpha: Error probability, in [1e-12, 1).
+        weight: Weight w of the audit in (0, 1], fixed before any prediction of f on these samples was known.
+
+    Returns:
+        The bound, in (0, 1].
+
+    Raises:
+        SettingError: As :func:`joint_p_a_lower`.
     """
-    _demand_counts(n, possible, population, audited, mismatches)
+    _demand_counts(n, population, audited, mismatches, possible=possible)
     wrong, levels = _levels(population, audited, mismatches, alpha, weight)
     return float(clopper_pearson_upper(possible + wrong, n, levels).max())
 
@@ -224,8 +230,9 @@ def _log_choose(n: ArrayLike, k: ArrayLike) -> FloatArray:
     return np.asarray(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1))
 
 
-def _demand_counts(n: int, elsewhere: int, population: int, audited: int, mismatches: int) -> None:
+def _demand_counts(n: int, population: int, audited: int, mismatches: int, **elsewhere: int) -> None:
     checked_counts(n=n, population=population, audited=audited, mismatches=mismatches)
-    checked_counts(n=n, elsewhere=elsewhere)
+    checked_counts(n=n, **elsewhere)
     require(n >= 1, "n", n, "must be >= 1")
-    require(elsewhere + population <= n, "population", population, f"must be <= {n - elsewhere}, the other samples")
+    others = n - sum(elsewhere.values())
+    require(population <= others, "population", population, f"must be <= {others}, the other samples")

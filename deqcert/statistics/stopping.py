@@ -20,7 +20,7 @@ from deqcert.statistics.bounds import DEFAULT_ALPHA, clopper_pearson_upper, radi
 
 _FRACTIONS = (0.03, 0.06, 0.1, 0.16, 0.25, 0.4, 0.65, 1.0)
 _SHARES = (0.04, 0.07, 0.1, 0.13, 0.15, 0.15, 0.16, 0.2)
-"""Shares matter little: equal ones take as many samples for 0.3 % less of the ACR."""
+"""Shares matter little: equal ones take as many samples for at most 0.8 % less of the radius (simulated)."""
 
 _DOUBT = 0.05
 """Error probability of what is assumed of samples not drawn, if a radius is asked for; nothing is claimed by it."""

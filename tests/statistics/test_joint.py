@@ -203,7 +203,7 @@ def test_the_weight_follows_the_selection_samples():
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"known": -1}, "elsewhere"),
+        ({"known": -1}, "known"),
         ({"population": 11}, "population"),
         ({"known": 5}, "population"),
         ({"audited": 9}, "audited"),
