@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -67,7 +68,7 @@ def configurations(n: int) -> Iterator[Configuration]:
                 yield Configuration(f"{name}, {audit}{shown}, {100 * loss:g} %", name, "class", "audit", sampling, rule)
                 if escalation:
                     text = f"{name}, {audit}{shown}, {100 * loss:g} %, two-sided"
-                    yield Configuration(text, name, "class", "audit", sampling, two)
+                    yield Configuration(text, name, "class", "audit", replace(sampling, sides="two"), two)
         sampling = Serialized(**sizes, audit=FixedAudit(400))
         yield Configuration(
             f"{name}, published", name, "class", "audit", sampling, CertificationRule(audit="published")

@@ -20,7 +20,7 @@ from deqcert.runs.results import TSV_NAME, example_records
 from deqcert.runs.run import Run, read_run
 from deqcert.runs.summary import summarize
 from deqcert.runs.tsv import format_tsv
-from deqcert.statistics import AdaptiveAudit, FixedAudit, GroupSequential, Votes, noise_error
+from deqcert.statistics import AdaptiveAudit, FixedAudit, GroupSequential, Sides, Votes, noise_error
 
 _STRATEGIES = ("Serialized", "Standard")
 _RULES = {kind.__name__: kind for kind in (AdaptiveAudit, FixedAudit, GroupSequential)}
@@ -177,12 +177,18 @@ def _vote_findings(votes: Votes, sampling: Mapping[str, Any]) -> list[str]:
         found += _stopping_findings(votes, sampling)
     elif votes.anytime:
         found.append(f"anytime = {votes.anytime}, but the run has stopping = None")
+    if audit is None:
+        return found
+    sides: Sides = sampling.get("sides") or "one"
+    if (sides == "two") != bool(votes.audited_as):
+        return [*found, f"audited_as = {votes.audited_as}, but the run has sides = {sides!r}"]
     limit = int(sampling.get("escalation", 0.0) * votes.n)
-    if votes.escalations > limit or (votes.escalations < limit and votes.escalated_a < votes.n_a):
+    all_doubtful = sides == "one" and votes.escalated_a == votes.n_a
+    if votes.escalations > limit or (votes.escalations < limit and not all_doubtful):
         found.append(f"escalations = {votes.escalations}, but the run escalates {limit}")
-    rule = None if audit is None else _built(audit)
-    if rule is not None and votes.audited != (size := rule.size(votes)):
-        found.append(f"audited = {votes.audited}, but its votes ask for {size}")
+    rule, size = _built(audit), sum(votes.audited_as) if sides == "two" else votes.audited
+    if rule is not None and size != (wanted := rule.size(votes, sides)):
+        found.append(f"audited = {size}, but its votes ask for {wanted}")
     return found
 
 

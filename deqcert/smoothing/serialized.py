@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from deqcert.errors import SettingError, is_real, require, require_count
 from deqcert.seeding import Purpose
 from deqcert.smoothing.base_classifier import solver_name
-from deqcert.smoothing.engine import Engine, Predictions, count_classes
+from deqcert.smoothing.engine import INVALID, Engine, Predictions, count_classes
 from deqcert.smoothing.noise import Stream, audit_subset
 from deqcert.smoothing.sampling import Sampling, count_votes, sample_under_noise
 from deqcert.smoothing.smoothed import SmoothedClassifier
 from deqcert.solvers import Anderson, Solver
-from deqcert.statistics import AdaptiveAudit, AuditSize, CertificationRule, FixedAudit, Votes
+from deqcert.statistics import AdaptiveAudit, AuditSize, CertificationRule, FixedAudit, Sides, Votes
 
 ChainStart = Literal["previous", "first", "clean"]
 Precision = Literal["bfloat16", "float16"]
@@ -35,15 +35,17 @@ class Serialized(Sampling):
     The certificate is about g, whatever the shortcut: every noisy sample gets an SRS prediction S from a few
     warm-started steps of ``proposal``. Where S leaves most doubt whether f would say A, f is asked; of the other
     samples with S = A a uniformly random subset is classified by f on the same noise (correlation-eliminated
-    certification). Selection runs through the same chain and warms it up.
+    certification). For certificates with two sides the doubt is about what f would say at all, and the subset is one of
+    all samples. Selection runs through the same chain and warms it up.
 
     Args:
         proposal: Solver of the warm-started steps, e.g. Anderson with max_steps 1 or 3.
         start: Start of a solve: the "previous" batch's fixed points, the "first" batch's, or the "clean" image's.
         warmup_steps: Anderson steps of the first batch, from f's start, >= 1; unused with start "clean".
         escalation: Share of the estimation samples that are classified by f whatever comes, in [0, 1): those with the
-            smallest difference between the logit of A and the largest other one.
-        audit: How many of the other samples with S = A are audited.
+            smallest difference between the logit of A, with two sides the largest one, and the largest other one.
+        audit: How many of the other samples are audited.
+        sides: Sides of the certificates to come, "one" or "two"; null for those of the run's certificates.
         precision: Lower precision of the SRS predictions, "bfloat16" or "float16" (autocast); null is that of the run.
             What f says always has that of the run.
     """
@@ -53,6 +55,7 @@ class Serialized(Sampling):
     warmup_steps: int = 10
     escalation: float = 0.0
     audit: AuditSize = AdaptiveAudit()
+    sides: Sides | None = None
     precision: Precision | None = None
 
     def __post_init__(self) -> None:
@@ -61,6 +64,7 @@ class Serialized(Sampling):
         require_count("warmup_steps", self.warmup_steps, minimum=1)
         share = is_real(self.escalation) and 0 <= self.escalation < 1
         require(share, "escalation", self.escalation, "must be in [0, 1)")
+        require(self.sides in (None, *get_args(Sides)), "sides", self.sides, "must be one, two or None")
         precisions = (None, *get_args(Precision))
         require(self.precision in precisions, "precision", self.precision, f"must be one of {precisions}")
         samples = self.audit.samples if isinstance(self.audit, FixedAudit) else 0
@@ -68,7 +72,10 @@ class Serialized(Sampling):
 
     def aimed_at(self, rule: CertificationRule) -> Serialized:
         """See :meth:`Sampling.aimed_at`."""
-        return replace(self, audit=self.audit.aimed_at(rule.alpha, rule.alpha_audit, rule.audit))
+        allowed = "must be joint with two sides: no other rule bounds p_B of audited votes"
+        require(rule.sides == "one" or rule.audit == "joint", "certificate.audit", rule.audit, allowed)
+        audit = self.audit.aimed_at(rule.alpha, rule.alpha_audit, rule.audit)
+        return replace(self, audit=audit, sides=self.sides or rule.sides)
 
     def name(self, base: nn.Module) -> str:
         """E.g. ``SRS-3A``."""
@@ -93,24 +100,26 @@ class Serialized(Sampling):
         )
         seconds = (time.perf_counter() - started) / len(images)
         return [
-            each.answered(*answers, engine.num_classes)._replace(
-                nfe_fast=each.votes.nfe_fast + cleaning, seconds=seconds
-            )
+            each.answered(*answers)._replace(nfe_fast=each.votes.nfe_fast + cleaning, seconds=seconds)
             for each, answers, cleaning in zip(asked, true, chain.clean_steps, strict=True)
         ]
 
     def _asked(self, votes: Votes, predicted: Predictions, stream: Stream) -> _Asked:
-        """Choose what f is asked of an image: where S leaves most doubt, and an audit of the others with S = A."""
-        says_a = predicted.classes == votes.selected
+        """Choose what f is asked of an image: where S leaves most doubt, and an audit of the others."""
+        classes, sides = predicted.classes, self.sides or "one"
+        says_a = classes == votes.selected
         # A margin may be infinite; whom to ask must not depend on that.
-        margin = predicted.margin.clamp(max=torch.finfo(predicted.margin.dtype).max)
-        doubt = torch.where(says_a | (predicted.runner_up == votes.selected), margin, torch.inf)
+        doubt = predicted.margin.clamp(max=torch.finfo(predicted.margin.dtype).max)
+        if sides == "one":
+            doubt = doubt.where(says_a | (predicted.runner_up == votes.selected), torch.inf)
         count = min(int(self.escalation * votes.n), int(doubt.isfinite().sum()))
         escalated = doubt.argsort(stable=True)[:count]
-        votes = votes._replace(escalations=count, escalated_a=int(says_a[escalated].sum()), audited=0)
-        says_a[escalated] = False
-        audited = audit_subset(np.flatnonzero(says_a.numpy()), self.audit.size(votes), stream)
-        return _Asked(votes, escalated.numpy(), audited)
+        asked_of = count_classes(classes[escalated], len(votes.estimation)) if count else ()
+        votes = votes._replace(escalations=count, escalated_from=asked_of, audited=0)
+        left = says_a if sides == "one" else classes != INVALID
+        left[escalated] = False
+        audited = audit_subset(np.flatnonzero(left.numpy()), self.audit.size(votes, sides), stream)
+        return _Asked(votes, classes, escalated.numpy(), audited, sides)
 
     def _classified(
         self, engine: Engine, noise: Sequence[Iterator[Tensor]], positions: Sequence[NDArray[np.int64]]
@@ -129,23 +138,31 @@ class _Asked(NamedTuple):
     """What f is asked of an image, as positions of estimation samples, and the votes without its answers."""
 
     votes: Votes
+    predicted: Tensor
     escalated: NDArray[np.int64]
     audited: NDArray[np.int64]
+    sides: Sides
 
     @property
     def positions(self) -> NDArray[np.int64]:
         """All of them, ascending."""
         return np.union1d(self.escalated, self.audited)
 
-    def answered(self, classes: Tensor, steps: Tensor, num_classes: int) -> Votes:
+    def answered(self, classes: Tensor, steps: Tensor) -> Votes:
         """Return the votes with what f says of ``positions``, and what it took."""
         audited = torch.from_numpy(np.isin(self.positions, self.audited))
-        return self.votes._replace(
-            audited=len(self.audited),
-            mismatches=int((classes[audited] != self.votes.selected).sum()),
+        said, cheap = classes[audited], self.predicted[self.audited]
+        says_a, a, num_classes = cheap == self.votes.selected, self.votes.selected, len(self.votes.estimation)
+        votes = self.votes._replace(
+            audited=int(says_a.sum()),
+            mismatches=int((said[says_a] != a).sum()),
             escalated=count_classes(classes[~audited], num_classes) if self.votes.escalations else (),
             nfe_audit=int(steps.sum()),
         )
+        if self.sides == "one":
+            return votes
+        mistaken = count_classes(said[said != cheap], num_classes)
+        return votes._replace(audited_as=count_classes(cheap, num_classes), mistaken=mistaken)
 
 
 def _picked(batches: Iterator[Tensor], positions: NDArray[np.int64]) -> Iterator[Tensor]:

@@ -23,13 +23,13 @@ from deqcert.statistics.bounds import (
     hypergeometric_upper,
     radius_of_count,
 )
-from deqcert.statistics.certificate import ABSTAIN, AuditRule, Certificate, CertificationRule, Sides
+from deqcert.statistics.certificate import ABSTAIN, AuditRule, Certificate, CertificationRule
 from deqcert.statistics.claims import claimed_probability, false_certificates_upper
 from deqcert.statistics.joint import joint_p_a_lower, joint_p_b_upper
 from deqcert.statistics.noise_error import Noise, noise_error
 from deqcert.statistics.predict import predict
 from deqcert.statistics.stopping import GroupSequential
-from deqcert.statistics.votes import Votes, most_frequent
+from deqcert.statistics.votes import Sides, Votes, most_frequent
 
 __all__ = [
     "ABSTAIN",

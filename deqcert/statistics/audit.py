@@ -8,6 +8,7 @@ lower bound on the Binomial(n, p_A) count of Y = A, up to an error probability.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from dataclasses import dataclass, replace
@@ -15,13 +16,14 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import ndtr, ndtri
 from scipy.stats import hypergeom
 
 from deqcert.errors import is_real, require, require_count
 from deqcert.statistics.arguments import IntArray, checked_counts, demand_level
 from deqcert.statistics.bounds import DEFAULT_ALPHA, clopper_pearson_lower, hypergeometric_upper, radius_of_count
 from deqcert.statistics.joint import joint_audit_size, joint_p_a_lower, joint_weight, kept_p_a
-from deqcert.statistics.votes import Votes
+from deqcert.statistics.votes import Sides, Votes
 
 
 def split_alpha(alpha: float, alpha_audit: float | None) -> tuple[float, float]:
@@ -59,15 +61,18 @@ def exact_effective_count(
 
 
 class AuditSize(ABC):
-    """How many of the samples with S = A to audit: from what is known before the audit, never from its outcome."""
+    """How many samples to audit: from what is known before the audit, never from its outcome.
+
+    For certificates with one side the audit is of the samples with S = A, for two sides of those of all classes.
+    """
 
     def aimed_at(self, alpha: float, alpha_audit: float | None = None, rule: str = "joint") -> AuditSize:
         """Return the size with alpha, share and rule of the certificates to come, unless it states its own."""
         return self
 
     @abstractmethod
-    def size(self, votes: Votes) -> int:
-        """Return the audit's size, at most ``votes.population``, from the votes as they are before the audit."""
+    def size(self, votes: Votes, sides: Sides = "one") -> int:
+        """Return its size, at most ``votes.auditable(sides)``, from the votes as they are before the audit."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +84,9 @@ class FixedAudit(AuditSize):
     def __post_init__(self) -> None:
         require_count("samples", self.samples, minimum=1)
 
-    def size(self, votes: Votes) -> int:
-        """Return ``samples``, or the whole population if it is smaller."""
-        return min(self.samples, votes.population)
+    def size(self, votes: Votes, sides: Sides = "one") -> int:
+        """Return ``samples``, or all there are."""
+        return min(self.samples, votes.auditable(sides))
 
 
 @dataclass(frozen=True)
@@ -124,13 +129,16 @@ class AdaptiveAudit(AuditSize):
             return replace(self, rule=aim)
         return replace(self, alpha=alpha, alpha_audit=alpha_audit if aim == "exact" else None, rule=aim)
 
-    def size(self, votes: Votes) -> int:
+    def size(self, votes: Votes, sides: Sides = "one") -> int:
         """Return the smallest sufficient size; 0 where the standard bound, or all audited by the joint rule, abstains.
 
         Where none is, since the audit takes alpha from the count, what may be lost is a share of what a complete audit
-        would certify by the joint rule, and the whole population is audited for the exact one.
+        would certify by the joint rule, and the whole population is audited for the exact one. With two sides the
+        joint rule is aimed at, whatever ``rule`` says.
         """
         alpha = self.alpha or DEFAULT_ALPHA
+        if sides == "two":
+            return self._two_sided_size(votes, alpha)
         if radius_of_count(votes.n_a, votes.n, alpha) == 0:
             return 0
         if self.rule == "exact":
@@ -143,6 +151,34 @@ class AdaptiveAudit(AuditSize):
         if complete < wanted:
             wanted = kept_p_a(complete, self.radius_loss)
         return joint_audit_size(votes.escalated_a, votes.population, votes.n, alpha, weight, wanted)
+
+    def _two_sided_size(self, votes: Votes, alpha: float) -> int:
+        """Return the smallest size with which neither the bound on p_A nor that on p_B costs more than may be lost."""
+        weight = joint_weight(votes.selection[votes.selected], votes.n0, votes.n, alpha)
+        rest, everyone = votes.rest, votes.auditable("two")
+        b = max((c for c in range(len(rest)) if c != votes.selected), key=votes.estimation.__getitem__, default=None)
+        known_b = 0 if b is None else votes.escalations - (votes.estimation[b] - rest[b])
+        # Of A, and of all classes but B: share of alpha, known samples, population.
+        sides = [(alpha - alpha / 10, votes.escalated_a, votes.population)]
+        if b is not None:
+            sides.append((alpha / 10, known_b, everyone - rest[b]))
+        scores = []
+        for share, known, population in sides:
+            standard = float(clopper_pearson_lower(known + population, votes.n, share))
+            complete = joint_p_a_lower(known, population, population, 0, votes.n, share, weight)
+            scores.append(float(ndtri(min(standard, complete))))
+        if len(scores) == 2 and scores[1] <= scores[0]:  # 1 - p_A is the better bound on p_B
+            del sides[1], scores[1]
+        lost = self.radius_loss * sum(scores) / len(scores)
+        if lost <= 0:
+            return 0
+        return max(
+            math.ceil(
+                joint_audit_size(known, population, votes.n, share, weight, float(ndtr(score - lost)))
+                * (everyone / max(population, 1))
+            )
+            for (share, known, population), score in zip(sides, scores, strict=True)
+        )
 
     def _exact_size(self, votes: Votes, alpha: float) -> int:
         population, n = votes.population, votes.n

@@ -16,12 +16,11 @@ from deqcert.statistics.audit import exact_effective_count, split_alpha
 from deqcert.statistics.authors import binomial_effective_count, published_p_a_lower
 from deqcert.statistics.bounds import DEFAULT_ALPHA, certified_radius, clopper_pearson_lower, clopper_pearson_upper
 from deqcert.statistics.joint import joint_p_a_lower, joint_p_b_upper, joint_weight
-from deqcert.statistics.votes import Votes, expect
+from deqcert.statistics.votes import Sides, Votes, expect
 
 ABSTAIN = -1
 
 AuditRule = Literal["joint", "exact", "binomial", "published"]
-Sides = Literal["one", "two"]
 
 
 class Certificate(NamedTuple):
@@ -64,7 +63,7 @@ class CertificationRule:
             sound and serves comparison with published tables only.
         sides: "one" bounds p_A only and takes p_B for 1 - p_A, as published tables do; "two" bounds p_B of the
             runner-up as well (Cohen et al., ICML 2019, theorem 1), which certifies more where p_A is not far above 1/2
-            or below.
+            or below. Audited votes need an audit of all classes for it, and the joint rule.
         alpha_b: Share of ``alpha`` that the bound on p_B may use up, in (0, alpha); None for a tenth. Two sides only.
 
     Raises:
@@ -96,9 +95,8 @@ class CertificationRule:
         its share of alpha. With an audit, T = #{Y = A} is Binomial, and the audit bounds it from below.
 
         For p_B the largest count of another class is taken, without a correction for the choice: the most probable
-        other class B is one fixed class, its count is at most the largest, and the bound grows with the count. Votes
-        with an audit say something about p_B only if samples were escalated, and only by the joint rule; without, all
-        of alpha is p_A's. All of this is decided by the settings, not by the votes.
+        other class B is one fixed class, its count is at most the largest, and the bound grows with the count. With an
+        audit of all classes, the joint rule bounds the probability of each of them, and the largest bound is taken.
 
         p_A, under exact Gaussian noise, is at least p - ``votes.noise_error``, and p_B at most so much more, with
         certainty, which is why it costs no alpha.
@@ -107,13 +105,17 @@ class CertificationRule:
             votes: The measurement.
 
         Raises:
-            SettingError: ``votes.noise_error`` is out of range, or the votes' counts are inconsistent.
+            SettingError: ``votes.noise_error`` is out of range, the votes' counts are inconsistent, or two sides are
+                asked of audited votes by another rule than the joint one.
             DataError: The votes are not of the kind that the audit rule is for.
         """
         error = votes.noise_error
         require(0 <= error < 1, "noise_error", error, "must be in [0, 1)")
         alpha = self.alpha * votes.alpha_share
-        two = self.sides == "two" and (votes.audited is None or (self.audit == "joint" and len(votes.escalated) > 0))
+        two = self.sides == "two"
+        if two and votes.audited is not None:
+            require(self.audit == "joint", "audit", self.audit, "must be joint for two sides of audited votes")
+            expect(votes, "audited_as", len(votes.audited_as) > 0, "an audit of all classes, for two sides")
         alpha_b = (alpha / 10 if self.alpha_b is None else self.alpha_b * votes.alpha_share) if two else 0.0
         p_a = max(0.0, self._p_a_lower(votes, alpha - alpha_b) - error)
         if not two:
@@ -144,10 +146,18 @@ class CertificationRule:
             return 1.0
         if votes.audited is None:
             return float(clopper_pearson_upper(max(votes.estimation[each] for each in others), votes.n, alpha))
-        unknown = votes.n - votes.escalations - votes.population
-        possible = max(votes.known(each) for each in others) + unknown
-        outcome = votes.population, votes.audited, votes.mismatches
-        return joint_p_b_upper(possible, *outcome, votes.n, alpha, self._weight(votes))
+        rest, everyone, audited = votes.rest, votes.auditable("two"), sum(votes.audited_as)
+        invalid = votes.n - votes.escalations - everyone  # may be of any class
+        cases = {
+            (
+                votes.known(each) + rest[each] + invalid,
+                everyone - rest[each],
+                audited - votes.audited_as[each],
+                votes.mistaken[each],
+            )
+            for each in others
+        }
+        return max(joint_p_b_upper(*case, votes.n, alpha, self._weight(votes)) for case in cases)
 
     def _weight(self, votes: Votes) -> float:
         return joint_weight(votes.selection[votes.selected], votes.n0, votes.n, self.alpha)

@@ -33,8 +33,11 @@ same theorem with the region {P <= alpha / 2 or Q <= alpha / 2} in the place of 
 deviations are large where the sum of their logarithms would do. As w -> 0 all of alpha is the count's, and the audit
 must then be nearly complete.
 
-The same holds for an upper bound on the probability p_B of a class B, from T_B <= ``possible`` + M where all samples
-outside of the population that may have Y = B are ``possible``.
+An upper bound on the probability p_B of a class B is this theorem about all classes but B: ``known`` samples are known
+not to have Y = B, and of the population, all with S != B, the mismatches are those with Y = B.
+
+An audit may also be drawn from a larger set than the population. The part of it that lies in the population is, given
+how large that part is, a simple random sample, and Q is a p-value given that size.
 
 References:
     Fisher, "Statistical methods for research workers", 1932; Good, JRSS B 1955 (weights); the setting is that of
@@ -53,12 +56,12 @@ from scipy.special import betainc, gammaln, ndtr, ndtri
 
 from deqcert.errors import require
 from deqcert.statistics.arguments import FloatArray, IntArray, checked_counts, demand_level
-from deqcert.statistics.bounds import clopper_pearson_lower, clopper_pearson_upper
+from deqcert.statistics.bounds import clopper_pearson_lower
 
 WEIGHTS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 """What is chosen from. Small weights suit small radii, where a larger share of alpha for the audit would cost most."""
 
-PLANNED_LOSS = 0.01
+PLANNED_LOSS = 0.02
 """Share of the radius that the choice of the weight assumes the audit may cost; any choice is valid."""
 
 SMALLEST_ALPHA = 1e-12
@@ -103,13 +106,13 @@ def joint_p_a_lower(
 def joint_p_b_upper(
     possible: int, population: int, audited: int, mismatches: int, n: int, alpha: float, weight: float
 ) -> float:
-    """Bound the probability p_B of another class B from above by the theorem of this module.
+    """Bound the probability p_B of a class B from above by the theorem of this module.
 
     Args:
         possible: Samples outside of the population that f may classify B.
-        population: Samples with S = A from which the audit was drawn; every wrong one may be of class B.
+        population: Samples with S != B from which the audit was drawn.
         audited: Size K of the uniformly random audit.
-        mismatches: Audited samples that f does not classify A.
+        mismatches: Audited samples that f classifies B.
         n: All estimation samples, >= possible + population.
         alpha: Error probability, in [1e-12, 1).
         weight: Weight w of the audit in (0, 1], fixed before any prediction of f on these samples was known.
@@ -121,16 +124,15 @@ def joint_p_b_upper(
         SettingError: As :func:`joint_p_a_lower`.
     """
     _demand_counts(n, population, audited, mismatches, possible=possible)
-    wrong, levels = _levels(population, audited, mismatches, alpha, weight)
-    return float(clopper_pearson_upper(possible + wrong, n, levels).max())
+    return 1 - joint_p_a_lower(n - possible - population, population, audited, mismatches, n, alpha, weight)
 
 
 @lru_cache(maxsize=4096)
 def joint_weight(k0: int, n0: int, n: int, alpha: float) -> float:
     """Choose the weight by the selection samples, which the estimation samples are independent of.
 
-    The one of ``WEIGHTS`` with which the smallest audit, if it finds no mismatch, certifies 99 % of the radius that the
-    votes would certify without audit; the smallest weight where none does.
+    The one of ``WEIGHTS`` with which the smallest audit, if it finds no mismatch, certifies 98 % of the radius that the
+    votes would certify without audit. Where that takes more than half of the samples, twice the loss is planned for.
 
     Args:
         k0: Selection samples with the selected class.
@@ -139,9 +141,13 @@ def joint_weight(k0: int, n0: int, n: int, alpha: float) -> float:
         alpha: Error probability of the certificate.
     """
     n_a = round(n * (k0 + 1) / (n0 + 2))
-    target = kept_p_a(float(clopper_pearson_lower(n_a, n, alpha)), PLANNED_LOSS)
-    sizes = {weight: joint_audit_size(0, n_a, n, alpha, weight, target) for weight in WEIGHTS}
-    return min(sizes, key=lambda weight: (sizes[weight], weight))
+    p_a, loss = float(clopper_pearson_lower(n_a, n, alpha)), PLANNED_LOSS
+    while loss < 1:
+        sizes = {weight: joint_audit_size(0, n_a, n, alpha, weight, kept_p_a(p_a, loss)) for weight in WEIGHTS}
+        if min(sizes.values()) <= n_a / 2:
+            return min(sizes, key=lambda weight: (sizes[weight], weight))
+        loss *= 2
+    return WEIGHTS[-1]
 
 
 def kept_p_a(p_a: float, radius_loss: float) -> float:

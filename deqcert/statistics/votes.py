@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from deqcert.errors import DataError
 
-_OPTIONAL = ("alpha_share", "escalations", "escalated", "escalated_a")
+Sides = Literal["one", "two"]
+
+_OPTIONAL = ("alpha_share", "escalations", "escalated", "escalated_from", "audited_as", "mistaken")
 _LARGEST = 2**53  # what every reader of JSON, and float64, holds exactly
 
 
@@ -34,6 +36,7 @@ class Votes(NamedTuple):
         estimation: C counts of the estimation samples.
         audited: Size of the uniformly random audit subset of ``population``; None if the
             predictions are the base classifier's own, independent ones (standard smoothing), which need no audit.
+            Where the audit is of all classes, how many of its samples are of class A.
         mismatches: Audited samples that the base classifier does not classify A.
         nfe_fast: Evaluations of the DEQ cell that the predictions take, selection included, summed over samples. What
             a batch evaluates of a sample that has stopped is not counted.
@@ -51,7 +54,11 @@ class Votes(NamedTuple):
         escalations: Estimation samples that the base classifier has classified as well, chosen by what is cheap to
             know.
         escalated: C counts of what it said of them; () if there are none.
-        escalated_a: Escalated samples that had been classified A; they are not audited.
+        escalated_from: C counts of what they had been classified as; () if there are none. They are not audited.
+        audited_as: C counts of what the samples of an audit of all classes, for certificates with two sides, had been
+            classified as; () where the audit is of class A only.
+        mistaken: For each class, how many of these samples the base classifier says it of, but the cheap prediction did
+            not; () as above.
     """
 
     n0: int
@@ -72,7 +79,9 @@ class Votes(NamedTuple):
     alpha_share: float = 1.0
     escalations: int = 0
     escalated: tuple[int, ...] = ()
-    escalated_a: int = 0
+    escalated_from: tuple[int, ...] = ()
+    audited_as: tuple[int, ...] = ()
+    mistaken: tuple[int, ...] = ()
 
     @property
     def selected(self) -> int:
@@ -86,8 +95,23 @@ class Votes(NamedTuple):
 
     @property
     def population(self) -> int:
-        """Samples classified A that were not escalated, from which the audit is drawn."""
-        return self.n_a - self.escalated_a
+        """Samples classified A that were not escalated."""
+        return self.rest[self.selected]
+
+    @property
+    def rest(self) -> tuple[int, ...]:
+        """C counts of the estimation samples that were not escalated."""
+        asked = self.escalated_from or (0,) * len(self.estimation)
+        return tuple(count - escalated for count, escalated in zip(self.estimation, asked, strict=True))
+
+    @property
+    def escalated_a(self) -> int:
+        """Escalated samples that had been classified A."""
+        return self.n_a - self.population
+
+    def auditable(self, sides: Sides) -> int:
+        """Return the size of what an audit is drawn from: ``population``, with two sides that of all classes."""
+        return self.population if sides == "one" else sum(self.rest)
 
     def known(self, c: int) -> int:
         """Return how many samples are known to be classified ``c`` by the base classifier, the audit left aside."""
@@ -121,6 +145,7 @@ class Votes(NamedTuple):
                 self, "audited", self.audited <= self.population, f"at most the {self.population} samples classified A"
             )
             expect(self, "mismatches", self.mismatches <= self.audited, f"at most {self.audited} audited samples")
+        self._validate_audit_of_all()
         expect(self, "anytime", isinstance(self.anytime, bool), "true or false")
         expect(self, "alpha_share", _is_number(self.alpha_share) and 0 < self.alpha_share <= 1, "a number in (0, 1]")
         expect(self, "alpha_share", self.anytime or self.alpha_share == 1, "1 where sampling could not stop")
@@ -130,15 +155,36 @@ class Votes(NamedTuple):
         expect(self, "noise_error", _is_number(self.noise_error) and 0 <= self.noise_error < 1, "a number in [0, 1)")
 
     def _validate_escalations(self) -> None:
-        for field in ("escalations", "escalated_a"):
-            expect(self, field, _is_count(getattr(self, field)), "an integer >= 0")
+        expect(self, "escalations", _is_count(self.escalations), "an integer >= 0")
         possible = 0 if self.audited is None else self.n
         expect(self, "escalations", self.escalations <= possible, f"at most {possible}")
-        limits = min(self.escalations, self.n_a), len(self.selection) if self.escalations else 0
-        expect(self, "escalated_a", self.escalated_a <= limits[0], f"at most {limits[0]}")
-        counts = isinstance(self.escalated, tuple) and all(map(_is_count, self.escalated))
-        expect(self, "escalated", counts and len(self.escalated) == limits[1], f"{limits[1]} integers >= 0")
-        expect(self, "escalated", sum(self.escalated) <= self.escalations, f"at most {self.escalations} in all")
+        for field in ("escalated", "escalated_from"):
+            self._expect_counts(field, len(self.selection) if self.escalations else 0, self.escalations)
+        expect(self, "escalated_from", min(self.rest) >= 0, f"at most {self.estimation}, class by class")
+        fewest = self.escalations - (self.n - sum(self.estimation))
+        expect(self, "escalated_from", sum(self.escalated_from) >= fewest, f"at least {fewest} in all")
+
+    def _validate_audit_of_all(self) -> None:
+        if self.audited_as == () == self.mistaken:
+            return
+        expect(self, "audited_as", self.audited is not None, "() without an audit")
+        total = sum(self.rest)
+        self._expect_counts("audited_as", len(self.selection), total)
+        within = all(count <= rest for count, rest in zip(self.audited_as, self.rest, strict=True))
+        expect(self, "audited_as", within, f"at most {self.rest}, class by class")
+        expect(
+            self, "audited", self.audited == self.audited_as[self.selected], f"those of class A of {self.audited_as}"
+        )
+        examined = sum(self.audited_as)
+        self._expect_counts("mistaken", len(self.selection), examined)
+        others = all(count <= examined - own for count, own in zip(self.mistaken, self.audited_as, strict=True))
+        expect(self, "mistaken", others, f"at most the audited samples of other classes of {self.audited_as}")
+
+    def _expect_counts(self, field: str, length: int, limit: int) -> None:
+        counts = getattr(self, field)
+        fits = isinstance(counts, tuple) and all(map(_is_count, counts)) and len(counts) == length
+        expect(self, field, fits, f"{length} integers >= 0")
+        expect(self, field, sum(counts) <= limit, f"at most {limit} in all")
 
     def to_json(self) -> dict[str, object]:
         """Return a dict that strict JSON can hold: optional fields where they say something, None for no residual."""

@@ -84,16 +84,21 @@ def test_votes_of_a_run_may_be_certified_on_two_sides(make_standard_run):
 def test_sides_go_with_another_alpha_and_with_rules_of_audit(make_standard_run, make_run, make_votes):
     (two,) = read_runs(make_standard_run(), "name", alpha=0.1, sides="two")
     assert two.examples == tuple(map(CertificationRule(alpha=0.1, sides="two").certify, two.votes))
-    asked = {"escalations": 20, "escalated": (10, 3, 0, 7), "escalated_a": 5}
-    escalated = make_run(votes=[make_votes(0, estimation=(2, 3, 0, 90), **asked)])
-    runs = read_runs(escalated, "name", audits=["joint", "exact"], sides="two")
-    assert [run.name for run in runs] == ["name two-sided joint", "name two-sided exact"]
-    for run, audit in zip(runs, ("joint", "exact"), strict=True):
-        assert run.examples == tuple(map(CertificationRule(audit=audit, sides="two").certify, run.votes))
+    asked = {"escalations": 20, "escalated": (10, 3, 0, 7), "escalated_from": (0, 1, 0, 19)}
+    of_all = {"audited": 30, "audited_as": (0, 1, 0, 30), "mistaken": (1, 0, 0, 0)}
+    escalated = make_run(votes=[make_votes(0, estimation=(2, 3, 0, 90), **asked, **of_all)])
+    (run,) = read_runs(escalated, "name", audits=["joint"], sides="two")
+    assert run.name == "name two-sided joint"
+    assert run.examples == tuple(map(CertificationRule(sides="two").certify, run.votes))
+    with pytest.raises(SettingError, match=r"^audit = 'exact'"):
+        read_runs(escalated, "name", audits=["joint", "exact"], sides="two")
+    of_a = make_run(votes=[make_votes(1, estimation=(2, 3, 0, 90), **asked)])
+    with pytest.raises(DataError, match=r"audited_as = .*: expected an audit of all classes"):
+        read_runs(of_a, "name", sides="two")
 
 
 def test_a_run_with_two_sides_is_read_as_it_is_and_on_one_side(make_standard_run):
-    rule = {"alpha": 0.01, "audit": "exact", "sides": "two", "alpha_b": 0.002}
+    rule = {"alpha": 0.01, "sides": "two", "alpha_b": 0.002}
     directory = make_standard_run(rule=CertificationRule(**rule))
     for sides in (None, "two"):
         (two,) = read_runs(directory, "name", sides=sides)

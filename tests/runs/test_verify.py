@@ -285,7 +285,7 @@ def test_a_run_with_escalation_and_two_sides_follows_from_its_votes(finished_wit
         assert example["p_b_upper"] == certificate.p_b_upper is not None
         assert (example["escalations"], example["escalated"]) == (12, list(vote.escalated))
         aim = AdaptiveAudit(radius_loss=0.3, alpha=0.05, rule="joint")
-        assert vote.audited == aim.size(vote)
+        assert sum(vote.audited_as) == aim.size(vote, "two")
     assert any(certificate.radius > 0 for certificate in run.certificates)
     assert any(example["p_b_upper"] < 1 - example["p_a_lower"] for example in run.examples.values())
 
@@ -293,11 +293,13 @@ def test_a_run_with_escalation_and_two_sides_follows_from_its_votes(finished_wit
 @pytest.mark.parametrize(
     ("change", "finding"),
     [
-        (lambda r: r.update(escalations=13), "escalations = 13, but the run escalates 12"),
-        (lambda r: r.update(escalations=0, escalated=[], escalated_a=0), "escalations = 0, but the run escalates 12"),
+        (lambda r: r.update(escalations=13), "escalated_from = .*: expected at least 13"),
+        (lambda r: r.update(escalations=0, escalated=[], escalated_from=[]), "escalations = 0, but the run escalates 12"),
         (lambda r: r.update(escalated=[0] * 9 + [13]), "escalated = .*: expected at most 12"),
-        (lambda r: r.update(escalated_a=13), "escalated_a = 13: expected at most"),
-        (lambda r: r.update(audited=r["audited"] - 1, mismatches=0), "audited = .*, but its votes ask for"),
+        (lambda r: r.update(escalated_from=[0] * 9 + [13]), "escalated_from = .*: expected at most"),
+        (lambda r: r.update(audited_as=[], mistaken=[]), "audited_as = .*, but the run has sides = 'two'"),
+        (lambda r: r.update(audited=r["audited"] - 1, mismatches=0), "audited = .*: expected those of class A"),
+        (lambda r: r.update(audited=0, mismatches=0, audited_as=[0] * 10, mistaken=[0] * 10), "audited = 0, but its votes ask for"),
         (lambda r: r.update(mismatches=0, escalated=r["escalated"][::-1]), "image .*: p_a_lower = .*, but it is"),
     ],
 )
@@ -316,7 +318,7 @@ def test_escalations_that_were_tampered_with_are_found(finished_with_escalation,
         (lambda r: r["settings"]["certificate"].update(sides="one", alpha_b=None), "p_b_upper = .*, but it is None"),
         (lambda r: r["settings"]["certificate"].update(alpha_b=0.02), "p_a_lower = .*, but it is"),
         (lambda r: r["settings"]["certificate"].update(alpha_b=0.05), "cannot be used"),
-        (lambda r: r["settings"]["certificate"].update(audit="exact"), "p_a_lower = .*, but it is"),
+        (lambda r: r["settings"]["certificate"].update(audit="exact"), "cannot be used"),
     ],
 )
 def test_a_resealed_report_of_two_sides_does_not_follow(finished_with_escalation, tmp_path, change, finding):

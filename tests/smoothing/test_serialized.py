@@ -26,6 +26,7 @@ CONVERGED = Picard(max_steps=60)
         ({"warmup_steps": 0}, "warmup_steps"),
         ({"precision": "float64"}, "precision"),
         ({"n": 10, "audit": FixedAudit(11)}, r"audit\.samples"),
+        ({"sides": "three"}, "sides"),
         *(({"escalation": share}, "escalation") for share in (-0.1, 1, 1.0, math.nan, True, "0.1", None)),
     ],
 )
@@ -205,7 +206,7 @@ def test_votes_without_escalation_are_those_of_before(threshold_deq):
         votes = votes_of(one_step_from_clean(escalation=share), g, IMAGE)
         assert (votes.escalations, votes.escalated, votes.escalated_a) == (0, (), 0)
         assert (votes.population, votes.audited) == (votes.n_a, 20)
-        assert not {"escalations", "escalated", "escalated_a", "alpha_share"} & votes.to_json().keys()
+        assert not {"escalations", "escalated", "escalated_from", "audited_as", "mistaken"} & votes.to_json().keys()
     some = votes_of(one_step_from_clean(escalation=0.1), g, IMAGE)
     for field in ("selection", "estimation", "nfe_fast", "residual"):
         assert getattr(some, field) == getattr(votes, field)
@@ -268,12 +269,79 @@ def test_a_classifier_of_one_class_is_escalated_like_any_other(threshold_deq):
         def head(self, z):
             return z
 
-    votes = votes_of(serialized(escalation=0.2), converged(OneClass()), IMAGE)
-    assert (votes.escalations, votes.escalated, votes.escalated_a) == (10, (10,), 10)
+    votes = votes_of(serialized(escalation=0.2, sides="two"), converged(OneClass()), IMAGE)
+    assert (votes.escalations, votes.escalated, votes.escalated_from) == (10, (10,), (10,))
     assert (votes.n_a, votes.population, votes.audited, votes.mismatches) == (50, 40, 20, 0)
+    assert (votes.audited_as, votes.mistaken) == ((20,), (0,))
     rules = [CertificationRule(0.05, sides=sides) for sides in ("one", "two")]
     one, two = (rule.certify(votes) for rule in rules)
     assert two.radius < one.radius  # a tenth of alpha is for nothing
+
+
+class ThreeLevels:
+    """Logits (0, z - 0.6, 2z - 1.6): class 0 up to 0.6, class 1 up to 1, class 2 above."""
+
+    def head(self, z):
+        level = z.mean(dim=1, keepdim=True)
+        return torch.cat([torch.zeros_like(level), level - 0.6, 2 * level - 1.6], dim=1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+@pytest.mark.parametrize("size", [60, 300])
+def test_an_audit_for_two_sides_is_of_all_classes(size, share, threshold_deq):
+    """f sees 2u where S sees 1/2 + u; doubt is about which class it is, whatever was selected."""
+
+    class Network(ThreeLevels, threshold_deq):
+        pass
+
+    sampling = one_step_from_clean(audit=FixedAudit(size), escalation=share, sides="two")
+    for index in range(6):
+        classifier = Network()
+        g = smoothed(classifier, sigma=1.0, solver=Picard(max_steps=11))
+        votes = recorded_votes(sampling, g, IMAGE, index)
+        samples = noisy(sampling, g, IMAGE, index)
+        u = samples.flatten(1).mean(dim=1)
+        rest = 1 - 2.0**-11  # of eleven plain steps
+        predicted, true = (torch.bucketize(z, torch.tensor([0.6, 1.0])) for z in (0.5 * rest + u, 2 * rest * u))
+        logits = torch.cat([ThreeLevels().head(z[:, None]) for z in (0.5 * rest + u,)]).sort(dim=1).values
+        count = int(share * 300)
+        escalated = (logits[:, 2] - logits[:, 1]).argsort()[:count].tolist()
+        asked = places_of(torch.cat(classifier.inputs[CHAIN:]), samples)
+        audited = sorted(set(asked) - set(escalated))
+        assert set(escalated) <= set(asked)
+        assert len(asked) == len(set(asked)) == count + min(size, 300 - count)
+
+        def counts(classes):
+            return tuple(torch.bincount(classes, minlength=3).tolist())
+
+        assert votes.estimation == counts(predicted)
+        assert votes.escalations == count
+        assert votes.escalated == (counts(true[escalated]) if count else ())
+        assert votes.escalated_from == (counts(predicted[escalated]) if count else ())
+        assert votes.audited_as == counts(predicted[audited])
+        assert min(votes.audited_as) > 0
+        wrong = predicted[audited] != true[audited]
+        assert votes.mistaken == counts(true[audited][wrong])
+        assert votes.mismatches == int((wrong & (predicted[audited] == votes.selected)).sum())
+        assert votes.audited == votes.audited_as[votes.selected]
+        assert votes.nfe_audit == 11 * len(asked)
+        votes._replace(index=0, label=0).validate()
+        if size == 300:  # all is known
+            rest_of = votes.rest
+            for c in range(3):
+                found = votes.known(c) + rest_of[c] + votes.mistaken[c]
+                assert found - int((wrong & (predicted[audited] == c)).sum()) == int((true == c).sum())
+
+
+def test_serialized_votes_are_for_the_sides_of_the_certificates(threshold_deq):
+    assert Serialized().aimed_at(CertificationRule(sides="two")).sides == "two"
+    assert Serialized().aimed_at(CertificationRule()).sides == "one"
+    assert Serialized(sides="two").aimed_at(CertificationRule()).sides == "two"
+    with pytest.raises(SettingError, match=r"^certificate\.audit = 'exact'"):
+        Serialized().aimed_at(CertificationRule(sides="two", audit="exact"))
+    votes = votes_of(one_step_from_clean(sides="two"), converged(threshold_deq(0.7)), IMAGE)
+    assert 0 < votes.audited < sum(votes.audited_as) == 20
+    assert CertificationRule(sides="one").certify(votes).sound
 
 
 @pytest.mark.parametrize("samples", [1, 5, 50])

@@ -7,6 +7,7 @@ probability of a false bound is a sum over T of a maximum over what may be obser
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -87,6 +88,27 @@ def test_nor_does_one_that_chooses_what_is_escalated(weight):
         for r in range(n - known + 1)
     }
     worst = worst_of_all_p(n, bounds, half, 4)
+    assert 0.3 * alpha < worst <= alpha
+
+
+@pytest.mark.parametrize("weight", [0.3, 1.0])
+def test_nor_does_one_that_chooses_how_much_of_an_audit_of_all_classes_falls_to_a(weight):
+    """The audit is half of all n samples; how many of them lie in the population is chance."""
+    n, alpha = 16, 0.1
+    audited = half(n)
+    bounds = np.full((n + 1, audited + 1, audited + 1), -1.0)  # by population, its audited samples, and mismatches
+    for r, k in itertools.product(range(n + 1), range(audited + 1)):
+        for m in range(k + 1 if max(0, audited - (n - r)) <= k <= r else 0):
+            bounds[r, k, m] = joint_p_a_lower(0, r, k, m, n, alpha, weight)
+    states = np.array([(r, wrong) for r in range(n + 1) for wrong in range(r + 1)])
+    r, wrong = states.T[:, :, None, None]
+    k, m = np.arange(audited + 1)[:, None], np.arange(audited + 1)
+    drawn = hypergeom.pmf(k, n, np.maximum(r, 1), audited) * hypergeom.pmf(m, np.maximum(r, 1), wrong, np.minimum(k, r))
+    worst = 0.0
+    for p in sorted({bound for bound in bounds.flat if bound > 0})[::4]:
+        rates = (drawn * (bounds[states[:, 0]] > p * (1 - 1e-12))).sum(axis=(1, 2))
+        possible = [(states[:, 0] - states[:, 1] <= t) & (states[:, 1] <= n - t) for t in range(n + 1)]
+        worst = max(worst, sum(binom.pmf(t, n, p) * rates[possible[t]].max() for t in range(n + 1)))
     assert 0.3 * alpha < worst <= alpha
 
 
@@ -179,6 +201,7 @@ def test_bounds_fall_with_mismatches_and_rise_with_alpha_and_with_what_is_known(
     assert joint_p_a_lower(100, 700, 150, 2, 1000, 0.02, 0.5) > bounds[2]
     assert joint_p_a_lower(200, 700, 150, 2, 1000, 0.01, 0.5) > bounds[2]
     assert joint_p_a_lower(0, 700, 0, 0, 1000, 0.01, 0.5) == 0
+    assert joint_p_b_upper(100, 700, 150, 0, 1000, 0.01, 0.5) == 1 - joint_p_a_lower(200, 700, 150, 0, 1000, 0.01, 0.5)
     assert joint_p_b_upper(100, 700, 150, 150, 1000, 0.01, 0.5) > joint_p_b_upper(100, 700, 150, 0, 1000, 0.01, 0.5)
 
 
@@ -196,8 +219,17 @@ def test_the_audit_is_the_smallest_that_reaches_its_aim(known):
 def test_the_weight_follows_the_selection_samples():
     weights = [joint_weight(k0, 100, 10_000, 0.001) for k0 in (52, 60, 70, 90)]
     assert weights == sorted(weights)
-    assert weights[0] < 0.5 < weights[-1]
+    assert weights[0] < weights[-1]
     assert set(weights) <= set(WEIGHTS)
+
+
+@pytest.mark.parametrize("k0", [60, 70, 80, 90, 100])
+def test_the_weight_is_not_that_of_a_complete_audit_where_small_ones_suffice_for_a_little_less(k0):
+    n_a = 10 * k0
+    bounds = {w: joint_p_a_lower(0, n_a, n_a // 2, 0, 1000, 0.001, w) for w in WEIGHTS}
+    chosen = bounds[joint_weight(k0, 100, 1000, 0.001)]
+    assert chosen > max(bounds.values()) - 0.01
+    assert chosen > bounds[0.1]
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,9 @@ def test_every_rule_subtracts_the_error(make_votes, standard_votes, audit, audit
 @pytest.mark.parametrize("escalated", [True, False])
 def test_two_sides_add_the_error_to_the_other_one(make_votes, standard_votes, escalated):
     rule = CertificationRule(sides="two")
-    asked = {"escalations": 400, "escalated": (190, 10, 180), "escalated_a": 5, "audited": 300, "mismatches": 0}
-    votes = make_votes(**asked)._replace(estimation=(200, 600, 200)) if escalated else standard_votes
+    asked = {"escalations": 400, "escalated": (80, 220, 90), "escalated_from": (110, 190, 100), "audited": 300}
+    all_of_them = {"mismatches": 0, "audited_as": (80, 300, 90), "mistaken": (0, 0, 0)}
+    votes = make_votes(**asked, **all_of_them) if escalated else standard_votes
     votes = votes._replace(estimation=(200, 600, 200))
     p_a, p_b = rule.bounds(votes)
     assert p_b < 1 - p_a - 0.125  # so that what is not A does not bound it

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from deqcert.errors import DataError
 from deqcert.statistics import CertificationRule, Votes
 
-ESCALATED = {"escalations": 100, "escalated": (5, 80, 12), "escalated_a": 60}
+ESCALATED = {"escalations": 100, "escalated": (5, 80, 12), "escalated_from": (15, 60, 25)}
+ALL = {"audited": 300, "audited_as": (10, 300, 20), "mistaken": (3, 5, 2)}  # of all classes
 
 
 def test_selected_is_the_most_frequent_class_and_the_lowest_on_ties(make_votes):
@@ -41,8 +42,11 @@ def test_consistent_votes_pass(make_votes, standard_votes):
     make_votes(selection=(0, 79, 0), estimation=(0, 950, 0)).validate()  # non-finite samples vote for nobody
     make_votes(audited=0, mismatches=0).validate()
     make_votes(**ESCALATED).validate()  # 3 of them diverged
-    make_votes(**{**ESCALATED, "escalated": (0, 0, 0), "escalated_a": 0}).validate()
-    make_votes(**{**ESCALATED, "escalated": (0, 100, 0), "escalated_a": 100, "audited": 850}).validate()
+    make_votes(**{**ESCALATED, "estimation": (20, 850, 30), "escalated_from": (0, 0, 0)}).validate()
+    make_votes(**{**ESCALATED, "escalated": (0, 100, 0), "escalated_from": (0, 100, 0), "audited": 850}).validate()
+    make_votes(**ALL).validate()
+    make_votes(**ESCALATED, **{**ALL, "audited_as": (5, 300, 5)}).validate()
+    make_votes(audited=0, mismatches=0, audited_as=(0, 0, 0), mistaken=(0, 0, 0)).validate()
     make_votes(anytime=True, alpha_share=0.25).validate()
     make_votes(anytime=True, alpha_share=1).validate()
     make_votes(residual=math.inf).validate()  # a diverged solve is a fact, not an error
@@ -102,10 +106,23 @@ def test_consistent_votes_pass(make_votes, standard_votes):
         ("escalated", {**ESCALATED, "escalated": (-1, 80, 12)}),
         ("escalated", {**ESCALATED, "escalated": (5, 80, 16)}),
         ("escalated", {"escalated": (0, 0, 0)}),
-        ("escalated_a", {**ESCALATED, "escalated_a": -1}),
-        ("escalated_a", {**ESCALATED, "escalated_a": 101}),
-        ("escalated_a", {"escalated_a": 1}),
-        ("escalated_a", {**ESCALATED, "estimation": (490, 50, 460), "audited": 0, "mismatches": 0}),
+        ("escalated_from", {**ESCALATED, "escalated_from": (-1, 60, 25)}),
+        ("escalated_from", {**ESCALATED, "escalated_from": (10, 66, 25)}),
+        ("escalated_from", {**ESCALATED, "escalated_from": (10, 60)}),
+        ("escalated_from", {"escalated_from": (0, 1, 0)}),
+        ("escalated_from", {**ESCALATED, "escalated_from": (15, 60, 20)}),
+        ("escalated_from", {**ESCALATED, "estimation": (490, 50, 460), "audited": 0, "mismatches": 0}),
+        ("audited_as", {**ALL, "audited_as": (10, 300)}),
+        ("audited_as", {**ALL, "audited_as": (21, 300, 20)}),
+        ("audited_as", {**ALL, "audited_as": (10, 300, 20.0)}),
+        ("audited_as", {**ALL, **ESCALATED}),
+        ("audited_as", {**ALL, "audited": None, "mismatches": 0, "nfe_audit": 0}),
+        ("audited_as", {"mistaken": (0, 0, 0)}),
+        ("audited", {**ALL, "audited_as": (10, 299, 20)}),
+        ("mistaken", {**ALL, "mistaken": ()}),
+        ("mistaken", {**ALL, "mistaken": (3, 31, 2)}),
+        ("mistaken", {**ALL, "mistaken": (200, 0, 150)}),
+        ("mistaken", {**ALL, "mistaken": (-1, 5, 2)}),
         ("audited", {**ESCALATED, "audited": 891}),
     ],
 )
@@ -124,10 +141,12 @@ def arbitrary_votes(draw: st.DrawFn) -> Votes:
     counts = st.lists(st.integers(0, 50), min_size=classes, max_size=classes).map(tuple)
     selection, estimation = draw(counts), draw(counts)
     n_a = estimation[selection.index(max(selection))]
-    n = max(sum(estimation), 1)
-    asked = draw(st.just(0) | st.integers(0, n))
+    n = max(sum(estimation), 1) + 50
+    asked = draw(st.just(0) | st.integers(0, 50))
     escalated_a = draw(st.integers(0, min(asked, n_a)))
     audited = draw(st.integers(0, n_a - escalated_a) if asked else st.none() | st.integers(0, n_a))
+    of_a = [c == selection.index(max(selection)) for c in range(classes)]
+    of_all = audited is not None and draw(st.booleans())
     anytime = draw(st.booleans())
     return Votes(
         index=draw(st.integers(0, 10**6)),
@@ -148,7 +167,9 @@ def arbitrary_votes(draw: st.DrawFn) -> Votes:
         alpha_share=draw(st.floats(1e-6, 1)) if anytime else 1.0,
         escalations=asked,
         escalated=(asked, *[0] * (classes - 1)) if asked else (),
-        escalated_a=escalated_a,
+        escalated_from=tuple(escalated_a * own for own in of_a) if asked else (),
+        audited_as=tuple((audited or 0) * own for own in of_a) if of_all else (),
+        mistaken=tuple(draw(st.integers(0, 0 if own else (audited or 0) // classes)) for own in of_a) if of_all else (),
     )
 
 
@@ -158,11 +179,11 @@ def test_votes_survive_json(votes):
 
 
 def test_json_leaves_out_what_says_nothing(make_votes):
-    optional = {"alpha_share", "escalations", "escalated", "escalated_a"}
+    optional = {"alpha_share", "escalations", "escalated", "escalated_from", "audited_as", "mistaken"}
     assert not optional & make_votes().to_json().keys()
     assert optional & make_votes(anytime=True).to_json().keys() == {"alpha_share"}
-    assert optional & make_votes(**ESCALATED).to_json().keys() == optional - {"alpha_share"}
-    assert make_votes(**{**ESCALATED, "escalated_a": 0}).to_json().keys() >= {"escalations", "escalated"}
+    assert optional & make_votes(**ESCALATED).to_json().keys() == {"escalations", *ESCALATED}
+    assert optional & make_votes(**ALL).to_json().keys() == {"audited_as", "mistaken"}
 
 
 def test_votes_written_before_there_were_optional_fields_read_as_before(make_votes):
@@ -228,8 +249,9 @@ def test_from_json_refuses_missing_and_unknown_fields(make_votes):
         ("escalations", True),
         ("escalated", None),
         ("escalated", [1, 2.0, 3]),
-        ("escalated_a", 1.0),
-        ("escalated_a", "60"),
+        ("escalated_from", [10, 60.0, 25]),
+        ("escalated_from", "60"),
+        ("audited_as", None),
     ],
 )
 def test_from_json_refuses_wrong_types(make_votes, field, value):
