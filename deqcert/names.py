@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 
@@ -51,25 +52,34 @@ def checkpoint_path(path: str | Path, field: str = "ckpt_path") -> str | Path:
         known = ", ".join(f"{PREFIX}{each}" for each in digests)
         raise CheckpointError(f"{shown}: must be one of {known}")
     place = os.environ.get(CHECKPOINTS_VARIABLE, "")
-    online = "://" in place
-    cache = _cache()
-    folders = [_CHECKPOINTS, cache] if online or not place else [_CHECKPOINTS, Path(place).expanduser(), cache]
-    files = [file for folder in folders if (file := folder / name / "model.ckpt").is_file()]
-    for file in files:
-        if file_digest(file) == digests[name]:
-            return file
-    if online:
-        return _download(f"{place.rstrip('/')}/{name}/model.ckpt", cache / name / "model.ckpt", digests[name], shown)
-    if files:
-        raise CheckpointError(f"{shown}: {', '.join(map(str, files))} has not the known SHA-256, {digests[name]}")
+    others: list[Path] = []
+    for folder in _folders(place):
+        if (file := folder / name / "model.ckpt").is_file():
+            if file_digest(file) == digests[name]:
+                return file
+            others.append(file)
+    if _is_url(place):
+        return _download(
+            f"{place.rstrip('/')}/{name}/model.ckpt", file, digests[name], shown
+        )  # file: that of the cache
+    if others:
+        raise CheckpointError(f"{shown}: {others[0]}: has another SHA-256 than {digests[name]}")
     advice = f"set the environment variable {CHECKPOINTS_VARIABLE} to the folder or URL that has {name}/model.ckpt"
     raise CheckpointError(f"{shown}: is not in the installed package; {advice}, e.g. to checkpoints/ of a clone")
 
 
-def _cache() -> Path:
+def _is_url(place: str) -> bool:
+    return "://" in place
+
+
+def _folders(place: str) -> Iterator[Path]:
+    """Yield where to look, the cache of downloads last."""
+    yield _CHECKPOINTS
+    if place and not _is_url(place):
+        yield Path(place).expanduser()
     from torch.hub import get_dir  # takes seconds
 
-    return Path(get_dir(), "deqcert")
+    yield Path(get_dir(), "deqcert")
 
 
 def _download(url: str, target: Path, digest: str, shown: str) -> Path:

@@ -78,7 +78,9 @@ def _as_checkpoint(content: Any) -> Any:
     alone = content and all(isinstance(name, str) and isinstance(each, Tensor) for name, each in content.items())
     checkpoint = {"state_dict": content} if alone else content
     weights = checkpoint.get("state_dict")
-    if not isinstance(weights, Mapping) or any(str(name).startswith(PREFIX) for name in weights):
+    if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
+        return checkpoint
+    if any(name.startswith(PREFIX) for name in weights):
         return checkpoint
     return {**checkpoint, "state_dict": {f"{PREFIX}{name}": each for name, each in weights.items()}}
 
