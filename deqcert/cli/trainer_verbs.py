@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -52,7 +52,7 @@ class DeqCertCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Keep the arguments, see :meth:`stated`."""
         super().parse_arguments(parser, args)
-        self._args = args
+        self._args = cast("Sequence[str]", args)  # of build
 
     def stated(self, name: str) -> Any:
         """Return a setting of the verb as the arguments state it; None where its value is the default."""
