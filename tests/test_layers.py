@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 # Lowest first; a module may import from its own layer and from those before it.
 LAYERS = [
-    {"version", "errors", "files"},
+    {"version", "errors", "files", "names"},
     {"seeding"},
     {"solvers"},
     {"implicit"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import sys
@@ -13,11 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from deqcert.checkpoints.architecture import ARCHITECTURE, demand_plain_architecture
 from deqcert.errors import CheckpointError, is_real
 from deqcert.files import write_atomically
+from deqcert.names import checkpoint_path
+
+SAFETENSORS = ".safetensors"
+
+PREFIX = "network."
+"""Begins the name of every weight of the network in a checkpoint, which is of the module around it."""
 
 _SHOWN = 3
 _LONGEST_NAME = 100
@@ -25,6 +34,7 @@ _ZIP = b"PK\x03\x04"
 _REFUSED = "refused: "
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
+_CONVERT = "deqcert convert FILE --to TARGET.ckpt --config CONFIG converts weights of other programs"
 _WEB_PAGE = "is a web page, not a file of weights; download the file itself"
 _OTHER_KINDS = {
     b"<!doctype html": _WEB_PAGE,
@@ -43,14 +53,36 @@ _CODE = {"_instantiator", "_class_path", "class_path"}
 def read_checkpoint(path: str | Path, field: str = "ckpt_path") -> dict[str, Any]:
     """Read a checkpoint written by ``deqcert fit``, named by the setting ``field``, onto the CPU.
 
+    A plain state dict and a file of safetensors, by the network's own names with or without ``network.`` before all of
+    them, come in the form of a checkpoint too. ``path`` may be ``deqcert:NAME``.
+
     Raises:
         CheckpointError: There is no such file, or it is damaged, holds more than tensors and plain data, is
             compressed (a small file could fill the memory), has no weights, or see :func:`demand_plain`.
     """
     shown = f"{field} = {str(path)!r}"
-    checkpoint = load_plain(path, shown, "a checkpoint written by fit")
+    file = checkpoint_path(path, field)
+    if str(file).endswith(SAFETENSORS):
+        content: Any = load_safetensors(file, shown)
+    else:
+        content = load_plain(file, shown, "a checkpoint written by fit, a state dict or safetensors")
+    checkpoint = _as_checkpoint(content)
     demand_plain(checkpoint, shown)
     return dict(checkpoint)
+
+
+def _as_checkpoint(content: Any) -> Any:
+    """Return weights alone, or by the network's own names, in the form of a checkpoint; anything else as it is."""
+    if not isinstance(content, Mapping):
+        return content
+    alone = content and all(isinstance(name, str) and isinstance(each, Tensor) for name, each in content.items())
+    checkpoint = {"state_dict": content} if alone else content
+    weights = checkpoint.get("state_dict")
+    if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
+        return checkpoint
+    if any(name.startswith(PREFIX) for name in weights):
+        return checkpoint
+    return {**checkpoint, "state_dict": {f"{PREFIX}{name}": each for name, each in weights.items()}}
 
 
 def save_checkpoint(checkpoint: Mapping[str, Any], path: str | Path) -> None:
@@ -85,6 +117,28 @@ def load_plain(path: str | Path, shown: str, expected: str | None = None) -> Any
         raise CheckpointError(f"{shown}: damaged, or holds more than tensors ({cause}){advice}") from error
 
 
+def load_safetensors(path: str | Path, shown: str) -> dict[str, Any]:
+    """Read safetensors as a checkpoint; sigma and architecture are those of the metadata, if they are there.
+
+    Raises:
+        CheckpointError: There is no such file, or it is damaged.
+    """
+    if not os.path.isfile(path):
+        raise CheckpointError(f"{shown}: must be an existing checkpoint file")
+    try:
+        demand_no_other_kind(path, shown)
+        checkpoint: dict[str, Any] = {"state_dict": load(Path(path).read_bytes())}
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        if "sigma" in metadata:
+            checkpoint["hyper_parameters"] = {"sigma": float(metadata["sigma"])}
+        if ARCHITECTURE in metadata:
+            checkpoint[ARCHITECTURE] = json.loads(metadata[ARCHITECTURE])
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{shown}: cannot be read as safetensors: {error}") from error
+    return checkpoint
+
+
 def demand_plain(checkpoint: Any, shown: str = "ckpt_path") -> None:
     """Raise :class:`CheckpointError` unless a checkpoint holds what ``fit`` writes, as far as deqcert uses it.
 
@@ -92,7 +146,7 @@ def demand_plain(checkpoint: Any, shown: str = "ckpt_path") -> None:
     are given.
     """
     if not isinstance(checkpoint, Mapping) or "state_dict" not in checkpoint:
-        raise CheckpointError(f"{shown}: not a checkpoint written by fit (no state_dict)")
+        raise CheckpointError(f"{shown}: not a checkpoint written by fit (no state_dict); {_CONVERT}")
     weights = checkpoint["state_dict"]
     if not isinstance(weights, Mapping):
         raise CheckpointError(f"{shown}: state_dict must be a dictionary of tensors, not {type(weights).__name__}")
@@ -127,12 +181,14 @@ def demand_tensors(weights: Mapping[Any, Any], shown: str) -> None:
             raise CheckpointError(f"{shown}: {printable(key)} must be a dense tensor with data, not {kind}")
 
 
-def demand_usable_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], field: str = "ckpt_path") -> None:
+def demand_usable_weights(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], field: str = "ckpt_path", other_names: str = _CONVERT
+) -> None:
     """Raise :class:`CheckpointError` unless the weights ``given`` can replace ``own``.
 
     They need the same names and shapes, floats where there are floats, and finite values once they are of the model's
     type. The model's logits would be NaN on every image otherwise, which nobody would notice in training. The error
-    names some of each kind of what does not fit.
+    names some of each kind of what does not fit, and says what to do where the names are others, ``other_names``.
     """
     common = own.keys() & given.keys()
     shapes = {key for key in common if own[key].shape != given[key].shape}
@@ -153,6 +209,8 @@ def demand_usable_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor]
     if any(kinds):
         problems = "; ".join(_some(kind) for kind in kinds if kind)
         complaints.append(f"the checkpoint is of another architecture than the model: {problems}")
+        if other_names and own.keys() - given.keys() and given.keys() - own.keys():
+            complaints[-1] += f"; {other_names}"
     if spoilt:
         complaints.append(f"weights must be finite; NaN or infinite are some of {_some(spoilt)}")
     if complaints:

@@ -10,11 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from deqcert.checkpoints.architecture import ARCHITECTURE, demand_same_architecture, network_of
-from deqcert.checkpoints.files import demand_usable_weights, printable, read_checkpoint
+from deqcert.checkpoints.files import PREFIX, demand_usable_weights, printable, read_checkpoint
 from deqcert.errors import CheckpointError
-
-PREFIX = "network."
-"""Begins the name of every weight of the network in a checkpoint, which is of the module around it."""
 
 
 class LoadedNetwork(NamedTuple):
@@ -39,7 +36,8 @@ def network_weights(weights: Mapping[str, Tensor], field: str = "ckpt_path") -> 
 def load_network(path: str | Path, network: nn.Module | None = None) -> LoadedNetwork:
     """Return the network of a file written by ``deqcert fit``, ``convert`` or ``anchor``, ready to classify.
 
-    ``network`` takes the weights; without it the network that the checkpoint states is built, on the CPU.
+    ``network`` takes the weights; without it the network that the checkpoint states is built, on the CPU. Weights alone
+    are read too, see :func:`read_checkpoint`; ``path`` may be ``deqcert:NAME``.
 
     Raises:
         CheckpointError: The checkpoint cannot be used, is of another architecture than ``network``, or does not state
@@ -61,7 +59,7 @@ def load_network(path: str | Path, network: nn.Module | None = None) -> LoadedNe
 def _stated_network(checkpoint: Mapping[str, Any]) -> nn.Module:
     found = network_of(checkpoint.get(ARCHITECTURE))
     if found is None:
-        raise CheckpointError("ckpt_path: states no network of deqcert; build the network and pass it too")
+        raise CheckpointError("ckpt_path: states no network of deqcert; --config must name one, in Python pass one too")
     kind, settings = found
     try:
         return kind(**settings)

@@ -19,6 +19,7 @@ from deqcert.data.images import to_unit_interval
 from deqcert.errors import SettingError
 from deqcert.interchange import write_checkpoint
 from deqcert.models import MDEQ
+from deqcert.names import checkpoint_path
 from deqcert.seeding import Purpose, purpose_seed
 from deqcert.solvers import Anderson
 from deqcert.training.starts import compute_start
@@ -34,7 +35,7 @@ def run_anchor(args: Sequence[str]) -> int:
     """
     parsed, config_args = parse_with_settings(_parser(), args)
     target = Path(parsed.to)
-    demand_free(target, Path(parsed.source), parsed.overwrite)
+    demand_free(target, Path(checkpoint_path(parsed.source, "source")), parsed.overwrite)
     checkpoint = read_checkpoint(parsed.source, "source")
     setting = f"--model.network.init_args.start={parsed.start}"
     built = instantiate(["certify", *config_args, setting])

@@ -14,9 +14,11 @@ import yaml
 from deqcert.checkpoints import read_checkpoint
 from deqcert.checkpoints.architecture import ARCHITECTURE, network_of
 from deqcert.errors import SettingError, require
+from deqcert.names import checkpoint_path, config_path
 
 CONFIG = ("--config", "-c")
 _OPTION = re.compile("-[-a-zA-Z]")  # a negative number is a value
+_ATTACHED = re.compile("(-c)([^=].*)")  # argparse reads -cFILE too
 _MAX_CONFIG_BYTES = 2**18
 
 
@@ -45,19 +47,25 @@ def in_order_of_precedence(args: Sequence[str]) -> list[str]:
     """Return arguments so that a parser for which the last setting wins reads them as they are meant.
 
     Configurations go first: what stands on the command line wins wherever it stands. A whole group (a class or a file)
-    goes before the settings within it, which it would replace. The verb is the first of ``args`` and of what is
-    returned.
+    goes before the settings within it, which it would replace. A configuration ``deqcert:NAME`` becomes its file. The
+    verb is the first of ``args`` and of what is returned.
     """
     configs: list[list[str]] = []
     others: list[list[str]] = []
     for option in _options(args[1:]):
         if _name(option) in CONFIG:
-            configs.append(option)
+            configs.append(_with_file(option))
         else:
             prefix = f"{_name(option)}."
             within = (place for place, other in enumerate(others) if _name(other).startswith(prefix))
             others.insert(next(within, len(others)), option)
     return [*args[:1], *(argument for option in [*configs, *others] for argument in option)]
+
+
+def _with_file(option: Sequence[str]) -> list[str]:
+    first, *values = option
+    name, equals, value = first.partition("=")
+    return [f"{name}{equals}{config_path(value)}", *map(config_path, values)]
 
 
 def _options(args: Sequence[str]) -> list[list[str]]:
@@ -66,7 +74,8 @@ def _options(args: Sequence[str]) -> list[list[str]]:
     for argument in args:
         if _OPTION.match(argument) or not options:
             options.append([])
-        options[-1].append(argument)
+        attached = _ATTACHED.match(argument)
+        options[-1] += attached.groups() if attached else [argument]
     return options
 
 
@@ -83,7 +92,7 @@ def with_checkpoint_network(args: Sequence[str]) -> list[str]:
     verb, *rest = args
     path = (values_of(rest, "--ckpt_path") or [""])[-1]
     found = None
-    if verb != "fit" and os.path.isfile(path):
+    if verb != "fit" and os.path.isfile(checkpoint_path(path)):
         found = network_of(read_checkpoint(path).get(ARCHITECTURE))
     if found is None:
         return list(args)

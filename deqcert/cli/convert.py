@@ -11,14 +11,13 @@ from deqcert.checkpoints import network_weights
 from deqcert.checkpoints.architecture import architecture_differences, architecture_of
 from deqcert.checkpoints.files import demand_usable_weights, printable
 from deqcert.cli.arguments import CONFIG, demand_free, parse_with_settings, values_of
-from deqcert.cli.instantiation import instantiate
+from deqcert.cli.instantiation import ANYWHERE, instantiate
 from deqcert.errors import require
 from deqcert.files import file_digest
 from deqcert.interchange import SAFETENSORS, convert_weights, read_weights, write_checkpoint, write_safetensors
+from deqcert.names import checkpoint_path
 
 _SHOWN = 5
-# A configuration for other machines names a model all the same.
-_ANYWHERE = "--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.plugins=null"
 
 
 def run_convert(args: Sequence[str]) -> int:
@@ -27,7 +26,7 @@ def run_convert(args: Sequence[str]) -> int:
     ``args`` are the arguments after the verb; those that it does not know go to the configuration of the model.
     """
     parsed, model_args = parse_with_settings(_parser(), args)
-    source, target = Path(parsed.source), Path(parsed.to)
+    source, target = Path(checkpoint_path(parsed.source, "source")), Path(parsed.to)
     demand_free(target, source, parsed.overwrite)
     if target.suffix == SAFETENSORS:
         require(not model_args, "arguments", " ".join(model_args), "are not needed to write safetensors")
@@ -60,7 +59,7 @@ def _import(source: Path, target: Path, model_args: Sequence[str]) -> list[str]:
     named = any(values_of(model_args, *CONFIG))
     require(named, "config", None, "must name the configuration of the model, e.g. configs/cifar10/mdeq_large.yaml")
     found = read_weights(source)
-    module = instantiate(["certify", *model_args, *_ANYWHERE]).model
+    module = instantiate(["certify", *model_args, *ANYWHERE]).model
     conversion = convert_weights(found.tensors, module.network, str(source))
     sigma = module.sigma
     write_checkpoint(target, conversion.weights, sigma, architecture_of(module.network))

@@ -8,7 +8,10 @@ from deqcert.cli.arguments import in_order_of_precedence
 from deqcert.cli.parsing import settings_as_written
 from deqcert.cli.trainer_verbs import DeqCertCLI, build
 
-# A configuration for other machines names model and data all the same.
+ANYWHERE = "--trainer.accelerator=cpu", "--trainer.precision=32-true", "--trainer.plugins=null"
+"""Settings with which a configuration for other machines names a model all the same."""
+
+# Model and data do not depend on these.
 _ALONE = "devices=1", "num_nodes=1", "strategy=auto", "logger=false", "callbacks=null"
 _QUIET = "enable_checkpointing=false", "enable_progress_bar=false", "enable_model_summary=false"
 

@@ -17,7 +17,13 @@ _adapt = _typehints.adapt_typehints
 
 
 class SettingsParser(LightningArgumentParser):
-    """A parser that refuses null where a setting may not be null; jsonargparse takes it for a setting not given."""
+    """A parser that refuses null where a setting may not be null; jsonargparse takes it for a setting not given.
+
+    It refuses abbreviations too: whether an option is a configuration must be seen without knowing all others.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **settings)
 
     def validate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> None:
         """Check a configuration; a TypeError says what is wrong, which the parser puts in a line."""

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor
 
+from deqcert.checkpoints import read_checkpoint
+from deqcert.cli.arguments import parse_with_settings
 from deqcert.data.decoding import opened_image
 from deqcert.data.images import to_unit_interval
 from deqcert.errors import DataError, require, require_count
@@ -24,19 +26,22 @@ _ABSTAINED, _UNREADABLE = 1, 2
 
 
 def run_predict(args: Sequence[str]) -> int:
-    """Print one line for each image file.
+    """Print one line for each image file; arguments that the verb does not know configure the network.
 
     Returns:
         0 if every image got a class, 1 if g abstained from one, 2 if a file could not be used; the other files are
         classified all the same.
     """
-    parsed = _parser().parse_args(list(args))
+    parsed, settings = parse_with_settings(_parser(), args)
     require_count("n", parsed.n, minimum=1)
     require_count("n0", parsed.n0, minimum=1)
     rule = CertificationRule(parsed.alpha)
     require(parsed.device == "cpu" or torch.cuda.is_available(), "device", parsed.device, "is not here; cpu is")
     solver = Anderson(max_steps=parsed.max_steps, tolerance=parsed.tolerance)
-    g = SmoothedClassifier.from_checkpoint(parsed.ckpt_path, parsed.sigma, solver, parsed.start)
+    sigma, network = parsed.sigma, None
+    if settings:
+        sigma, network = _configured(settings, parsed.ckpt_path, sigma)
+    g = SmoothedClassifier.from_checkpoint(parsed.ckpt_path, sigma, solver, parsed.start, network)
     g.base.to(parsed.device)
     sampling = Standard(n0=parsed.n0, n=parsed.n)
     engines: dict[torch.Size, Engine] = {}  # of images of one shape: to prepare one takes longer than to use it
@@ -68,6 +73,17 @@ def run_predict(args: Sequence[str]) -> int:
     return code
 
 
+def _configured(settings: Sequence[str], ckpt_path: str, sigma: float | None) -> tuple[float | None, nn.Module]:
+    """Return sigma, that of training in the configuration if nothing else states one, and the configured network."""
+    from deqcert.cli.instantiation import ANYWHERE, instantiate  # Lightning takes seconds
+
+    built = instantiate(["certify", *settings, *ANYWHERE])
+    trained = read_checkpoint(ckpt_path).get("hyper_parameters", {})
+    if sigma is None and "sigma" not in trained:
+        sigma = built.stated("model.sigma")
+    return sigma, built.model.network
+
+
 def _read(path: str, g: SmoothedClassifier) -> Tensor:
     """Read an image in the channels of the network, float32 in [0, 1], shape (C, H, W).
 
@@ -90,11 +106,13 @@ def _parser() -> argparse.ArgumentParser:
         "one line each, and the certified l2 radius with --certify. A class is wrong (not that of the smoothed "
         "classifier) with probability at most alpha. Ends with code 0 if every image got a class, 1 if one did not, 2 "
         "if a file could not be used.",
+        epilog="A checkpoint that does not state its network (a state dict, or one of a network of your own) needs the "
+        "configuration of the model, --config FILE; other options of deqcert certify for the model are taken too.",
         allow_abbrev=False,
     )
     option = parser.add_argument
     option("images", metavar="IMAGE", nargs="+", help="image files, of the size that the network takes")
-    option("--ckpt_path", required=True, metavar="CHECKPOINT", help="checkpoint that states its network")
+    option("--ckpt_path", required=True, metavar="CHECKPOINT", help="checkpoint, state dict or safetensors")
     option("--certify", action="store_true", help="certify a radius too")
     option("--json", action="store_true", help="one JSON object per line")
     option("--sigma", type=float, help="noise in pixels of [0, 1]; default: that of training")

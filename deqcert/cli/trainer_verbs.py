@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from deqcert.checkpoints import read_checkpoint
@@ -48,12 +49,25 @@ class DeqCertCLI(LightningCLI):
             parser.add_lightning_class_args(CertifiedRadius, "certificate")
         return parser
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Keep the arguments, see :meth:`stated`."""
+        super().parse_arguments(parser, args)
+        self._args = cast("Sequence[str]", args)  # of build
+
+    def stated(self, name: str) -> Any:
+        """Return a setting of the verb as the arguments state it; None where its value is the default."""
+        return self.parser.parse_args(self._args, defaults=False)[self.config.subcommand].get(name)
+
     def _parse_ckpt_path(self) -> None:
         """Check the checkpoint before any work; Lightning lays its hyperparameters over the command line instead."""
         verb = self.config.get("subcommand")
         path = self.config[verb].get("ckpt_path") if verb else None
-        if path and path not in ((LAST, LAST_OR_NEW) if verb == "fit" else (NO_CHECKPOINT,)):
-            read_checkpoint(path)
+        if not path or path in ((LAST, LAST_OR_NEW) if verb == "fit" else (NO_CHECKPOINT,)):
+            return
+        trained = read_checkpoint(path).get("hyper_parameters", {})
+        sigma = "smoothing.sigma" if verb == "certify" else "model.sigma"
+        missing = f"must be given: {path} does not state the noise that the network was trained with"
+        require("sigma" in trained or verb == "fit" or self.stated(sigma) is not None, sigma, None, missing)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Leave it at building."""
@@ -94,6 +108,9 @@ def build(args: Sequence[str]) -> DeqCertCLI:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     warnings.filterwarnings("ignore", message=f".*({_NOT_THE_USERS}|{_AVERAGED})")
     demand_sound_configs(args)
+    # As `python -m deqcert` does, for classes of the user; not for verbs that load none, in a folder of others.
+    if os.getcwd() not in sys.path and not getattr(sys.flags, "safe_path", False):
+        sys.path.insert(0, os.getcwd())
     with refused_by_lightning("lightning."):
         return DeqCertCLI(
             DEQClassifier,

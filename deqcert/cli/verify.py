@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from deqcert.names import checkpoint_path
 from deqcert.runs import Verification, verify_run
 
 _SHOWN = 20
@@ -29,7 +30,8 @@ def run_verify(args: Sequence[str]) -> int:
     parser.add_argument("runs", metavar="RUN", nargs="+", help="directory of a finished run, its ledger_dir")
     parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint whose digest must be the certified one")
     parsed = parser.parse_args(list(args))
-    codes = {print_verification(run, verify_run(run, parsed.ckpt_path)) for run in parsed.runs}
+    checkpoint = parsed.ckpt_path and checkpoint_path(parsed.ckpt_path)
+    codes = {print_verification(run, verify_run(run, checkpoint)) for run in parsed.runs}
     return 1 if 1 in codes else max(codes)
 
 

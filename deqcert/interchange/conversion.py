@@ -84,7 +84,7 @@ def convert_weights(given: Mapping[str, Tensor], network: nn.Module, shown: str)
         if name.endswith(_COUNTER):  # unknown to torch before 0.4.1
             kept[name] = torch.zeros((), dtype=torch.int64)
             supplied[name] = "zero: a counter of batches, of use in training only"
-    demand_usable_weights({name: own[ours] for name, ours in names.items()}, kept, shown)
+    demand_usable_weights({name: own[ours] for name, ours in names.items()}, kept, shown, other_names="")
     weights = {ours: kept[name].to(own[ours].dtype) for name, ours in names.items()}
     return Conversion(form.name, weights, ignored, supplied, _on_trust(network, ignored))
 

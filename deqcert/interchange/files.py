@@ -9,18 +9,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from deqcert.checkpoints import save_checkpoint
 from deqcert.checkpoints.architecture import ARCHITECTURE, demand_plain_architecture
-from deqcert.checkpoints.files import demand_no_other_kind, demand_sigma, demand_tensors, load_plain, printable
-from deqcert.checkpoints.networks import PREFIX
+from deqcert.checkpoints.files import (
+    PREFIX,
+    SAFETENSORS,
+    demand_sigma,
+    demand_tensors,
+    load_plain,
+    load_safetensors,
+    printable,
+)
 from deqcert.errors import CheckpointError
 from deqcert.files import write_atomically
-
-SAFETENSORS = ".safetensors"
 
 _HOLDERS = ("state_dict", "model_state_dict", "model", "net", "params", "ema")
 """Where training scripts put the weights beside other things; of several in one file, the first is read."""
@@ -122,13 +126,6 @@ def _read_archive(path: str | Path) -> Weights:
 
 
 def _read_safetensors(path: str | Path) -> Weights:
-    try:
-        demand_no_other_kind(path, str(path))
-        tensors = load(Path(path).read_bytes())
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        sigma = float(metadata["sigma"]) if "sigma" in metadata else None
-        architecture = json.loads(metadata[ARCHITECTURE]) if ARCHITECTURE in metadata else None
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from error
-    return Weights(tensors, {}, sigma, architecture)
+    content = load_safetensors(path, str(path))
+    sigma = content.get("hyper_parameters", {}).get("sigma")
+    return Weights(content["state_dict"], {}, sigma, content.get(ARCHITECTURE))

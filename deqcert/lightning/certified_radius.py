@@ -15,6 +15,7 @@ from deqcert.files import file_digest
 from deqcert.lightning.board import CertificationBoard
 from deqcert.lightning.hooks import CertificationCallback, CertificationRun
 from deqcert.metrics.certified import AbstentionRate, AverageCertifiedRadius, CertifiedAccuracy
+from deqcert.names import checkpoint_path
 from deqcert.report import format_text, plot_curves, save_figure, summary_table
 from deqcert.runs import automatic_radii, votes_digest, write_results
 from deqcert.statistics import AuditRule, Certificate, CertificationRule, Sides, Votes
@@ -122,7 +123,8 @@ class CertifiedRadius(CertificationCallback):
         run, certificates = self._run, [self.rule.certify(each) for each in votes]
         save_figure(plot_curves({self._name: certificates}), run.directory / "curve.png")
         path = str(trainer.ckpt_path) if trainer.ckpt_path else None
-        settings: dict[str, object] = {"checkpoint": path, "checkpoint_sha256": path and file_digest(path)}
+        settings: dict[str, object] = {"checkpoint": path}
+        settings |= {"checkpoint_sha256": path and file_digest(checkpoint_path(path))}
         settings |= {"classes": list(run.examples.classes), **run.identity}
         summary = write_results(run.directory, votes, self.rule, settings, radii=self._radii)
         self._board.finish(certificates, self.rule.alpha, self.running_metrics())

@@ -88,10 +88,17 @@ class SmoothedClassifier:
 
     @staticmethod
     def from_checkpoint(
-        ckpt_path: str | Path, sigma: float | None = None, solver: Solver = CONVERGED, start: Start = "zero"
+        ckpt_path: str | Path,
+        sigma: float | None = None,
+        solver: Solver = CONVERGED,
+        start: Start = "zero",
+        network: nn.Module | None = None,
     ) -> SmoothedClassifier:
-        """Build g on the CPU from a checkpoint that states its network; ``sigma`` None takes that of training."""
-        found = load_network(ckpt_path)
+        """Build g from a checkpoint; ``sigma`` None takes that of training.
+
+        ``network`` takes the weights; without it the network that the checkpoint states is built, on the CPU.
+        """
+        found = load_network(ckpt_path, network)
         sigma = found.sigma if sigma is None else sigma
         if sigma is None:
             raise SettingError("sigma", sigma, "must be given: the checkpoint states none")

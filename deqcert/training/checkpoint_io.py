@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from deqcert.checkpoints import read_checkpoint, save_checkpoint
@@ -34,4 +35,4 @@ class SafeCheckpointIO(TorchCheckpointIO):
             return super().load_checkpoint(path, map_location, weights_only=True)
         if Path(path).name == ".temp.ckpt":  # bare weights, which Lightning's launcher brings back from a process
             return dict(load_plain(path, str(path)))
-        return read_checkpoint(path)
+        return {"pytorch-lightning_version": lightning.__version__, **read_checkpoint(path)}

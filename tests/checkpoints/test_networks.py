@@ -64,7 +64,8 @@ def test_a_given_network_takes_the_weights_and_leaves_training_mode(load):
         ({"architecture": {"network": "MDEQ", "settings": {"channels": "large"}}}, "cannot be built"),
         ({"architecture": {"network": "MDEQ", "settings": TINY | {"num_groups": 3}}}, "num_groups = 3"),
         ({"architecture": {"network": "MDEQ", "settings": TINY | {"final_channels": 10**9}}}, "another architecture"),
-        ({"state_dict": {"other": torch.ones(1)}}, "other is not a weight of a network"),
+        ({"state_dict": {"network.w": torch.ones(1), "other": torch.ones(1)}}, "other is not a weight of a network"),
+        ({"state_dict": {"other": torch.ones(1)}}, "missing .*; unexpected other; deqcert convert FILE --to"),
     ],
 )
 def test_what_cannot_be_built_is_refused_before_it_takes_memory(load, change, complaint):

@@ -173,7 +173,7 @@ def test_the_command_line_wins_over_every_configuration(order, tmp_path):
     overlay.write_text(
         "trainer: {max_epochs: 7}\ndata: {init_args: {skip: 3}}\nckpt_path: nowhere\nledger_dir: nowhere\n"
     )
-    configs = [f"--config={DIGITS}", "--config", str(CERTIFY / "standard.yaml"), "-c", str(overlay)]
+    configs = [f"--config={DIGITS}", "--config", "deqcert:certify/standard", f"-c{overlay}"]
     options = [
         "--sampling.n=1000",
         "--smoothing.sigma",
@@ -225,11 +225,27 @@ def test_another_strategy_on_the_command_line_is_the_documented_one(tmp_path, ca
         ("certify --s.o.m=5 --s.o=Picard --s.n=1 --s=Standard", "certify --s=Standard --s.o=Picard --s.o.m=5 --s.n=1"),
         ("certify --s=A --s.n=1 --s=B --s.n=2", "certify --s=A --s=B --s.n=1 --s.n=2"),
         ("fit --l+=A --l.x=1 --l+=B --l.x=2", "fit --l+=A --l.x=1 --l+=B --l.x=2"),
+        ("fit --b 2 -cy -c=z --print_config", "fit -c y -c=z --b 2 --print_config"),
         ("fit", "fit"),
     ],
 )
 def test_order_of_precedence(given, read):
     assert in_order_of_precedence(given.split()) == read.split()
+
+
+def test_options_before_a_configuration_are_in_what_is_printed(capsys):
+    """Of what the parser itself does with the order, nothing is left, nor with an abbreviation of --config."""
+    options = ["--sampling.n=50", "--print_config", "--config", str(CERTIFY / "standard.yaml"), f"-c{DIGITS}"]
+    with pytest.raises(SystemExit) as ending:
+        main(["certify", *options])
+    assert ending.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["sampling"]["init_args"]["n"] == 50
+    assert printed["sampling"]["class_path"].endswith("Standard")
+    with pytest.raises(SystemExit) as ending:
+        main(["certify", "--sampling.n=50", f"--config={DIGITS}", f"--conf={CERTIFY / 'standard.yaml'}"])
+    assert ending.value.code == 2
+    assert "--conf=" in capsys.readouterr().err
 
 
 STOPPING = {
