@@ -30,7 +30,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the home page, and a page for each package."""
     home = (ROOT / "README.md").read_text(encoding="utf-8").replace("](docs/", "](")
-    home = re.sub(r"`docs/(\w+)\.md`", r"[docs/\1](\1.md)", home)  # an index that shows the README has no pages to link
+    home = re.sub(r"`docs/(\w+)\.md`", r"[\1](\1.md)", home)  # an index that shows the README has no pages to link
     files.append(File.generated(config, "index.md", content=home))
     for name in _public_packages():
         content = f"# deqcert.{name}\n\n::: deqcert.{name}\n\n{BESIDE.get(name, '')}"
