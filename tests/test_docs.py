@@ -32,7 +32,7 @@ PAGES = [
     *sorted((ROOT / "checkpoints").rglob("*.md")),
 ]
 TRAINER_VERBS = ("fit", "validate", "test", "certify")
-WITH_SETTINGS = ("attack", "anchor", "convert")
+WITH_SETTINGS = ("predict", "attack", "anchor", "convert")  # of model and data, as certify has them
 SHELL = r"""
 exec 3> "$1"; shift; PATH=; set -u
 record() { printf '%s\0' "$block" "$@" $'\n' >&3; }
@@ -124,8 +124,10 @@ def demand_parsed(parser: Any, verb: str, arguments: Sequence[str]) -> None:
         if verb not in WITH_SETTINGS:
             own.parse_args(list(arguments))
             return
-        _, settings = parse_with_settings(own, arguments)
-        verb, arguments = "certify", [*([f"--config={DIGITS}"] if verb == "attack" else []), *settings]  # as of its run
+        _, arguments = parse_with_settings(own, arguments)
+        if not arguments:
+            return
+        verb = "certify"
     with settings_as_written():
         parser.parse_args(in_order_of_precedence([verb, *stated_network(verb, arguments), *arguments]))
 
