@@ -19,17 +19,7 @@ def run_verify(args: Sequence[str]) -> int:
         0 if every number of every run follows from its votes; 1 if one does not; otherwise 3, if a rule of a run is
         unknown, so that how its votes were taken cannot be verified.
     """
-    parser = argparse.ArgumentParser(
-        prog="deqcert verify",
-        allow_abbrev=False,
-        description="Compute every certificate, total and table of a run again from the votes in its ledger, and check "
-        "its digests and settings. Needs neither model nor data.",
-        epilog="Ends with code 1 if something does not follow from the votes, with code 3 if a run uses a strategy, "
-        "audit or stopping rule that is not deqcert's: then it is not known how many votes it should have taken.",
-    )
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="directory of a finished run, its ledger_dir")
-    parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint whose digest must be the certified one")
-    parsed = parser.parse_args(list(args))
+    parsed = _parser().parse_args(list(args))
     checkpoint = parsed.ckpt_path and checkpoint_path(parsed.ckpt_path)
     codes = {print_verification(run, verify_run(run, checkpoint)) for run in parsed.runs}
     return 1 if 1 in codes else max(codes)
@@ -50,3 +40,17 @@ def print_verification(run: str, verification: Verification) -> int:
     claim = "have the certificates of their votes" if verification.unknown else "follow from their votes"
     print(f"{run}: {verification.images} images {claim}; votes sha256 {verification.votes_sha256}")
     return _NOT_VERIFIED if verification.unknown else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="deqcert verify",
+        allow_abbrev=False,
+        description="Compute every certificate, total and table of a run again from the votes in its ledger, and check "
+        "its digests and settings. Needs neither model nor data.",
+        epilog="Ends with code 1 if something does not follow from the votes, with code 3 if a run uses a strategy, "
+        "audit or stopping rule that is not deqcert's: then it is not known how many votes it should have taken.",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="directory of a finished run, its ledger_dir")
+    parser.add_argument("--ckpt_path", metavar="FILE", help="checkpoint whose digest must be the certified one")
+    return parser
