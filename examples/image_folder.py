@@ -65,7 +65,7 @@ trainer = Trainer(max_epochs=2, limit_val_batches=0, enable_checkpointing=False,
 trainer.fit(module, data)
 
 certificates = Trainer(callbacks=[CertifiedRadius()], **quiet).certify(
-    module, data, Smoothing(SIGMA), Standard(n=200), ledger_dir=root / "run"
+    module, data, Smoothing(SIGMA), Standard(n=200), ledger_dir=str(root / "run")
 )
 
 # %%

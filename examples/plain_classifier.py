@@ -39,8 +39,8 @@ classifier = nn.Sequential(Normalize([0.305], [0.376]), network)
 # %%
 data = Digits(batch_size=128)
 optimizer = torch.optim.Adam(classifier.parameters(), lr=1e-2)
-for _ in range(8):
-    for pixels, labels, _ in data.train_dataloader():
+for _epoch in range(8):
+    for pixels, labels, _indices in data.train_dataloader():
         images = pixels / 255
         loss = F.cross_entropy(classifier(images + SIGMA * torch.randn_like(images)), labels)
         optimizer.zero_grad()
@@ -59,7 +59,7 @@ g = SmoothedClassifier(classifier, SIGMA)
 sampling = Standard(n=1000, stopping=GroupSequential())
 rule = CertificationRule(alpha=0.001, sides="two")
 certified = []
-for image, label, index in list(Digits(max_examples=6).certification_set()):
+for image, label, index in Digits(max_examples=6).certification_set():
     certificate = g.certify(image, sampling=sampling, rule=rule)
     certified.append((label, certificate))
     certain = f"is {certificate.prediction} within radius {certificate.radius:.2f}"

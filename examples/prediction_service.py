@@ -13,6 +13,7 @@ import threading
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -55,9 +56,11 @@ class Service:
     """
 
     def __init__(self, checkpoint: str = CHECKPOINT, n: int = 200, alpha: float = 0.001) -> None:
-        network, sigma = load_network(checkpoint)
+        loaded = load_network(checkpoint)
+        assert loaded.sigma is not None, "the checkpoint does not state the noise that it was trained with"
+        network: Any = loaded.network
         self.channels, self.size = network.image_channels, network.image_size
-        self.g = Smoothing(sigma).of(network)
+        self.g = Smoothing(loaded.sigma).of(network)
         self.sampling, self.rule = Standard(n0=32, n=n), CertificationRule(alpha)
         self.engine = self.sampling.engine(self.g, self.read(png(np.zeros((self.size, self.size), np.uint8))))
         self._free = threading.Lock()

@@ -98,13 +98,19 @@ class Adapted(FunctionDEQ):
 torch.manual_seed(0)
 network = Adapted()
 optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
-for _ in range(4):
-    for pixels, labels, _ in Digits(batch_size=128).train_dataloader():
+
+
+def logits(noisy: Tensor) -> Tensor:
+    injection = network.inject(noisy)
+    start = network.initial_state(injection)
+    solved = OneStep().fixed_point(lambda z: network.cell(z, injection), start, network.solver)
+    return network.head(solved.value)
+
+
+for _epoch in range(4):
+    for pixels, labels, _indices in Digits(batch_size=128).train_dataloader():
         images = pixels / 255
-        injection = network.inject(images + SIGMA * torch.randn_like(images))
-        start = network.initial_state(injection)
-        solved = OneStep().fixed_point(lambda z, x=injection: network.cell(z, x), start, network.solver)
-        loss = F.cross_entropy(network.head(solved.value), labels)
+        loss = F.cross_entropy(logits(images + SIGMA * torch.randn_like(images)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -121,7 +127,7 @@ _, solution = network.solve(to_unit_interval(Digits().load_split("test").images[
 print(f"{solution.steps.float().mean():.1f} evaluations per solve, {solution.converged.float().mean():.0%} converged")
 
 certified = []
-for image, label, index in list(Digits(max_examples=6).certification_set()):
+for image, label, index in Digits(max_examples=6).certification_set():
     sampling = Serialized(n=1000, proposal=Anderson(max_steps=2))
     certificate = g.certify(image, sampling=sampling, stream=Stream(seed=0, index=index))
     certified.append((label, certificate))
