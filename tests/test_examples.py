@@ -41,7 +41,7 @@ def test_own_deq(run):
 def test_plain_classifier(run):
     found = run("plain_classifier")
     right = [each.radius for label, each in found["certified"] if each.prediction == label]
-    assert len(right) >= 4
+    assert len(right) >= 3
     assert max(right) > found["SIGMA"]
 
 
