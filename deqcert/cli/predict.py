@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torchvision.transforms.functional import pil_to_tensor
+from torch import nn
 
 from deqcert.checkpoints import read_checkpoint
 from deqcert.cli.arguments import parse_with_settings
-from deqcert.data.decoding import opened_image
-from deqcert.data.images import to_unit_interval
+from deqcert.data import read_image
 from deqcert.errors import DataError, require, require_count
 from deqcert.seeding import Purpose
 from deqcert.smoothing import Engine, SmoothedClassifier, SolvedClassifier, Standard, Stream
@@ -43,13 +41,15 @@ def run_predict(args: Sequence[str]) -> int:
         sigma, network = _configured(settings, parsed.ckpt_path, sigma)
     g = SmoothedClassifier.from_checkpoint(parsed.ckpt_path, sigma, solver, parsed.start, network)
     g.base.to(parsed.device)
+    given = g.base.network if isinstance(g.base, SolvedClassifier) else g.base
+    taken = getattr(given, "image_channels", 3), getattr(given, "image_size", None)
     sampling = Standard(n0=parsed.n0, n=parsed.n)
     engines: dict[torch.Size, Engine] = {}  # of images of one shape: to prepare one takes longer than to use it
     code = 0
     for position, path in enumerate(parsed.images):
         stream = Stream.fresh() if parsed.seed is None else Stream(parsed.seed, position)
         try:
-            image = _read(path, g).to(parsed.device)
+            image = read_image(Path(path), path, *taken).to(parsed.device)
             engine = engines.get(image.shape) or engines.setdefault(image.shape, sampling.engine(g, image))
             if parsed.certify:
                 certificate = rule.certify(sampling.group_votes(g, engine, image[None], [stream])[0])
@@ -82,21 +82,6 @@ def _configured(settings: Sequence[str], ckpt_path: str, sigma: float | None) ->
     if sigma is None and "sigma" not in trained:
         sigma = built.stated("model.sigma")
     return sigma, built.model.network
-
-
-def _read(path: str, g: SmoothedClassifier) -> Tensor:
-    """Read an image in the channels of the network, float32 in [0, 1], shape (C, H, W).
-
-    One of another size is refused with a DataError: to resize it would change what is certified.
-    """
-    network = g.base.network if isinstance(g.base, SolvedClassifier) else g.base
-    mode = "L" if getattr(network, "image_channels", 3) == 1 else "RGB"
-    with opened_image(Path(path), path) as image:
-        pixels: Tensor = pil_to_tensor(image.convert(mode)).contiguous()
-    (_, height, width), size = pixels.shape, getattr(network, "image_size", None)
-    if size is not None and (height, width) != (size, size):
-        raise DataError(f"{path}: {width} x {height} pixels; the network takes {size} x {size}")
-    return to_unit_interval(pixels)
 
 
 def _parser() -> argparse.ArgumentParser:

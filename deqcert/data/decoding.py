@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
+from deqcert.data.images import to_unit_interval
 from deqcert.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF")
@@ -49,6 +52,27 @@ def opened_image(source: Path | bytes, origin: str, formats: tuple[str, ...] = F
     except Exception as error:  # decoders raise whatever the damage leads to
         cause = str(error) or type(error).__name__
         raise DataError(f"{origin}: damaged image, or none of {', '.join(formats)}: {cause}") from error
+
+
+def read_image(source: Path | bytes, origin: str, channels: int = 3, size: int | None = None) -> Tensor:
+    """Read one image for a network: float32 in [0, 1], shape (C, H, W).
+
+    Args:
+        source: A file, or its content.
+        origin: What it is called in errors.
+        channels: 1 (gray) or 3 (color); images of the other kind are converted.
+        size: Height and width that the network takes, pixels; None takes any.
+
+    Raises:
+        DataError: It cannot be decoded (:func:`opened_image`), or is of another size: to resize it would change what is
+            certified.
+    """
+    with opened_image(source, origin) as image:
+        pixels: Tensor = pil_to_tensor(image.convert("L" if channels == 1 else "RGB")).contiguous()
+    _, height, width = pixels.shape
+    if size is not None and (height, width) != (size, size):
+        raise DataError(f"{origin}: {width} x {height} pixels; the network takes {size} x {size}")
+    return to_unit_interval(pixels)
 
 
 def demand_pixels(width: int, height: int, origin: str) -> None:

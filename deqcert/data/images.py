@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -154,6 +154,9 @@ class CertificationSet:
         if not bool(((image >= 0) & (image <= 1)).all()):
             raise DataError(f"image {index} has pixels that are NaN or outside of [0, 1]")
         return image, label, index
+
+    def __iter__(self) -> Iterator[Example]:
+        return (self[position] for position in range(len(self)))
 
     def identity(self) -> dict[str, object]:
         """Return, JSON-able, what determines pixels and labels of the whole split: a run can be extended within it."""

@@ -2,7 +2,8 @@
 
 from deqcert.models.base import DEQ, Start
 from deqcert.models.compiled import compile_deq
+from deqcert.models.function import FunctionDEQ
 from deqcert.models.mdeq import MDEQ, MDEQInjection
 from deqcert.models.resnet import CifarResNet, ResNet50
 
-__all__ = ["DEQ", "MDEQ", "CifarResNet", "MDEQInjection", "ResNet50", "Start", "compile_deq"]
+__all__ = ["DEQ", "MDEQ", "CifarResNet", "FunctionDEQ", "MDEQInjection", "ResNet50", "Start", "compile_deq"]

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deqcert.data import ImageFolder
+from deqcert.data import ImageFolder, read_image
 from deqcert.data.cifar10 import find_reader, read_packed, read_tree
 from deqcert.data.decoding import MAXIMUM_PIXELS, opened_image
 from deqcert.errors import DataError
@@ -300,3 +300,22 @@ def test_an_array_that_says_it_is_huge(pack):
             archive.writestr(name, huge.getvalue() if name == "test_scan.npy" else content)
     with pytest.raises(DataError, match=r"packed\.npz: damaged"):
         read_packed(path, "test")
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(1, (1, 32, 32)), (3, (3, 32, 32))])
+@pytest.mark.parametrize("pixels", [GRADIENT, COLOR], ids=["gray", "color"])
+def test_an_image_is_read_in_the_channels_of_the_network(channels, expected, pixels):
+    image = read_image(encoded(Image.fromarray(pixels)), "upload", channels, size=32)
+    assert image.shape == expected
+    assert image.dtype == torch.float32
+    if pixels.ndim == channels == 3:
+        assert torch.equal((image * 255).round().byte(), torch.from_numpy(COLOR.copy()).permute(2, 0, 1))
+    if channels == 1 and pixels.ndim == 2:
+        assert torch.equal((image[0] * 255).round().byte(), torch.from_numpy(GRADIENT))
+
+
+def test_an_image_of_another_size_is_refused_by_name():
+    with pytest.raises(DataError, match="upload: 32 x 16 pixels; the network takes 32 x 32"):
+        read_image(encoded(Image.fromarray(GRADIENT[:16])), "upload", 1, 32)
+    with pytest.raises(DataError, match="upload: damaged image"):
+        read_image(b"no image", "upload")
