@@ -76,9 +76,9 @@ def configurations(n: int) -> Iterator[Configuration]:
 
 
 AUDITS: tuple[tuple[AuditRule, float, tuple[float, ...]], ...] = (
-    ("exact", 0.0, (0.2, 0.1, 0.05, 0.02)),
-    ("joint", 0.0, (0.2, 0.1, 0.05, 0.02, 0.01)),
-    *(("joint", escalation, (0.1, 0.05, 0.02, 0.01)) for escalation in (0.05, 0.1, 0.2)),
+    ("exact", 0.0, (0.2, 0.05, 0.02)),
+    ("joint", 0.0, (0.2, 0.05, 0.02)),
+    *(("joint", escalation, (0.05, 0.02, 0.01)) for escalation in (0.05, 0.1, 0.2)),
 )
 """Rule, escalation and radius losses of the audits."""
 

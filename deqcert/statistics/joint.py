@@ -61,7 +61,7 @@ from deqcert.statistics.bounds import clopper_pearson_lower
 WEIGHTS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 """What is chosen from. Small weights suit small radii, where a larger share of alpha for the audit would cost most."""
 
-PLANNED_LOSS = 0.02
+PLANNED_LOSS = 0.01
 """Share of the radius that the choice of the weight assumes the audit may cost; any choice is valid."""
 
 SMALLEST_ALPHA = 1e-12
@@ -131,7 +131,7 @@ def joint_p_b_upper(
 def joint_weight(k0: int, n0: int, n: int, alpha: float) -> float:
     """Choose the weight by the selection samples, which the estimation samples are independent of.
 
-    The one of ``WEIGHTS`` with which the smallest audit, if it finds no mismatch, certifies 98 % of the radius that the
+    The one of ``WEIGHTS`` with which the smallest audit, if it finds no mismatch, certifies 99 % of the radius that the
     votes would certify without audit. Where that takes more than half of the samples, twice the loss is planned for.
 
     Args:
