@@ -70,6 +70,14 @@ class Serialized(Sampling):
         """See :meth:`Sampling.aimed_at`."""
         return replace(self, audit=self.audit.aimed_at(rule.alpha, rule.alpha_audit, rule.audit))
 
+    def anticipated(self, n: int, n_a: int, sigma: float) -> list[Votes]:
+        """See :meth:`Sampling.anticipated`."""
+        (votes,) = super().anticipated(n, n_a, sigma)
+        count = min(int(self.escalation * n), n_a)
+        escalated = (count, 0) if count else ()
+        votes = votes._replace(audited=0, escalations=count, escalated=escalated, escalated_a=count)
+        return [votes._replace(audited=self.audit.size(votes))]
+
     def name(self, base: nn.Module) -> str:
         """E.g. ``SRS-3A``."""
         return f"SRS-{solver_name(self.proposal)}{'' if self.start == 'previous' else f'-{self.start}'}"

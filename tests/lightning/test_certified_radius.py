@@ -117,7 +117,8 @@ def test_files_hold_the_certificates_of_the_rule(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "\nstandard " in printed  # the classifier has no solver
     assert "30A" not in printed
-    assert f"6 images, sigma = 0.5, alpha = 0.01; results in {tmp_path}" in printed
+    said = "6 images, sigma = 0.5, alpha = 0.01, n0 = 20, n = 200, one-sided, Standard"
+    assert f"{said}; results in {tmp_path}" in printed
     assert "UNSOUND" not in printed
 
 
@@ -237,7 +238,7 @@ def test_a_run_is_named_by_the_solver_of_its_classifier(tmp_path, capsys, thresh
 def test_a_run_whose_solves_end_at_the_step_limit_says_so(tmp_path, threshold_module, kind):
     """Residuals from zero at rate 1/2 are 1 and 1/3 after one and two steps, then 1/7."""
     solver = Picard(max_steps=2, tolerance=0.2)
-    sampling = kind(n0=10, n=30, batch_size=20, **({} if kind is Standard else {"audit": FixedAudit(20)}))
+    sampling = kind(n0=10, n=30, batch_size=20, **({} if kind is Standard else {"audit": FixedAudit(30)}))
     said = r"100% of the solves .* ended after 2 steps above their tolerance of 0\.2\."
     with pytest.warns(UserWarning, match=said):
         certify_by(tmp_path / "some", threshold_module, solver, sampling)
@@ -275,7 +276,7 @@ def test_tensorboard_has_the_settings_beside_the_results(tmp_path):
     events, _ = board(tmp_path, images=3, callback=CertifiedRadius(alpha=0.01, radii=[0.25]))
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     settings = HParamsPluginData.FromString(content).session_start_info.hparams
-    assert settings["run"].string_value == "standard"
+    assert settings["strategy"].string_value == "standard"
     assert (settings["alpha"].number_value, settings["sampling/n"].number_value) == (0.01, 200)
     assert settings["smoothing/solver/class"].string_value == "Anderson"
     content = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
