@@ -148,7 +148,7 @@ def test_other_weights_than_the_certified_ones_are_refused(run, tmp_path, capsys
         ("--data.split=train", "data."),
         ("--smoothing.sigma=0.25", "smoothing.sigma"),
         ("--trainer.precision=bf16-mixed", "precision"),
-        ("--data.max_examples=1", "image 1 has votes"),
+        ("--data.skip=2", "has votes but is not among"),
         ("--ckpt_path=missing.ckpt", "ckpt_path"),
         ("--data.max_examples=0", "data.max_examples = 0"),
         ("--images=2", "images = '2': is called --data.max_examples"),

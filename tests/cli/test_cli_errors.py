@@ -28,7 +28,7 @@ CIFAR = ROOT / "configs" / "cifar10" / "mdeq_small.yaml"
 
 
 def arguments(ledger: Path, *more: str) -> list[str]:
-    audit = ["--sampling.audit=FixedAudit", "--sampling.audit.samples=20"]
+    audit = ["--sampling.audit=FixedAudit", "--sampling.audit.samples=40"]
     return certify_command(ledger, *audit, *more, images=2, n=50)
 
 
