@@ -138,7 +138,7 @@ def plot_tradeoff(summaries: Mapping[str, Summary]) -> Figure:
     figure, axes = new_axes("cell evaluations per noisy sample (NFE)", "ACR")
     axes.set_xscale("log")
     # A decade has few round numbers, and several decades too many.
-    few = MaxNLocator(5, steps=[1, 2, 5, 10])
+    few = MaxNLocator(8, steps=[1, 2, 5, 10])
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 6 * low else few)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
