@@ -23,12 +23,12 @@ from deqcert.attacks import (
     summarize_campaign,
 )
 from deqcert.checkpoints import load_network
-from deqcert.cli.arguments import parse_with_settings
+from deqcert.cli.arguments import parse_with_settings, values_of
 from deqcert.cli.instantiation import instantiate
 from deqcert.cli.trainer_verbs import NO_CHECKPOINT, DeqCertCLI
 from deqcert.cli.verify import print_verification
 from deqcert.data import CertificationSet
-from deqcert.errors import DataError, LedgerError, require, require_count
+from deqcert.errors import DataError, LedgerError, SettingError, require, require_count
 from deqcert.files import write_atomically
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint, OneStep
 from deqcert.lightning.identity import run_identity
@@ -50,7 +50,9 @@ def run_attack(args: Sequence[str]) -> int:
         certificate is refuted; otherwise 0.
     """
     parsed, overrides = parse_with_settings(_parser(), args)
-    require_count("images", parsed.images, minimum=1)
+    for old in values_of(args, "--images"):
+        raise SettingError("images", old, "is called --data.max_examples, as in certify")
+    require_count("data.max_examples", parsed.max_examples, minimum=1)
     attack = SmoothedAttack(parsed.steps, parsed.samples, parsed.restarts, _GRADIENTS[parsed.gradient])
     radii = (0.0,) if parsed.radii is None else tuple(parsed.radii)
     campaign = Campaign(attack, radii, tuple(parsed.factors), parsed.n, parsed.alpha_attack)
@@ -67,7 +69,7 @@ def run_attack(args: Sequence[str]) -> int:
     if parsed.radii is None:
         reported = chosen["certificate"].radii or automatic_radii(g.sigma, rule.alpha, sampling.n)
         campaign = dataclasses.replace(campaign, radii=tuple(reported))
-    certificates = [rule.certify(votes) for votes in run.votes[: parsed.images]]
+    certificates = [rule.certify(votes) for votes in run.votes[: parsed.max_examples]]
     positions = {index: position for position, index in enumerate(examples.indices)}
     images = [examples[positions[each.index]][0].to(cli.model.device) for each in certificates]
 
@@ -82,7 +84,9 @@ def run_attack(args: Sequence[str]) -> int:
     summary = summarize_campaign(campaign, certificates, outcomes, rule.alpha)
 
     path = Path(parsed.run) / "attack.json"
-    settings = {name: getattr(parsed, name) for name in ("images", "steps", "samples", "restarts", "gradient", "n")}
+    settings = {
+        name: getattr(parsed, name) for name in ("max_examples", "steps", "samples", "restarts", "gradient", "n")
+    }
     settings |= {"radii": campaign.radii, "factors": campaign.factors, "alpha_attack": campaign.alpha}
     settings |= {"seed": parsed.seed, "device": cli.model.device.type, "version": __version__}
     settings |= {"votes_sha256": run.digest, "certificate": dataclasses.asdict(rule)}
@@ -152,7 +156,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     option = parser.add_argument
     option("run", metavar="RUN", help="directory of a run, its ledger_dir")
-    option("--images", type=int, default=20, metavar="N", help="first N images of the run (%(default)s)")
+    first = "first N images of the run (%(default)s)"
+    option("--data.max_examples", dest="max_examples", type=int, default=20, metavar="N", help=first)
     option("--radii", type=float, nargs="*", metavar="R", help="l2 radii; default: those of the run")
     inside = f"radii in units of each certified radius, below 1 inside of it ({' '.join(map(str, defaults.factors))})"
     option("--factors", type=float, nargs="*", default=defaults.factors, metavar="F", help=inside)

@@ -2,6 +2,7 @@
 
 from deqcert.lightning.certified_radius import CertifiedRadius
 from deqcert.lightning.convergence_health import ConvergenceHealth
+from deqcert.lightning.forecast import Forecast
 from deqcert.lightning.hooks import CertificationCallback, CertificationRun
 from deqcert.lightning.progress import CertificationProgress
 from deqcert.lightning.standing_record import StandingRecord
@@ -14,6 +15,7 @@ __all__ = [
     "CertificationRun",
     "CertifiedRadius",
     "ConvergenceHealth",
+    "Forecast",
     "StandingRecord",
     "TimeBudget",
     "Trainer",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from deqcert.lightning.hooks import CertificationRun
 from deqcert.report import plot_curves
-from deqcert.statistics import Certificate
+from deqcert.statistics import Certificate, CertificationRule
 
+_THUMBNAIL = 2.2, 1.65  # inches: TensorBoard shows pictures small, and letters are then as large as its own
 _LAYOUT = {
     "certify": {
         "certified accuracy at radius": ["Multiline", ["certify_accuracy/.*"]],
@@ -36,11 +39,21 @@ class CertificationBoard:
         if count >= 16 and count & (count - 1) == 0:
             self._draw(certificates)
 
-    def finish(self, certificates: Sequence[Certificate], alpha: float, metrics: Mapping[str, float]) -> None:
-        """Draw the end, and log the settings with what came of them for the table of hyperparameters."""
+    def finish(
+        self,
+        certificates: Sequence[Certificate],
+        rule: CertificationRule,
+        checkpoint: str | None,
+        metrics: Mapping[str, float],
+    ) -> None:
+        """Draw the end, and log the settings with what came of them for the table of hyperparameters.
+
+        What one looks for comes first: sigma, checkpoint, strategy, n and the rule.
+        """
         if len(certificates) > self._drawn:
             self._draw(certificates)
-        settings = {"run": self._name, "alpha": alpha}
+        settings: dict[str, Any] = {"sigma": self._run.smoothing.sigma, "checkpoint": checkpoint or "none"}
+        settings |= {"strategy": self._name, "n": self._run.sampling.n, **asdict(rule)}
         settings |= {key: self._run.identity[key] for key in ("smoothing", "sampling")}
         for board in self._boards:
             board.log_hyperparams(settings, dict(metrics), step=len(certificates))
@@ -50,5 +63,7 @@ class CertificationBoard:
         self._drawn = count = len(certificates)
         radii = torch.tensor([certificate.radius for certificate in certificates])
         for board in self._boards:
+            curve = plot_curves({self._name: certificates})
+            curve.set_size_inches(_THUMBNAIL)
             board.experiment.add_histogram("certify/radius", radii, count)
-            board.experiment.add_figure("certify/certified_accuracy", plot_curves({self._name: certificates}), count)
+            board.experiment.add_figure("certify/certified_accuracy", curve, count)

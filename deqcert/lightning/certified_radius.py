@@ -10,13 +10,22 @@ from collections.abc import Sequence
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torchmetrics import MetricCollection
+from tqdm import tqdm
 
 from deqcert.files import file_digest
 from deqcert.lightning.board import CertificationBoard
+from deqcert.lightning.forecast import Forecast
 from deqcert.lightning.hooks import CertificationCallback, CertificationRun
 from deqcert.metrics.certified import AbstentionRate, AverageCertifiedRadius, CertifiedAccuracy
 from deqcert.names import checkpoint_path
-from deqcert.report import format_text, plot_curves, save_figure, summary_table
+from deqcert.report import (
+    format_text,
+    plot_curves,
+    run_settings,
+    save_figure,
+    step_limit_caution,
+    summary_table,
+)
 from deqcert.runs import automatic_radii, votes_digest, write_results
 from deqcert.statistics import AuditRule, Certificate, CertificationRule, Sides, Votes
 
@@ -24,9 +33,10 @@ from deqcert.statistics import AuditRule, Certificate, CertificationRule, Sides,
 class CertifiedRadius(CertificationCallback):
     """Certifies the radius of every image and reports the run.
 
-    Logs the running ACR, certified accuracies, abstention rate and cost, to TensorBoard also the curve and the radii;
-    at the end writes ``certificates.tsv`` (the field's format), ``certificates.json`` and ``curve.png`` beside the
-    ledger and prints a table.
+    Before the first image is done it prints the largest radius that n and alpha can give, and what the run will cost.
+    It logs the running ACR, certified accuracies, abstention rate and cost, to TensorBoard also the curve and the
+    radii; at the end it writes ``certificates.tsv`` (the field's format), ``certificates.json`` and ``curve.png``
+    beside the ledger and prints a table.
 
     Args:
         alpha: Probability with which a certificate may be false, in (0, 1).
@@ -75,6 +85,13 @@ class CertifiedRadius(CertificationCallback):
         self._board = CertificationBoard(trainer.loggers, run, self._name)
         for votes in run.done:
             self._certify(votes)
+        if trainer.is_global_zero:
+            largest = run.sampling.largest_radius(self.rule, run.smoothing.sigma)
+            tqdm.write(f"n = {run.sampling.n} and alpha = {self.rule.alpha:g} certify radii up to about {largest:.3g}")
+
+    def on_certify_forecast(self, trainer: Trainer, module: LightningModule, forecast: Forecast) -> None:
+        """Print what the run will cost."""
+        tqdm.write(str(forecast))
 
     def on_certify_example_end(self, trainer: Trainer, module: LightningModule, votes: Votes) -> None:
         """Update and log the running metrics."""
@@ -127,8 +144,11 @@ class CertifiedRadius(CertificationCallback):
         settings |= {"checkpoint_sha256": path and file_digest(checkpoint_path(path))}
         settings |= {"classes": list(run.examples.classes), **run.identity}
         summary = write_results(run.directory, votes, self.rule, settings, radii=self._radii)
-        self._board.finish(certificates, self.rule.alpha, self.running_metrics())
+        self._board.finish(certificates, self.rule, path, self.running_metrics())
         print(format_text(summary_table({self._name: summary})))
-        sigma, verify = run.smoothing.sigma, shlex.join(["deqcert", "verify", str(run.directory)])
-        print(f"{len(votes)} images, sigma = {sigma:g}, alpha = {self.rule.alpha:g}; results in {run.directory}")
+        if caution := step_limit_caution(run.identity, votes):
+            print(f"warning: {caution}")
+        verify = shlex.join(["deqcert", "verify", str(run.directory)])
+        said = ", ".join([f"{len(votes)} images", *run_settings(run.identity, self.rule, votes)])
+        print(f"{said}; results in {run.directory}")
         print(f"votes sha256 {votes_digest(votes)}; {verify} computes everything again")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from deqcert.data import CertificationSet
+from deqcert.lightning.forecast import Forecast
 from deqcert.smoothing import Sampling, Smoothing
 from deqcert.statistics import CertificationRule, Votes
 
@@ -46,6 +47,9 @@ class CertificationCallback(Callback):
 
     def on_certify_start(self, trainer: Trainer, module: LightningModule, run: CertificationRun) -> None:
         """Called once before the first image."""
+
+    def on_certify_forecast(self, trainer: Trainer, module: LightningModule, forecast: Forecast) -> None:
+        """Called once on rank 0 after the first batches, unless it has no image left to certify."""
 
     def on_certify_example_end(self, trainer: Trainer, module: LightningModule, votes: Votes) -> None:
         """Called when the votes of one more image are known and safe in a ledger."""

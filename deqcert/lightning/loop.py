@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSourc
 
 from deqcert.data import CertificationSet
 from deqcert.errors import DataError
-from deqcert.lightning.cautions import warn_of_another_sigma, warn_of_unconverged
+from deqcert.lightning.cautions import warn_of_another_sigma, warned_of_unconverged
+from deqcert.lightning.forecast import Forecast, Measurement
 from deqcert.lightning.hooks import CertificationCallback, CertificationRun
 from deqcert.lightning.identity import run_identity
 from deqcert.lightning.ranks import Watch, joined
@@ -71,14 +73,16 @@ class CertificationLoop(_Loop):
             )
             self._notify("on_certify_start", run)
             remaining = [position for position, index in enumerate(examples.indices) if index not in known]
-            for votes in self._votes(g, examples, remaining[trainer.global_rank :: trainer.world_size]):
+            for votes in self._votes(g, examples, remaining):
                 self._share(ledger, votes, wanted, watch)
             while self._share(ledger, [], wanted, watch):  # until the other ranks have done theirs
                 time.sleep(_POLL_SECONDS)
             self._notify("on_certify_end", [known[index] for index in sorted(wanted)])
 
-    def _votes(self, g: SmoothedClassifier, examples: CertificationSet, positions: list[int]) -> Iterator[list[Votes]]:
-        """Take the votes of the images at ``positions``, of as many at a time as suits the device."""
+    def _votes(self, g: SmoothedClassifier, examples: CertificationSet, remaining: list[int]) -> Iterator[list[Votes]]:
+        """Take the votes of this rank's share of the images at ``remaining``, as many at a time as suits the device."""
+        positions = remaining[self.trainer.global_rank :: self.trainer.world_size]
+        warned = False
         if not positions:
             return
         device = self.trainer.lightning_module.device
@@ -87,9 +91,12 @@ class CertificationLoop(_Loop):
             group = [examples[position] for position in positions[first : first + engine.images]]
             images = torch.stack([image.to(device) for image, _, _ in group])
             streams = [Stream(self.seed, index) for _, _, index in group]
+            if first == 0 and self.trainer.is_global_zero:
+                left = len(remaining), len(positions)
+                Measurement(self.sampling, g, engine, images, left, partial(self._notify, "on_certify_forecast"))
             votes = self.sampling.group_votes(g, engine, images, streams)
             yield [each._replace(index=i, label=label) for each, (_, label, i) in zip(votes, group, strict=True)]
-        warn_of_unconverged(engine)
+            warned = warned or warned_of_unconverged(engine)
 
     def _share(self, ledger: Ledger, own: Sequence[Votes], wanted: set[int], watch: Watch) -> int:
         """Write this rank's votes to the ledger, tell the callbacks of all; return how many images have none yet."""
@@ -104,7 +111,7 @@ class CertificationLoop(_Loop):
             watch.check(news=bool(own or heard), missing=missing)
         return missing
 
-    def _notify(self, hook: str, argument: CertificationRun | Votes | Sequence[Votes]) -> None:
+    def _notify(self, hook: str, argument: CertificationRun | Forecast | Votes | Sequence[Votes]) -> None:
         for callback in self.trainer.callbacks:
             if isinstance(callback, CertificationCallback):
                 getattr(callback, hook)(self.trainer, self.trainer.lightning_module, argument)

@@ -12,25 +12,31 @@ from deqcert.statistics import Votes
 class CertificationProgress(CertificationCallback):
     """Shows images done, images/s and time left on rank 0.
 
-    After a :class:`CertifiedRadius` also, over all images so far, ACR and cell evaluations per noisy sample; they
-    include the audit, as in the tables.
+    Also, over all images so far, evaluations per noisy sample, audit and escalation included, as in the tables; and,
+    after a :class:`CertifiedRadius`, the ACR.
     """
 
     def on_certify_start(self, trainer: Trainer, module: LightningModule, run: CertificationRun) -> None:
         """Open the bar at what the ledger holds."""
         total, done, hidden = len(run.examples), len(run.done), not trainer.is_global_zero
+        self._evaluations = self._samples = 0
+        for votes in run.done:
+            self._add(votes)
         self._bar = tqdm(desc="certify", total=total, initial=done, unit="image", dynamic_ncols=True, disable=hidden)
         self._close_if_complete()
 
     def on_certify_example_end(self, trainer: Trainer, module: LightningModule, votes: Votes) -> None:
         """Advance by one image."""
+        self._add(votes)
         metrics = trainer.progress_bar_metrics
-        if "certify/acr" in metrics:
-            evaluations = sum(metrics[f"certify_cost/nfe_per_sample_{part}"] for part in ("fast", "audit"))
-            shown = {"ACR": f"{metrics['certify/acr']:.3f}", "NFE/sample": f"{evaluations:.1f}"}
-            self._bar.set_postfix(shown, refresh=False)
+        acr = {"ACR": f"{metrics['certify/acr']:.3f}"} if "certify/acr" in metrics else {}
+        self._bar.set_postfix(acr | {"NFE/sample": f"{self._evaluations / self._samples:.1f}"}, refresh=False)
         self._bar.update()
         self._close_if_complete()
+
+    def _add(self, votes: Votes) -> None:
+        self._evaluations += votes.nfe_fast + votes.nfe_audit
+        self._samples += votes.n0 + votes.n
 
     def _close_if_complete(self) -> None:
         """End the line of the bar before other callbacks print the summary."""

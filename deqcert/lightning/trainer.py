@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import lightning.pytorch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from deqcert.errors import require
@@ -20,6 +22,14 @@ from deqcert.seeding import require_seed
 from deqcert.smoothing import Sampling, Serialized, Smoothing
 from deqcert.statistics import Certificate, CertificationRule
 from deqcert.training import SafeCheckpointIO
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("💡 Tip: For seamless cloud")
+
+
+# Lightning advertises its services at every start, and has no setting for that.
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
 
 _PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed")
 
@@ -87,7 +97,7 @@ class Trainer(lightning.pytorch.Trainer):
             The certificates of all images, sorted by index, by the rule of the trainer's :class:`CertifiedRadius`.
 
         Raises:
-            SettingError: If a setting is out of range.
+            SettingError: If a setting is out of range, or no votes of ``sampling`` could certify anything.
             LedgerError: If ``ledger_dir`` holds another run, is damaged or cannot be written.
         """
         require_seed(seed)
@@ -98,7 +108,12 @@ class Trainer(lightning.pytorch.Trainer):
         require(isinstance(limit, float) and limit == 1, "trainer.limit_predict_batches", limit, everything)
         rules = (each.rule for each in self.callbacks if isinstance(each, CertificationCallback) and each.rule)  # type: ignore[attr-defined]
         rule, directory = next(rules, CertificationRule()), Path(ledger_dir)
-        certification = CertificationLoop(self, smoothing, sampling.aimed_at(rule), seed, directory, patience)
+        sampling = sampling.aimed_at(rule)
+        sampling.demand_decisive(rule)
+        for logger in self.loggers:
+            if isinstance(logger, TensorBoardLogger) and logger._version is None:
+                logger._version = f"certify-{directory.resolve().name}"  # not the next version of the training
+        certification = CertificationLoop(self, smoothing, sampling, seed, directory, patience)
         prediction, self.predict_loop = self.predict_loop, certification  # type: ignore[assignment]
         try:
             with warnings.catch_warnings():

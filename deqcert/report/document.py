@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 
 
 class Section(NamedTuple):
-    """A table under its title; the slug names its files."""
+    """A table under its title, with settings and warnings of its runs below; the slug names its files."""
 
     slug: str
     title: str
     table: Table
+    settings: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
 
 
 class Report:
@@ -74,7 +76,8 @@ class Report:
 
     def text(self) -> str:
         """Return all tables as plain text."""
-        return "\n\n".join(f"{section.title}\n\n{format_text(section.table)}" for section in self.sections)
+        parts = [(each.title, "", format_text(each.table), *each.settings, *each.cautions) for each in self.sections]
+        return "\n\n".join("\n".join(part) for part in parts)
 
     def write(self, directory: str | Path) -> list[Path]:
         """Write ``report.md``, ``report.csv``, a ``.tex`` per table, a ``.tsv`` per run, figures as PNG and PDF.
@@ -90,7 +93,8 @@ class Report:
                 save_figure(figure, written[-1])
         for section in self.sections:
             written.append(directory / f"{section.slug}.tex")
-            write_atomically(written[-1], f"{format_latex(section.table)}\n".encode())
+            caption = ". ".join([section.title, *section.settings])
+            write_atomically(written[-1], f"{format_latex(section.table, caption)}\n".encode())
         for run in self.runs:
             written.append(directory / f"{_slug(run.name)}.tsv")
             write_tsv(written[-1], run.examples, run.seconds)
@@ -117,7 +121,10 @@ class Report:
         return figures
 
     def _sections(self, per_class: bool, paired: bool) -> list[Section]:
-        sections = [Section("accuracy", self._title(), summary_table(self.summaries))]
+        shared = _shared_settings(self.runs)
+        cautions = tuple(f"warning: {run.name}: {run.caution}" for run in self.runs if run.caution)
+        table = summary_table(self.summaries)
+        sections = [Section("accuracy", self._title(shared), table, self._settings(shared), cautions)]
         if any(alpha is not None for alpha in self.alphas.values()):
             title = "Lower bounds, given that each certificate may be false with probability alpha"
             table = lower_bound_table(self.summaries, self.alphas, self._rho)
@@ -130,13 +137,21 @@ class Report:
             sections += [self._comparison(self.runs[0], other) for other in self.runs[1:]]
         return sections
 
-    def _title(self) -> str:
+    def _title(self, shared: Sequence[str]) -> str:
         counts = sorted({len(run.examples) for run in self.runs})
         images = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        alphas = sorted({alpha for alpha in self.alphas.values() if alpha is not None})
-        stated = f", alpha = {' and '.join(f'{alpha:g}' for alpha in alphas)}" if alphas else ""
-        different = len({run.images for run in self.runs}) > 1
-        return f"{images} images{', not the same in all runs' if different else ''}{stated}"
+        different = [", not the same in all runs"] if len({run.images for run in self.runs}) > 1 else []
+        return ", ".join([f"{images} images{''.join(different)}", *shared])
+
+    def _settings(self, shared: Sequence[str]) -> tuple[str, ...]:
+        """Say of each run what is not shared by all."""
+        lines = []
+        for run in self.runs:
+            own = [each for each in run.settings if each not in shared]
+            if run.votes is None and any(each.votes is not None for each in self.runs):
+                own.append("a table, which does not state its settings")
+            lines += [f"{run.name}: {', '.join(own)}"] if own else []
+        return tuple(lines)
 
     def _comparison(self, first: ReportedRun, other: ReportedRun) -> Section:
         one, another = common_images([first, other])
@@ -166,9 +181,16 @@ class Report:
 
     def _markdown(self, figures: Sequence[str]) -> str:
         parts = ["# Certified robustness"]
-        parts += [f"## {section.title}\n\n{format_markdown(section.table)}" for section in self.sections]
+        for section in self.sections:
+            parts += [f"## {section.title}", format_markdown(section.table), *section.settings, *section.cautions]
         parts += [f"![{slug}]({slug}.png)" for slug in figures]
         return "\n\n".join(parts) + "\n"
+
+
+def _shared_settings(runs: Sequence[ReportedRun]) -> list[str]:
+    """Return the settings that all runs have, of which any are known."""
+    known = [run.settings for run in runs if run.settings]
+    return [each for each in known[0] if all(each in settings for settings in known)] if known else []
 
 
 def _warn_of_labels(runs: Sequence[ReportedRun]) -> None:

@@ -36,21 +36,29 @@ def format_markdown(table: Table) -> str:
     return "\n".join([*text, *(f"\n{note}" for note in table.notes)])
 
 
-def format_latex(table: Table) -> str:
-    r"""Return a ``tabular`` for the package booktabs, the best cell of each column in bold, to be ``\input``."""
-    header, *body = ([_latex(cell) for cell in line] for line in _lines(table))
+def format_latex(table: Table, caption: str = "") -> str:
+    r"""Return a ``tabular`` for the package booktabs, the best cell of each column in bold, to be ``\input``.
+
+    A caption stands above it in a comment, to be copied. Unsound rows are marked in their names.
+    """
+    lines = [[table.corner, *table.headings]]
+    lines += [[row.name if row.sound else f"{row.name} ({UNSOUND})", *row.cells] for row in table.rows]
+    header, *body = ([_latex(cell) for cell in line] for line in lines)
     for line, row in zip(body, table.rows, strict=True):
         for column, best in enumerate(row.best, start=1):
             if best:
                 line[column] = rf"\textbf{{{line[column]}}}"
     width, grouped = len(header), len(table.grouped)
-    lines = ["% \\usepackage{booktabs}", rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}", r"\toprule"]
+    text = ["% \\usepackage{booktabs}", *([rf"% \caption{{{_latex(caption)}}}"] if caption else [])]
+    text += [rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}", r"\toprule"]
     if table.group:
-        group = rf" & \multicolumn{{{grouped}}}{{c}}{{{_latex(table.group)}}}"
-        lines += [group + " &" * (width - 1 - grouped) + r" \\", rf"\cmidrule(lr){{2-{grouped + 1}}}"]
-    lines += [" & ".join(header) + r" \\", r"\midrule", *(" & ".join(line) + r" \\" for line in body), r"\bottomrule"]
-    lines += [rf"\multicolumn{{{width}}}{{l}}{{\footnotesize {_latex(note)}}} \\" for note in table.notes]
-    return "\n".join([*lines, r"\end{tabular}"])
+        text += [
+            rf" & \multicolumn{{{grouped}}}{{c}}{{{_latex(table.group)}}} \\",
+            rf"\cmidrule(lr){{2-{grouped + 1}}}",
+        ]
+    text += [" & ".join(header) + r" \\", r"\midrule", *(" & ".join(line) + r" \\" for line in body), r"\bottomrule"]
+    text += [rf"\multicolumn{{{width}}}{{l}}{{\footnotesize {_latex(note)}}} \\" for note in table.notes]
+    return "\n".join([*text, r"\end{tabular}"])
 
 
 def _latex(text: str) -> str:

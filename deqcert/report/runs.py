@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deqcert.errors import DataError, require
+from deqcert.report.settings import run_settings, step_limit_caution
 from deqcert.runs import (
     CertifiedImage,
     Summary,
@@ -33,6 +34,8 @@ class ReportedRun(NamedTuple):
         alpha: Error probability of a certificate; None for a table, which does not tell.
         sigma: Standard deviation of the noise, in pixels of [0, 1]; None for a table.
         classes: Names of the classes by label; empty where they are not known.
+        settings: What its numbers depend on, in short texts; empty where nothing is known of it.
+        caution: What to be warned of; else empty.
     """
 
     name: str
@@ -42,6 +45,8 @@ class ReportedRun(NamedTuple):
     alpha: float | None
     sigma: float | None
     classes: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    caution: str = ""
 
     @property
     def sound(self) -> bool:
@@ -94,7 +99,8 @@ def read_runs(
         require(alpha is None or 0 < alpha < 1, "alpha", alpha, "must be in (0, 1)")
         rows = sorted(read_tsv(path), key=lambda row: row.index)
         times = {row.index: row.seconds for row in rows if row.seconds is not None}
-        return [ReportedRun(name, tuple(rows), None, times or None, alpha, None)]
+        settings = () if alpha is None else (f"alpha = {alpha:g}",)
+        return [ReportedRun(name, tuple(rows), None, times or None, alpha, None, settings=settings)]
     run = read_run(path)
     own = run.rule
     try:
@@ -121,6 +127,8 @@ def read_runs(
             alpha=rule.alpha,
             sigma=run.identity["smoothing"]["sigma"],
             classes=tuple(map(str, run.settings.get("classes", ()))),
+            settings=run_settings(run.identity, rule, run.votes),
+            caution=step_limit_caution(run.identity, run.votes),
         )
         for named, rule in rules
     ]

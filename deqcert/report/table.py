@@ -147,11 +147,15 @@ def _column(
     shown: Callable[[float], str],
     best: Callable[[Sequence[float]], float] | None = None,
 ) -> _Cells:
-    """Write values, None as a dash, and mark the best; what has no proof does not compete, and nobody wins alone."""
+    """Write values, None as a dash, and mark the best.
+
+    What has no proof does not compete, and nobody wins alone or where all are zero.
+    """
     texts = ["-" if value is None else shown(value) for value in values]
     sound = [each.sound for each in summaries]
     competing = [value for value, proven in zip(values, sound, strict=True) if value is not None and proven]
-    winner = shown(best(competing)) if best and len(competing) > 1 else None
+    zero = all(shown(value) == shown(0.0) for value in competing)
+    winner = shown(best(competing)) if best and len(competing) > 1 and not zero else None
     return [(text, proven and text == winner) for text, proven in zip(texts, sound, strict=True)]
 
 

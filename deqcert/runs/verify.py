@@ -186,9 +186,9 @@ def _vote_findings(votes: Votes, sampling: Mapping[str, Any]) -> list[str]:
     all_doubtful = sides == "one" and votes.escalated_a == votes.n_a
     if votes.escalations > limit or (votes.escalations < limit and not all_doubtful):
         found.append(f"escalations = {votes.escalations}, but the run escalates {limit}")
-    rule, size = _built(audit), sum(votes.audited_as) if sides == "two" else votes.audited
-    if rule is not None and size != (wanted := rule.size(votes, sides)):
-        found.append(f"audited = {size}, but its votes ask for {wanted}")
+    rule = _built(audit)
+    if rule is not None and votes.examined != (wanted := rule.size(votes, sides)):
+        found.append(f"audited = {votes.examined}, but its votes ask for {wanted}")
     return found
 
 

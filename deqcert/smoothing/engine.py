@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -58,12 +58,14 @@ class Engine:
         images, rows: Images to classify side by side, and maximum number of noisy samples per batch.
         num_classes: Number of classes, known once something has been classified.
         state: A cold start of one row, shape (1, ...); None if f is not a :class:`SolvedClassifier`.
+        listener: Told of each batch once it is classified; None for nobody.
     """
 
     def __init__(self, base: nn.Module, execution: Execution, image: Tensor, width: int) -> None:
         self.base = base
         self.num_classes = 0
         self.state: Tensor | None = None
+        self.listener: Callable[[Predictions], None] | None = None
         if isinstance(base, SolvedClassifier):
             with torch.no_grad():
                 self.state = base.network.initial_state(base.network.inject(image[None]))
@@ -72,6 +74,7 @@ class Engine:
         self._workspace = _Workspaces()
         self._solves = 0
         self._unconverged = torch.zeros((), dtype=torch.int64, device=image.device)
+        self._residual = torch.zeros((), device=image.device)
         # Compiled kernels share their batch between cores, and would not let go of Python for other batches. Other
         # classifiers may keep what one call computes in attributes; of DEQs it is known that they do not.
         self._compiled = execution.compile
@@ -101,12 +104,20 @@ class Engine:
         if solver is None and isinstance(self.base, SolvedClassifier) and self.base.solver.tolerance > 0:
             self._solves += len(x)
             self._unconverged += (predictions.residual > self.base.solver.tolerance).sum()
+            self._residual += predictions.residual.sum()
+        if self.listener is not None:
+            self.listener(predictions)
         return predictions
 
     @property
     def unconverged(self) -> float:
         """Share of the solves by f so far that ended above its tolerance, if it has one."""
         return int(self._unconverged) / max(self._solves, 1)
+
+    @property
+    def mean_residual(self) -> float:
+        """Mean relative residual of the same solves."""
+        return float(self._residual) / max(self._solves, 1)
 
     def _predict_batch(
         self, x: Tensor, solver: Solver | None, start: Tensor | None, keep: Tensor | None, first: int

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -10,7 +12,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from deqcert.errors import require, require_count
+from deqcert.errors import SettingError, require, require_count
 from deqcert.seeding import Purpose
 from deqcert.smoothing.engine import Engine, Predictions, count_classes
 from deqcert.smoothing.execution import Execution
@@ -73,6 +75,58 @@ class Sampling(ABC):
     def aimed_at(self, rule: CertificationRule) -> Sampling:
         """Return the strategy with its audit or stopping rule aimed at the certificates of ``rule``."""
         return self
+
+    def anticipated(self, n: int, n_a: int, sigma: float) -> list[Votes]:
+        """Return the votes to expect of an image of which ``n_a`` of ``n`` estimation samples say A.
+
+        One for each number of samples at which sampling may end, the last one after all ``n``; costs are left at 0.
+        Audited and escalated samples all agree.
+        """
+        return [
+            Votes(
+                n0=self.n0,
+                n=n,
+                selection=(round(self.n0 * n_a / n), 0),
+                estimation=(n_a, n - n_a),
+                audited=None,
+                mismatches=0,
+                nfe_fast=0,
+                nfe_audit=0,
+                residual=math.nan,
+                seconds=0.0,
+                sigma=sigma,
+                noise_error=0.0,
+            )
+        ]
+
+    def largest_radius(self, rule: CertificationRule, sigma: float) -> float:
+        """Return the radius that ``rule`` gives where all noisy samples agree: about the largest possible one."""
+        return max(rule.certify(votes).radius for votes in self.anticipated(self.n, self.n, sigma))
+
+    def demand_decisive(self, rule: CertificationRule) -> None:
+        """Refuse settings with which ``rule`` abstains whatever the votes.
+
+        Raises:
+            SettingError: It does even where all noisy samples agree. Names the least n that can certify, or the audit
+                if that is too small for this n.
+        """
+        if self.largest_radius(rule, 1.0) > 0:
+            return
+        problem = f"certifies nothing at alpha = {rule.alpha:g}, even if all noisy samples agree"
+
+        def decides(n: int) -> bool:
+            """Whether n samples can certify, audited as far as it takes."""
+            votes = self.anticipated(n, n, 1.0)
+            return any(
+                rule.certify(each if each.audited is None else each.audited_whole()).radius > 0 for each in votes
+            )
+
+        enough = self.n
+        while not decides(enough):
+            enough *= 2
+        least = bisect_left(range(enough), True, lo=self.n, key=decides)
+        few = "a larger audit is needed" if least == self.n else f"must be at least {least}"
+        raise SettingError("sampling.n", self.n, f"{problem}; {few}")
 
     def noise(
         self, g: SmoothedClassifier, images: Tensor, streams: Sequence[Stream], purpose: Purpose

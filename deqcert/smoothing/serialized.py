@@ -77,6 +77,18 @@ class Serialized(Sampling):
         audit = self.audit.aimed_at(rule.alpha, rule.alpha_audit, rule.audit)
         return replace(self, audit=audit, sides=self.sides or rule.sides)
 
+    def anticipated(self, n: int, n_a: int, sigma: float) -> list[Votes]:
+        """See :meth:`Sampling.anticipated`."""
+        (votes,) = super().anticipated(n, n_a, sigma)
+        count, sides = min(int(self.escalation * n), n_a), self.sides or "one"
+        escalated = (count, 0) if count else ()
+        votes = votes._replace(audited=0, escalations=count, escalated=escalated, escalated_from=escalated)
+        size = self.audit.size(votes, sides)
+        if sides == "one":
+            return [votes._replace(audited=size)]
+        of_a = round(size * votes.population / max(1, votes.auditable("two")))
+        return [votes._replace(audited=of_a, audited_as=(of_a, size - of_a), mistaken=(0, 0))]
+
     def name(self, base: nn.Module) -> str:
         """E.g. ``SRS-3A``."""
         return f"SRS-{solver_name(self.proposal)}{'' if self.start == 'previous' else f'-{self.start}'}"

@@ -128,6 +128,8 @@ class SmoothedClassifier:
     ) -> Certificate:
         """Return the class of g and the radius in which it holds, or abstain (CERTIFY of Cohen et al.).
 
+        Raises :class:`SettingError` where n is too small for any votes to certify something.
+
         Args:
             x: Image in [0, 1].
             sampling: How votes are taken; None takes independent ones (:class:`~deqcert.smoothing.Standard`).
@@ -136,7 +138,9 @@ class SmoothedClassifier:
         """
         from deqcert.smoothing.standard import Standard  # builds on this module
 
-        return rule.certify((sampling or Standard()).aimed_at(rule).votes(self, x, stream or Stream.fresh()))
+        sampling = (sampling or Standard()).aimed_at(rule)
+        sampling.demand_decisive(rule)
+        return rule.certify(sampling.votes(self, x, stream or Stream.fresh()))
 
     def engine(self, image: Tensor, execution: Execution = Execution(), width: int = 400) -> Engine:
         """Check f on noisy samples of an image and prepare it for ``width`` of each such image side by side."""

@@ -37,6 +37,19 @@ class Standard(Sampling):
         """See :meth:`Sampling.aimed_at`."""
         return self if self.stopping is None else replace(self, stopping=self.stopping.aimed_at(rule.alpha))
 
+    def anticipated(self, n: int, n_a: int, sigma: float) -> list[Votes]:
+        """See :meth:`Sampling.anticipated`; of another n than this strategy's, stated looks end at that n."""
+        (votes,) = super().anticipated(n, n_a, sigma)
+        rule = self.stopping
+        if rule is None:
+            return [votes]
+        if rule.looks is not None:
+            rule = replace(rule, looks=(*rule.looks[:-1], n))
+        return [
+            votes._replace(n=look, estimation=(round(look * n_a / n), 0), anytime=True, alpha_share=share)
+            for look, share in rule.schedule(n, self.batch_size).items()
+        ]
+
     def name(self, base: nn.Module) -> str:
         """E.g. ``standard-30A`` or ``anchored-3N-learned`` of a DEQ, ``standard`` of another classifier."""
         return base.name if isinstance(base, SolvedClassifier) else "standard"

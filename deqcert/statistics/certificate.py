@@ -146,7 +146,7 @@ class CertificationRule:
             return 1.0
         if votes.audited is None:
             return float(clopper_pearson_upper(max(votes.estimation[each] for each in others), votes.n, alpha))
-        rest, everyone, audited = votes.rest, votes.auditable("two"), sum(votes.audited_as)
+        rest, everyone, audited = votes.rest, votes.auditable("two"), votes.examined
         invalid = votes.n - votes.escalations - everyone  # may be of any class
         cases = {
             (

@@ -113,6 +113,15 @@ class Votes(NamedTuple):
         """Return the size of what an audit is drawn from: ``population``, with two sides that of all classes."""
         return self.population if sides == "one" else sum(self.rest)
 
+    @property
+    def examined(self) -> int:
+        """Audited samples of all classes."""
+        return sum(self.audited_as) if self.audited_as else self.audited or 0
+
+    def audited_whole(self) -> Votes:
+        """Return the votes with an audit of all that it is drawn from, without a further mismatch."""
+        return self._replace(audited=self.population, audited_as=self.rest if self.audited_as else ())
+
     def known(self, c: int) -> int:
         """Return how many samples are known to be classified ``c`` by the base classifier, the audit left aside."""
         return self.escalated[c] if self.escalated else 0

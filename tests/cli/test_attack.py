@@ -52,7 +52,7 @@ def another_class(votes):
 
 def test_a_run_is_attacked_end_to_end(run, capsys):
     before = {path.name for path in run.iterdir()}
-    assert main(["attack", str(run), "--images=2", *QUICK]) == 0
+    assert main(["attack", str(run), "--data.max_examples=2", *QUICK]) == 0
     out = capsys.readouterr().out
     assert "certified% empirical%" in out
     assert "0.9 R" in out
@@ -80,7 +80,7 @@ def test_a_run_is_attacked_end_to_end(run, capsys):
         assert attack["n"] == 200
 
     first = (run / "attack.json").read_bytes()
-    assert main(["attack", str(run), "--images=2", *QUICK]) == 0
+    assert main(["attack", str(run), "--data.max_examples=2", *QUICK]) == 0
     assert (run / "attack.json").read_bytes() == first
     assert main(["verify", str(run)]) == 0
 
@@ -99,7 +99,7 @@ def test_files_that_do_not_follow_from_the_votes_are_not_attacked(run, tmp_path,
     content = (edited / name).read_text()
     assert old in content
     (edited / name).write_text(content.replace(old, new))
-    assert main(["attack", str(edited), "--images=1", *QUICK]) == code
+    assert main(["attack", str(edited), "--data.max_examples=1", *QUICK]) == code
     captured = capsys.readouterr()
     assert name in captured.out + captured.err
     assert "attacked: " not in captured.out
@@ -107,7 +107,7 @@ def test_files_that_do_not_follow_from_the_votes_are_not_attacked(run, tmp_path,
 
 
 def test_another_alpha_than_that_of_the_run_is_stated(run, capsys):
-    assert main(["attack", str(run), "--images=1", *QUICK, "--certificate.alpha=0.05"]) == 0
+    assert main(["attack", str(run), "--data.max_examples=1", *QUICK, "--certificate.alpha=0.05"]) == 0
     assert "certified again at alpha = 0.05, audit rule joint" in capsys.readouterr().out
 
 
@@ -148,9 +148,10 @@ def test_other_weights_than_the_certified_ones_are_refused(run, tmp_path, capsys
         ("--data.split=train", "data."),
         ("--smoothing.sigma=0.25", "smoothing.sigma"),
         ("--trainer.precision=bf16-mixed", "precision"),
-        ("--data.max_examples=1", "image 1 has votes"),
+        ("--data.skip=2", "has votes but is not among"),
         ("--ckpt_path=missing.ckpt", "ckpt_path"),
-        ("--images=0", "images = 0"),
+        ("--data.max_examples=0", "data.max_examples = 0"),
+        ("--images=2", "images = '2': is called --data.max_examples"),
         ("--alpha_attack=0", "alpha_attack = 0.0"),
         ("--steps=0", "steps = 0"),
     ],
@@ -161,7 +162,7 @@ def test_what_would_prove_nothing_is_refused(run, capsys, override, complaint):
 
 
 def test_the_batches_may_be_others(run):
-    assert main(["attack", str(run), "--images=1", *QUICK, "--sampling.execution.rows=16"]) == 0
+    assert main(["attack", str(run), "--data.max_examples=1", *QUICK, "--sampling.execution.rows=16"]) == 0
 
 
 @pytest.mark.parametrize("missing", ["run", "certify.yaml"])

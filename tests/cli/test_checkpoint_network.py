@@ -43,7 +43,7 @@ def test_a_checkpoint_is_certified_attacked_and_validated_without_a_configuratio
     saved = yaml.safe_load((tmp_path / "without" / "certify.yaml").read_text())["model"]["network"]
     assert saved["class_path"] == "deqcert.models.mdeq.MDEQ"
     assert saved["init_args"]["mean"] == [0.25]
-    assert main(["attack", "without", "--images=1", "--steps=1", "--samples=1", "--n=50"]) == 0
+    assert main(["attack", "without", "--data.max_examples=1", "--steps=1", "--samples=1", "--n=50"]) == 0
     assert main(["validate", data, "--ckpt_path=grey.ckpt", "--trainer.limit_val_batches=1", *QUIET]) == 0
     capsys.readouterr()
 

@@ -28,7 +28,7 @@ CIFAR = ROOT / "configs" / "cifar10" / "mdeq_small.yaml"
 
 
 def arguments(ledger: Path, *more: str) -> list[str]:
-    audit = ["--sampling.audit=FixedAudit", "--sampling.audit.samples=20"]
+    audit = ["--sampling.audit=FixedAudit", "--sampling.audit.samples=40"]
     return certify_command(ledger, *audit, *more, images=2, n=50)
 
 
@@ -144,7 +144,7 @@ def test_weights_that_the_model_is_built_with(tmp_path: Path) -> None:
     assert main(arguments(tmp_path, "--ckpt_path=none")) == 0
     settings = json.loads((tmp_path / "certificates.json").read_text())["settings"]
     assert settings["checkpoint"] is None
-    assert main(["attack", str(tmp_path), "--images=1", "--steps=1", "--samples=2", "--n=2"]) == 0
+    assert main(["attack", str(tmp_path), "--data.max_examples=1", "--steps=1", "--samples=2", "--n=2"]) == 0
 
 
 def test_checkpoint_of_another_architecture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

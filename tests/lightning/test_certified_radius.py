@@ -16,7 +16,7 @@ from torch import nn
 
 from deqcert.data import Digits
 from deqcert.errors import SettingError
-from deqcert.lightning import CertificationCallback, CertificationProgress, CertifiedRadius, Trainer
+from deqcert.lightning import CertificationCallback, CertificationProgress, CertifiedRadius, Forecast, Trainer
 from deqcert.runs import read_run, read_tsv
 from deqcert.smoothing import Serialized, Smoothing, Standard
 from deqcert.solvers import Picard
@@ -117,7 +117,8 @@ def test_files_hold_the_certificates_of_the_rule(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "\nstandard " in printed  # the classifier has no solver
     assert "30A" not in printed
-    assert f"6 images, sigma = 0.5, alpha = 0.01; results in {tmp_path}" in printed
+    said = "6 images, sigma = 0.5, alpha = 0.01, n0 = 20, n = 200, one-sided, Standard"
+    assert f"{said}; results in {tmp_path}" in printed
     assert "UNSOUND" not in printed
 
 
@@ -237,7 +238,7 @@ def test_a_run_is_named_by_the_solver_of_its_classifier(tmp_path, capsys, thresh
 def test_a_run_whose_solves_end_at_the_step_limit_says_so(tmp_path, threshold_module, kind):
     """Residuals from zero at rate 1/2 are 1 and 1/3 after one and two steps, then 1/7."""
     solver = Picard(max_steps=2, tolerance=0.2)
-    sampling = kind(n0=10, n=30, batch_size=20, **({} if kind is Standard else {"audit": FixedAudit(20)}))
+    sampling = kind(n0=10, n=30, batch_size=20, **({} if kind is Standard else {"audit": FixedAudit(30)}))
     said = r"100% of the solves .* ended after 2 steps above their tolerance of 0\.2\."
     with pytest.warns(UserWarning, match=said):
         certify_by(tmp_path / "some", threshold_module, solver, sampling)
@@ -275,7 +276,7 @@ def test_tensorboard_has_the_settings_beside_the_results(tmp_path):
     events, _ = board(tmp_path, images=3, callback=CertifiedRadius(alpha=0.01, radii=[0.25]))
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     settings = HParamsPluginData.FromString(content).session_start_info.hparams
-    assert settings["run"].string_value == "standard"
+    assert settings["strategy"].string_value == "standard"
     assert (settings["alpha"].number_value, settings["sampling/n"].number_value) == (0.01, 200)
     assert settings["smoothing/solver/class"].string_value == "Anderson"
     content = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
@@ -347,6 +348,88 @@ class BarAtTheEnd(CertificationCallback):
 
     def on_certify_end(self, trainer, module, votes):
         self.ended.append(self.progress._bar.disable)
+
+
+def test_the_progress_bar_needs_no_other_callback_before_it(tmp_path, threshold_module, capsys):
+    _, votes = certify(
+        tmp_path, CertificationProgress(), threshold_module, SERIALIZED, progress=[CertifiedRadius()], smoothing=FIFTEEN
+    )
+    shown = re.findall(r"NFE/sample=([0-9.]+)", capsys.readouterr().err)
+    evaluations = sum(each.nfe_fast + each.nfe_audit for each in votes)
+    assert shown[-1] == f"{evaluations / sum(each.n0 + each.n for each in votes):.1f}"
+
+
+class Order(CertificationCallback):
+    """What was told, in order."""
+
+    def __init__(self):
+        self.told = []
+
+    def on_certify_forecast(self, trainer, module, forecast):
+        self.told.append(forecast)
+
+    def on_certify_example_end(self, trainer, module, votes):
+        self.told.append(votes)
+
+
+@pytest.mark.parametrize("kind", [Standard, Serialized])
+def test_the_cost_is_told_before_the_first_image_is_done(tmp_path, capsys, threshold_module, kind):
+    order = Order()
+    again = copy.deepcopy(threshold_module)  # its attributes count as its settings, and it records what it is given
+    sampling = kind(n0=20, n=400, batch_size=64)
+    _, votes = certify(
+        tmp_path, CertifiedRadius(), threshold_module, sampling, images=5, progress=[order], smoothing=FIFTEEN
+    )
+    forecast, *others = order.told
+    assert len(others) == len(votes) == 5
+    assert (forecast.images, forecast.own, forecast.samples) == (5, 5, 420)
+    first = others[0]
+    fast, audit = (each / 420 for each in (first.nfe_fast, first.nfe_audit))
+    assert forecast.nfe_fast == pytest.approx(fast, rel=0.2)
+    assert forecast.nfe_audit == pytest.approx(audit, rel=0.5)
+    assert (forecast.nfe_audit > 0) == (kind is Serialized)
+    assert forecast.seconds > 0
+    printed = capsys.readouterr().out
+    largest = sampling.largest_radius(CertificationRule(), 0.5)
+    assert f"n = 400 and alpha = 0.001 certify radii up to about {largest:.3g}" in printed
+    assert str(forecast) in printed
+    certify(tmp_path, CertifiedRadius(), again, sampling, images=5, progress=[order], smoothing=FIFTEEN)
+    assert len(order.told) == 6  # nothing is left, so nothing is told
+
+
+def test_a_forecast_reads_as_a_sentence():
+    forecast = Forecast(images=100, own=50, samples=1100, nfe_fast=3.1, nfe_audit=4.2, seconds=130.0)
+    assert str(forecast) == (
+        "about 7.3 evaluations per noisy sample (3.1 + 4.2 for audit and escalation) and 2.2 min per image: "
+        "8e+05 evaluations and 1.8 h for 100 images, 50 of them by this process"
+    )
+
+
+def test_a_run_at_its_step_limit_says_so_beside_its_table(tmp_path, capsys, threshold_module):
+    solver = Picard(max_steps=2, tolerance=0.2)
+    both = {"images": 2, "smoothing": Smoothing(solver=solver)}
+    with pytest.warns(UserWarning, match=r"The mean relative residual is 0\.33\. .*convergence\.yaml"):
+        certify(tmp_path / "short", CertifiedRadius(), threshold_module, STANDARD, **both)
+    printed = capsys.readouterr().out
+    assert "warning: Solves of the base classifier took 2.0 of at most 2 steps" in printed
+    assert "configs/validate/convergence.yaml" in printed
+    module = Threshold(type(threshold_module.network)(threshold=0.55))
+    both["smoothing"] = Smoothing(solver=dataclasses.replace(solver, max_steps=3))  # ends at 1/7
+    certify(tmp_path / "enough", CertifiedRadius(), module, STANDARD, **both)
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_tensorboard_has_a_version_for_each_ledger(tmp_path):
+    logger = TensorBoardLogger(tmp_path / "boards", name="model", default_hp_metric=False)
+    certify(tmp_path / "srs", CertifiedRadius(), images=2, logger=logger)
+    assert [path.name for path in (tmp_path / "boards" / "model").iterdir()] == ["certify-srs"]
+
+
+def test_lightning_does_not_advertise(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        certify(tmp_path, CertifiedRadius(), images=1, logger=TensorBoardLogger(tmp_path))
+    assert "GPU available" in caplog.text
+    assert "Tip" not in caplog.text
 
 
 def test_the_summary_stands_below_the_bar_and_can_be_pasted(tmp_path, capsys):

@@ -116,7 +116,7 @@ class TwiceDigits(Digits):
 
 def test_many_images_come_back_from_forked_processes(tmp_path):
     """Their certificates are more than a pipe holds."""
-    sampling = Standard(n0=1, n=2, batch_size=2)
+    sampling = Standard(n0=1, n=10, batch_size=10)
     certificates = trainer(devices=2).certify(Module(), TwiceDigits(), SMOOTHING, sampling, ledger_dir=str(tmp_path))
     assert len({each.index for each in certificates}) > 800
 

@@ -192,7 +192,7 @@ def test_two_runs_at_once(tmp_path, expected, record_fault):
 
 
 SMOOTHING = Smoothing(solver=Picard(max_steps=3))
-SAMPLING = Serialized(n0=5, n=20, proposal=Picard(max_steps=1), audit=FixedAudit(5))
+SAMPLING = Serialized(n0=5, n=20, proposal=Picard(max_steps=1), audit=FixedAudit(20))
 
 
 def test_a_ledger_cut_at_every_byte_of_its_last_two_lines(tmp_path, record_fault):

@@ -33,15 +33,37 @@ def test_a_report_has_what_was_asked_for(runs):
 
 
 def test_the_title_tells_when_images_differ(runs):
-    assert Report(runs, [0.0]).sections[0].title == "2 to 5 images, not the same in all runs, alpha = 0.001"
-    assert Report(runs[:2], [0.0]).sections[0].title == "5 images, alpha = 0.001"
+    shared = "sigma = 0.5, alpha = 0.001, n0 = 10, n = 100, one-sided, Standard"
+    section = Report(runs, [0.0]).sections[0]
+    assert section.title == f"2 to 5 images, not the same in all runs, {shared}"
+    assert section.settings == (
+        "ours exact: audit rule exact",
+        "ours published: audit rule published",
+        "theirs: a table, which does not state its settings",
+    )
+    assert Report(runs[:2], [0.0]).sections[0].title == f"5 images, {shared}"
+
+
+def test_settings_stand_below_the_table_and_in_the_caption(runs, tmp_path):
+    report = Report(runs, [0.0])
+    report.write(tmp_path / "out")
+    written = [(tmp_path / "out" / name).read_text() for name in ("accuracy.tex", "report.md")]
+    for text in (report.text(), *written):
+        assert "n = 100, one-sided" in text
+        assert "ours exact: audit rule exact" in text
+    assert written[0].splitlines()[1].startswith(r"% \caption{2 to 5 images, ")
+
+
+def test_a_run_at_its_step_limit_is_warned_of(runs):
+    report = Report([runs[0]._replace(caution="Solves took all steps."), *runs[1:]], [0.0])
+    assert "\nwarning: ours exact: Solves took all steps." in report.text()
 
 
 def test_images_with_other_labels_are_not_the_same_images(runs):
     other = runs[0]._replace(name="other", examples=tuple(e._replace(label=1) for e in runs[0].examples))
     with pytest.warns(UserWarning, match="image 0 has label 3 in ours exact, but 1 in other: not the same images"):
         report = Report([runs[0], other], [0.0])
-    assert report.sections[0].title == "5 images, not the same in all runs, alpha = 0.001"
+    assert report.sections[0].title.startswith("5 images, not the same in all runs, sigma = 0.5, alpha = 0.001, ")
     assert "retention" not in report.figures()
     assert "retention" in Report(runs[:2], [0.0]).figures()
 
@@ -60,9 +82,10 @@ def test_every_output_marks_the_unsound_run(runs, tmp_path):
     assert "UNSOUND" in written["compare_ours_exact_ours_published.tex"].read_text()
     assert "UNSOUND" not in written["classes_ours_exact.tex"].read_text()
     assert [row.sound for row in read_tsv(written["ours_published.tsv"])] == [False] * 5
-    for figure in (report.figures()[name] for name in ("curves", "tradeoff")):
-        legend = figure.legends[0] if figure.legends else figure.axes[0].get_legend()
-        assert any("(unsound)" in text.get_text() for text in legend.get_texts())
+    figures = report.figures()
+    assert any("(unsound)" in text.get_text() for text in figures["tradeoff"].axes[0].texts)
+    legend = figures["curves"].legends[0] if figures["curves"].legends else figures["curves"].axes[0].get_legend()
+    assert any("(unsound)" in text.get_text() for text in legend.get_texts())
 
 
 def test_the_numbers_for_programs_are_whole(runs, tmp_path):

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from summaries import summary_of
 from deqcert.errors import DataError, SettingError
 from deqcert.report import plot_curves, plot_probabilities, plot_retention, plot_tradeoff, read_runs, save_figure
 from deqcert.report.figures import probability_of_label
+from deqcert.report.style import COLORS, look
 from deqcert.runs import TsvRow
 
 
@@ -44,16 +46,30 @@ def test_the_figure_shows_each_run_and_marks_the_unsound(runs):
     assert published.get_label() == "published (unsound), ACR 1.000"
     assert standard.get_linestyle() == "-"
     assert published.get_linestyle() == "--"
+    assert (standard.get_fillstyle(), published.get_fillstyle()) == ("full", "none")
     assert standard.get_color() != published.get_color()
     assert standard.get_ydata()[0] == 1.0
     assert published.get_ydata()[-1] == 0.0
 
 
-def test_twenty_one_sound_runs_look_different_and_none_is_dashed(make_certificate):
-    lines = plot_curves({str(i): [make_certificate()] for i in range(21)}).axes[0].get_lines()
-    looks = {(line.get_color(), line.get_linestyle()) for line in lines}
-    assert len(looks) == 21
-    assert "--" not in {style for _, style in looks}
+@pytest.mark.parametrize("sound", [True, False])
+def test_seventy_runs_look_different_and_ten_without_color(sound):
+    looks = [look(position, sound) for position in range(70)]
+    assert len({(each["color"], str(each["linestyle"]), each["marker"]) for each in looks}) == 70
+    assert len({each["marker"] for each in looks[:10]}) == 10
+    dashes = {str(each["linestyle"]) for each in looks}
+    assert len(dashes) == 5
+    assert dashes.isdisjoint(str(look(position, not sound)["linestyle"]) for position in range(70))
+
+
+def test_neighbors_differ_in_lightness():
+    gray = [sum(part * int(color[i : i + 2], 16) for part, i in ((0.3, 1), (0.59, 3), (0.11, 5))) for color in COLORS]
+    assert all(abs(one - other) > 10 for one, other in pairwise(gray))
+
+
+def test_markers_of_curves_are_at_different_places(make_certificate):
+    lines = plot_curves({str(i): [make_certificate()] for i in range(5)}).axes[0].get_lines()
+    assert len({line.get_markevery() for line in lines}) == 5
 
 
 def test_a_run_that_certifies_nothing_is_drawn(make_certificate):
@@ -133,12 +149,34 @@ def test_retention_needs_the_same_images(run):
 
 def test_the_tradeoff_has_a_point_for_each_run_that_tells_its_cost():
     runs = {"a": summary_of(), "b": summary_of(costs=False), "c": summary_of(acr=0.9, sound=False)}
-    figure = plot_tradeoff(runs)
-    lines = figure.axes[0].get_lines()
+    axes = plot_tradeoff(runs).axes[0]
+    *lines, _ = axes.get_lines()
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in lines] == [(15.46, 0.538), (15.46, 0.9)]
     assert [line.get_fillstyle() for line in lines] == ["full", "none"]
-    assert labels(figure) == ["a", "c (unsound)"]
-    assert figure.axes[0].get_ylim()[1] > 0.9
+    assert [text.get_text() for text in axes.texts] == ["a", "c (unsound)"]
+    assert axes.get_ylim()[1] > 0.9
+
+
+def test_the_frontier_is_of_the_best_sound_runs():
+    points = [("dear", 10.0, 0.5), ("cheap", 3.0, 0.4), ("worse", 5.0, 0.3), ("void", 2.0, 0.9)]
+    runs = {name: summary_of(acr=acr, sound=name != "void")._replace(nfe_total=cost) for name, cost, acr in points}
+    frontier = plot_tradeoff(runs).axes[0].get_lines()[-1]
+    assert list(zip(*frontier.get_data(), strict=True))[:2] == [(3.0, 0.4), (10.0, 0.5)]
+    assert frontier.get_ydata()[-1] == 0.5
+
+
+@pytest.mark.parametrize("costs", [(3.0, 3.4, 4.1), (9.0, 16.0, 12.0), (1.0, 8.0, 30.0)])
+def test_the_tradeoff_has_readable_ticks_and_names_apart(costs):
+    runs = {f"run {i} of them": summary_of(acr=0.4 + 0.01 * i)._replace(nfe_total=cost) for i, cost in enumerate(costs)}
+    figure = plot_tradeoff(runs)
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    low, high = axes.get_xlim()
+    ticks = [label for label in axes.get_xticklabels() if low <= label.get_position()[0] <= high]
+    assert len(ticks) >= 3
+    assert all(float(tick.get_text()) == pytest.approx(tick.get_position()[0]) for tick in ticks)
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert all(one.count_overlaps([other]) == 0 for i, one in enumerate(boxes) for other in boxes[:i])
 
 
 def test_the_probabilities_fall_from_one_to_the_most_certain_image(run):

@@ -49,6 +49,11 @@ def test_costs_and_abstentions_are_better_when_they_are_lower():
         assert [row.best[table.headings.index(heading)] for row in table.rows] == [False, True], heading
 
 
+def test_nothing_is_best_where_all_are_zero():
+    runs = {"a": summary_of([0.0, 1.0], accuracy=0.0), "b": summary_of([0.0, 1.0], accuracy=0.0)}
+    assert not any(row.best[column] for row in summary_table(runs).rows for column in (0, 1))
+
+
 def test_nobody_wins_alone():
     for runs in ({"a": summary_of()}, {"a": summary_of(), "b": summary_of(sound=False)}):
         assert not any(any(row.best) for row in summary_table(runs).rows)

@@ -103,3 +103,69 @@ def test_votes_carry_their_noise(strategy, sigma, noise, threshold_deq):
     assert (votes.sigma, votes.noise_error) == (sigma, 16 * 2.0**-48 if noise == "quantised" else 0.0)
     rule = CertificationRule(alpha=0.05, audit="exact")
     assert rule.certify(votes).radius == sigma * norm.ppf(rule.bounds(votes)[0]) > 0
+
+
+DECISIVE = CertificationRule()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "rule", "least"),
+    [
+        (Standard(n=5), DECISIVE, 10),  # 0.001^(1/10) > 1/2 >= 0.001^(1/9)
+        (Standard(n=9), DECISIVE, 10),
+        (Standard(n=9, stopping=GroupSequential(looks=(2, 9))), DECISIVE, 10),
+        (Standard(n=10), CertificationRule(sides="two"), 11),
+        (Standard(n=19), CertificationRule(1e-6), 20),
+        (Serialized(n=5), DECISIVE, 11),
+        (Serialized(n=5, audit=FixedAudit(1)), DECISIVE, 11),
+    ],
+)
+def test_an_n_that_can_never_decide_is_refused_with_the_least_that_can(strategy, rule, least):
+    with pytest.raises(SettingError, match=rf"^sampling\.n = {strategy.n}: .*; must be at least {least}$"):
+        strategy.aimed_at(rule).demand_decisive(rule)
+    looks = {"stopping": None} if isinstance(strategy, Standard) else {"audit": AdaptiveAudit()}
+    dataclasses.replace(strategy, n=least, **looks).aimed_at(rule).demand_decisive(rule)
+    with pytest.raises(SettingError, match=r"^sampling\.n = "):
+        dataclasses.replace(strategy, n=least - 1, **looks).aimed_at(rule).demand_decisive(rule)
+
+
+def test_an_audit_that_can_never_decide_is_refused():
+    strategy = Serialized(n=30, audit=FixedAudit(20))
+    with pytest.raises(SettingError, match=r"^sampling\.n = 30: .*a larger audit is needed$"):
+        strategy.demand_decisive(DECISIVE)
+    dataclasses.replace(strategy, audit=FixedAudit(30)).demand_decisive(DECISIVE)
+
+
+@pytest.mark.parametrize("audit", [AdaptiveAudit(), FixedAudit(8)])
+def test_no_other_votes_decide_where_unanimous_ones_do_not(audit):
+    """Nothing is refused that could certify."""
+    for n in range(8, 16):
+        strategy = Serialized(n0=10, n=n, audit=audit).aimed_at(DECISIVE)
+        votes = [
+            each._replace(selection=(k0, 10 - k0), audited=strategy.audit.size(each._replace(selection=(k0, 10 - k0))))
+            for n_a in range(n + 1)
+            for k0 in range(5, 11)
+            for each in strategy.anticipated(n, n_a, 1.0)
+        ]
+        largest = max(DECISIVE.certify(each).radius for each in votes)
+        assert (largest > 0) == (strategy.largest_radius(DECISIVE, 1.0) > 0)
+
+
+def test_the_largest_radius_is_that_of_unanimous_votes(threshold_deq):
+    """A class that all noisy samples have, by every strategy."""
+    g = smoothed(threshold_deq(threshold=100.0))
+    for strategy in (
+        Standard(n0=10, n=60, batch_size=20),
+        Standard(n0=10, n=60, batch_size=20, stopping=GroupSequential(radius_gain=1e-9)),
+        Serialized(n0=10, n=60, batch_size=20),
+        Serialized(n0=10, n=60, batch_size=20, escalation=0.2, audit=FixedAudit(40)),
+    ):
+        certificate = g.certify(IMAGE, sampling=strategy, stream=Stream(0, 0))
+        assert certificate.radius == strategy.aimed_at(DECISIVE).largest_radius(DECISIVE, g.sigma) > 0
+
+
+def test_certify_refuses_it_before_any_work(threshold_deq):
+    classifier = threshold_deq()
+    with pytest.raises(SettingError, match=r"^sampling\.n = 5: "):
+        smoothed(classifier).certify(IMAGE, sampling=Standard(n=5))
+    assert not classifier.rows
