@@ -117,9 +117,7 @@ class Sampling(ABC):
         def decides(n: int) -> bool:
             """Whether n samples can certify, audited as far as it takes."""
             votes = self.anticipated(n, n, 1.0)
-            return any(
-                rule.certify(each if each.audited is None else each.audited_whole()).radius > 0 for each in votes
-            )
+            return any(rule.certify(each.audited_whole()).radius > 0 for each in votes)
 
         enough = self.n
         while not decides(enough):

@@ -119,7 +119,9 @@ class Votes(NamedTuple):
         return sum(self.audited_as) if self.audited_as else self.audited or 0
 
     def audited_whole(self) -> Votes:
-        """Return the votes with an audit of all that it is drawn from, without a further mismatch."""
+        """Return the votes with an audit, if there is one, of all that it is drawn from, without a further mismatch."""
+        if self.audited is None:
+            return self
         return self._replace(audited=self.population, audited_as=self.rest if self.audited_as else ())
 
     def known(self, c: int) -> int:
