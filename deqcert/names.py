@@ -59,9 +59,8 @@ def checkpoint_path(path: str | Path, field: str = "ckpt_path") -> str | Path:
                 return file
             others.append(file)
     if _is_url(place):
-        return _download(
-            f"{place.rstrip('/')}/{name}/model.ckpt", file, digests[name], shown
-        )  # file: that of the cache
+        target = _cache() / name / "model.ckpt"
+        return _download(f"{place.rstrip('/')}/{name}/model.ckpt", target, digests[name], shown)
     if others:
         raise CheckpointError(f"{shown}: {others[0]}: has another SHA-256 than {digests[name]}")
     advice = f"set the environment variable {CHECKPOINTS_VARIABLE} to the folder or URL that has {name}/model.ckpt"
@@ -77,9 +76,13 @@ def _folders(place: str) -> Iterator[Path]:
     yield _CHECKPOINTS
     if place and not _is_url(place):
         yield Path(place).expanduser()
+    yield _cache()
+
+
+def _cache() -> Path:
     from torch.hub import get_dir  # takes seconds
 
-    yield Path(get_dir(), "deqcert")
+    return Path(get_dir(), "deqcert")
 
 
 def _download(url: str, target: Path, digest: str, shown: str) -> Path:
