@@ -8,7 +8,6 @@ lower bound on the Binomial(n, p_A) count of Y = A, up to an error probability.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from dataclasses import dataclass, replace
@@ -172,12 +171,13 @@ class AdaptiveAudit(AuditSize):
         lost = self.radius_loss * sum(scores) / len(scores)
         if lost <= 0:
             return 0
-        return max(
-            math.ceil(
-                joint_audit_size(known, population, votes.n, share, weight, float(ndtr(score - lost)))
-                * (everyone / max(population, 1))
-            )
+        needed = [
+            joint_audit_size(known, population, votes.n, share, weight, float(ndtr(score - lost)))
             for (share, known, population), score in zip(sides, scores, strict=True)
+        ]
+        # So large that as many as are needed fall to each population on average.
+        return max(
+            -(-size * everyone // max(population, 1)) for size, (_, _, population) in zip(needed, sides, strict=True)
         )
 
     def _exact_size(self, votes: Votes, alpha: float) -> int:

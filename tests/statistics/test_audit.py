@@ -13,6 +13,7 @@ from deqcert.errors import SettingError
 from deqcert.statistics import (
     AdaptiveAudit,
     AuditSize,
+    CertificationRule,
     FixedAudit,
     Votes,
     binomial_effective_count,
@@ -266,6 +267,29 @@ def test_the_joint_rule_needs_smaller_audits(n_a):
     assert 0 < joint < 0.9 * exact
 
 
+@pytest.mark.parametrize("loss", [0.05, 0.3])
+@pytest.mark.parametrize("n_a", [440, 480, 600, 900])
+def test_an_audit_for_two_sides_loses_what_it_may(n_a, loss):
+    """Of 1000 samples, those that are not classified A are spread over three other classes."""
+    rest = 1000 - n_a
+    estimation = (n_a, rest - rest // 2, rest // 2 - rest // 5, rest // 5)
+    known = (40, 30, 20, 10)
+    votes = votes_of(n_a, 1000)._replace(
+        selection=(8, 1, 1, 0), estimation=estimation, escalations=100, escalated=known, escalated_from=known
+    )
+    rule = CertificationRule(0.01, sides="two")
+
+    def radius(size: int) -> float:
+        examined = tuple(round(size * left / 900) for left in votes.rest)
+        return rule.certify(votes._replace(audited=examined[0], audited_as=examined, mistaken=(0,) * 4)).radius
+
+    size = AdaptiveAudit(loss, alpha=0.01).size(votes, "two")
+    whole = min(radius(900), rule.certify(votes_of(n_a, 1000)._replace(estimation=estimation, audited=None)).radius)
+    assert 0 < size < 900
+    assert radius(size + 10) >= (1 - loss) * whole - 1e-9  # + 10: shares of the audit are rounded
+    assert radius(int(0.8 * size)) < (1 - loss / 2) * whole
+
+
 def test_an_audit_without_alpha_takes_that_of_the_certificate():
     audit = AdaptiveAudit(0.1)
     assert audit.aimed_at(0.01) == AdaptiveAudit(0.1, 0.01, rule="joint")
@@ -286,7 +310,9 @@ def test_audit_sizes_share_one_contract(audit):
     assert isinstance(audit, AuditSize)
     for n_a in (0, 1, 60, 100):
         for escalated_a in (0, n_a // 2, n_a):
-            assert 0 <= audit.size(votes_of(n_a, 100, escalated_a)) <= n_a - escalated_a
+            votes = votes_of(n_a, 100, escalated_a)
+            assert 0 <= audit.size(votes) <= n_a - escalated_a == votes.auditable("one")
+            assert 0 <= audit.size(votes, "two") <= 100 - escalated_a == votes.auditable("two")
     with pytest.raises(dataclasses.FrozenInstanceError):
         audit.alpha = 0.1
 
