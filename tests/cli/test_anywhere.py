@@ -72,7 +72,7 @@ def test_a_run_is_the_same_however_its_checkpoint_is_named():
     assert rows("named") == before
     assert main(["verify", "named", f"--ckpt_path={NAMED}"]) == 0
     assert main(["verify", "plain", "--ckpt_path=deqcert:cifar10_mdeq_small_cpu"]) == 1
-    assert main(["attack", "named", "--images=1", "--steps=1", "--samples=1", "--n=50"]) == 0
+    assert main(["attack", "named", "--data.max_examples=1", "--steps=1", "--samples=1", "--n=50"]) == 0
 
 
 def test_the_shipped_run_is_independent_of_the_working_directory():

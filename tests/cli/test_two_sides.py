@@ -51,7 +51,7 @@ def test_a_one_sided_run_is_reported_with_two_sides_on_demand(tmp_path, capsys):
     capsys.readouterr()
     assert main(["report", str(directory), "--radii", "0"]) == 0
     own = capsys.readouterr().out
-    assert "sided" not in own
+    assert "two-sided" not in own
     assert main(["report", str(directory), "--radii", "0", "--sides", "two"]) == 0
     two = capsys.readouterr().out
     assert "two-sided" in two

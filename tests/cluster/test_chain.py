@@ -17,7 +17,8 @@ from deqcert.cli import main
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = re.findall(r"^```bash\n(.*?)^```$", (ROOT / "docs" / "cluster.md").read_text(), re.MULTILINE | re.DOTALL)
+SCRIPTS = re.findall(r"^```bash\n(.*?)^```$", (ROOT / "docs" / "cluster.md").read_text(), re.MULTILINE | re.DOTALL)
+EXAMPLES = [script for script in SCRIPTS if "sbatch" in script]
 RECORD = "import json, os, sys; print(json.dumps(sys.argv[1:]), file=open(os.environ['FAKE_SLURM'] + '/calls', 'a'))"
 
 

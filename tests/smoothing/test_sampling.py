@@ -72,7 +72,7 @@ def test_settings_out_of_range_are_refused_by_name(kind, field, value):
 CHANGES = {
     "n0": 11, "n": 51, "batch_size": 9, "execution": Execution(rows=7), "stopping": GroupSequential(),
     "proposal": Anderson(max_steps=2), "start": "clean", "warmup_steps": 9, "audit": AdaptiveAudit(),
-    "escalation": 0.1, "precision": "bfloat16",
+    "escalation": 0.1, "sides": "two", "precision": "bfloat16",
 }  # fmt: skip
 
 
@@ -116,8 +116,8 @@ DECISIVE = CertificationRule()
         (Standard(n=9, stopping=GroupSequential(looks=(2, 9))), DECISIVE, 10),
         (Standard(n=10), CertificationRule(sides="two"), 11),
         (Standard(n=19), CertificationRule(1e-6), 20),
-        (Serialized(n=5), DECISIVE, 11),
-        (Serialized(n=5, audit=FixedAudit(1)), DECISIVE, 11),
+        (Serialized(n=5), DECISIVE, 14),
+        (Serialized(n=5, audit=FixedAudit(1)), DECISIVE, 14),
     ],
 )
 def test_an_n_that_can_never_decide_is_refused_with_the_least_that_can(strategy, rule, least):
@@ -130,7 +130,7 @@ def test_an_n_that_can_never_decide_is_refused_with_the_least_that_can(strategy,
 
 
 def test_an_audit_that_can_never_decide_is_refused():
-    strategy = Serialized(n=30, audit=FixedAudit(20))
+    strategy = Serialized(n=30, audit=FixedAudit(10))
     with pytest.raises(SettingError, match=r"^sampling\.n = 30: .*a larger audit is needed$"):
         strategy.demand_decisive(DECISIVE)
     dataclasses.replace(strategy, audit=FixedAudit(30)).demand_decisive(DECISIVE)
