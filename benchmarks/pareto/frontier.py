@@ -5,15 +5,17 @@
 Prints Markdown tables: certified accuracies, ACR, its difference to standard-30A with a bootstrap interval over images,
 evaluations of the cell and seconds per image; then what the choices of n cost and save. Draws ACR over evaluations.
 Seconds are noisy samples at the CPU time of one core per sample, which --time measures for each kind of prediction and
-stores.
+stores; without, they are left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,7 +93,8 @@ def points(store: Store, labels: list[int], n: int) -> list[Point]:
     enough = 0.9 * len(measured[REFERENCE])
     common = set.intersection(*(images for images in measured.values() if len(images) >= enough))
     images = sorted(common)
-    seconds = json.loads((store.directory / TIMES).read_text())
+    times = store.directory / TIMES
+    seconds = json.loads(times.read_text()) if times.exists() else defaultdict(lambda: math.nan)
     found: dict[str, Point] = {}
     certificates: dict[str, list[Certificate]] = {}
     for each in configurations(n):
@@ -114,7 +117,8 @@ def points(store: Store, labels: list[int], n: int) -> list[Point]:
 def table(found: list[Point]) -> str:
     """Return the rows of a fixed n, and those with an audit."""
     heads = [f"% at {radius:g}" for radius in RADII]
-    heads += ["ACR", "difference", "95 % interval", "abstain %", "NFE/image", "s/image"]
+    timed = not math.isnan(found[0].summary.seconds_per_image or math.nan)
+    heads += ["ACR", "difference", "95 % interval", "abstain %", "NFE/image", *(["s/image"] if timed else [])]
     lines = [f"| run | {' | '.join(heads)} |", f"| --- |{' ---: |' * len(heads)}"]
     for point in found:
         if point.configuration.kind not in ("fixed", "audit"):
@@ -123,7 +127,7 @@ def table(found: list[Point]) -> str:
         cells = [f"{100 * accuracy:.0f}" for accuracy in summary.certified_accuracy]
         cells += [f"{summary.average_certified_radius:.3f}", f"{point.comparison.acr_difference:+.3f}"]
         cells += [f"{low:+.3f} to {high:+.3f}", f"{100 * summary.abstention_rate:.0f}"]
-        cells += [f"{point.evaluations:.0f}", f"{summary.seconds_per_image or 0:.1f}"]
+        cells += [f"{point.evaluations:.0f}", *([f"{summary.seconds_per_image:.1f}"] if timed else [])]
         name = point.configuration.name + ("" if summary.sound else " (UNSOUND)")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
