@@ -157,10 +157,14 @@ def table_of_sizes(found: list[Point]) -> str:
 
 
 def draw_frontier(found: list[Point], path: Path) -> None:
-    """Draw ACR over evaluations per image, a line for each family; hollow: a variant, crosses: unsound."""
+    """Draw ACR over evaluations per image, a line for each family; hollow: a variant, crosses: unsound.
+
+    Of the escalations only the smallest is drawn.
+    """
     families: dict[str, list[tuple[float, float]]] = {}
     for point in found:
-        if point.configuration.kind in ("fixed", "audit"):
+        more = any(f"escalated {share} %" in point.configuration.name for share in (10, 20))
+        if point.configuration.kind in ("fixed", "audit") and not more:
             place = point.evaluations, point.summary.average_certified_radius
             families.setdefault(_family(point.configuration), []).append(place)
     _, axes = new_axes("cell evaluations per image", "ACR")
@@ -183,7 +187,7 @@ def draw_sizes(found: list[Point], path: Path) -> None:
         axes.plot([], [], marker, color="black", fillstyle="none", label=rule, **_THIN)
     for point in found:
         name, _, rule = point.configuration.name.partition(", ")
-        if name in colors and point.configuration.kind != "audit":
+        if name in colors and (rule or "fixed n") in rules and point.configuration.kind != "audit":
             place = [point.evaluations], [point.summary.average_certified_radius]
             axes.plot(*place, rules[rule or "fixed n"], color=colors[name], **_THIN)
     finish(axes, path, bottom=0.85)
@@ -201,7 +205,7 @@ def finish(axes: Any, path: Path, bottom: float) -> None:
     axes.set_ylim(bottom * largest, 1.02 * largest)
     handles, names = axes.get_legend_handles_labels()
     axes.figure.set_size_inches(5.2, 3.9)
-    axes.figure.legend(handles, names, loc="outside upper left", ncols=3, frameon=False, fontsize=6.5)
+    axes.figure.legend(handles, names, loc="outside upper left", ncols=3, frameon=False, fontsize=5.5)
     save_figure(axes.figure, path)
 
 
