@@ -14,6 +14,7 @@ LAYERS = [
     {"solvers"},
     {"implicit"},
     {"models"},
+    {"monotone"},
     {"checkpoints"},
     {"statistics"},
     {"metrics"},

@@ -164,7 +164,7 @@ def _judged(
 ) -> dict[str, Any]:
     """Return claims and bounds; with two sides each has half of ``alpha``, p_B's shared by all other classes."""
     n_a = counts[certificate.prediction]
-    if certificate.p_b_upper is None:
+    if certificate.p_a_lower is None or certificate.p_b_upper is None:
         claimed = float(claimed_probability(certificate.radius, norm, sigma))
         return {"claimed": claimed, "p_a_upper": float(clopper_pearson_upper(n_a, n, alpha))}
     at_image = (sigma * float(ndtri(p)) for p in (certificate.p_a_lower, 1 - certificate.p_b_upper))

@@ -3,7 +3,8 @@
 numpy and scipy only; nothing here knows a model, a device or a training framework. Read :mod:`bounds` (the exact
 confidence bounds), :mod:`votes` (the measurement of one image), :mod:`stopping` (when it ends), :mod:`joint` and
 :mod:`audit` (what dependent predictions are worth), :mod:`certificate` (votes and alpha to class and radius),
-:mod:`claims` (what certificates claim, and what refutes one) and :mod:`predict`, in this order.
+:mod:`claims` (what certificates claim, and what refutes one), :mod:`predict` and :mod:`margins` (certificates without
+noise), in this order.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from deqcert.statistics.bounds import (
 from deqcert.statistics.certificate import ABSTAIN, AuditRule, Certificate, CertificationRule
 from deqcert.statistics.claims import claimed_probability, false_certificates_upper
 from deqcert.statistics.joint import joint_p_a_lower, joint_p_b_upper
+from deqcert.statistics.margins import MarginRule, Margins
 from deqcert.statistics.noise_error import Noise, noise_error
 from deqcert.statistics.predict import predict
 from deqcert.statistics.stopping import GroupSequential
@@ -40,6 +42,8 @@ __all__ = [
     "CertificationRule",
     "FixedAudit",
     "GroupSequential",
+    "MarginRule",
+    "Margins",
     "Noise",
     "Sides",
     "Votes",

@@ -29,7 +29,8 @@ class Certificate(NamedTuple):
     Attributes:
         prediction: Class of the smoothed classifier, or ``ABSTAIN`` (-1).
         radius: Certified l2 radius in units of pixel values in [0, 1]; 0 on abstention.
-        p_a_lower: Lower bound on the probability of the selected class under Gaussian noise.
+        p_a_lower: Lower bound on the probability of the selected class under Gaussian noise; None where the certificate
+            is without noise, about the classifier itself.
         sound: Whether the bounds have a proof. False only for the ``published`` audit rule.
         index: Position of the image in its data set; -1 if it is of none.
         label: True class; -1 if it is unknown.
@@ -38,7 +39,7 @@ class Certificate(NamedTuple):
 
     prediction: int
     radius: float
-    p_a_lower: float
+    p_a_lower: float | None
     sound: bool
     index: int = -1  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     label: int = -1

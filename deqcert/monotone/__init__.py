@@ -1,0 +1,6 @@
+"""Monotone equilibrium networks: a fixed point that exists and is unique, and Lipschitz constants that are proved."""
+
+from deqcert.monotone.dense import LBEN, MonDEQ
+from deqcert.monotone.network import MonotoneDEQ
+
+__all__ = ["LBEN", "MonDEQ", "MonotoneDEQ"]

@@ -1,0 +1,211 @@
+"""Monotone networks with dense weights."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deqcert.errors import require, require_count
+from deqcert.models.certified import BoundedLogits
+from deqcert.monotone.constants import BOUND, pair_constants, rounding, smallest_eigenvalue
+from deqcert.monotone.network import MonotoneDEQ
+from deqcert.monotone.operators import DenseOperator
+from deqcert.solvers import Anderson, Solver
+from deqcert.solvers.splitting import Splitting
+
+
+class DenseMonotoneDEQ(MonotoneDEQ):
+    """A monotone network of ``units`` hidden units; subclasses say how W follows from their parameters."""
+
+    def _build(self, settings: Mapping[str, Any], units: int, splitting: Splitting, alpha: float) -> None:
+        """Take the ``locals()`` of the constructor, and make the maps into and out of the fixed point."""
+        require_count("units", units, minimum=1)
+        self._state(settings, "solver")
+        self._split(splitting, alpha)
+        self.encoder = nn.Linear(self.image_channels * self.image_size**2, units)
+        self.decoder = nn.Linear(units, self.num_classes)
+
+    @abstractmethod
+    def weight(self) -> Tensor:
+        """Return W, shape (n, n), with a graph to its parameters."""
+
+    def metric(self) -> Tensor:
+        """Return the diagonal of Λ, shape (n,)."""
+        return torch.ones_like(self.encoder.bias)
+
+    def operator(self) -> DenseOperator:
+        """Return W, and the inverse that Peaceman–Rachford splitting needs."""
+        return DenseOperator.of(self.weight(), self.alpha if self.splitting == "peaceman_rachford" else None)
+
+    def bias(self, x: Tensor) -> Tensor:
+        """Return U x + b of images in [0, 1], shape (B, n)."""
+        bias: Tensor = self.encoder(((x - self.mean) / self.std).flatten(1))
+        return bias
+
+    def readout(self, z: Tensor) -> Tensor:
+        """Return the logits W_o z + b_o, shape (B, n) to (B, classes)."""
+        logits: Tensor = self.decoder(z)
+        return logits
+
+    def input_matrix(self) -> Tensor:
+        """Return U as it acts on pixels in [0, 1], shape (n, pixels)."""
+        pixels = self.image_size**2
+        return self.encoder.weight / self.std.flatten().repeat_interleave(pixels)
+
+    def monotone_matrix(self) -> Tensor:
+        """Return M = 2Λ − ΛW − WᵀΛ, shape (n, n), which is positive definite."""
+        metric = self.metric()
+        product = metric[:, None] * self.weight()
+        return 2 * torch.diag(metric) - product - product.mT
+
+    @torch.no_grad()
+    def lipschitz_constants(self) -> Tensor:
+        """Return the constants of :func:`~deqcert.monotone.constants.pair_constants`."""
+        pushed = self.metric()[:, None] * self.input_matrix()
+        return pair_constants(self.monotone_matrix(), pushed @ pushed.mT, self.decoder.weight)
+
+    @torch.no_grad()
+    def bounded_logits(self, x: Tensor, solver: Solver) -> BoundedLogits:
+        """Solve, evaluate the equation once more, and bound how far that is from the exact fixed point.
+
+        With y = relu(W z + U x + b) and Λ(I − W) >= μ I: ‖y − z*‖ <= ‖ΛW(z − y)‖ / μ, whatever z is. That y is
+        computed with an error δ adds ‖δ‖ (1 + ‖ΛW‖ / μ).
+        """
+        injection = self.inject(x)
+        solution = solver.solve(lambda z: self.cell(z, injection), self.initial_state(injection))
+        z, weight, metric = solution.value.relu(), self.weight(), self.metric()
+        y = (z @ weight.mT + injection.bias).relu()
+        scaled = metric[:, None] * weight
+        mu = smallest_eigenvalue(self.monotone_matrix()) / 2
+        terms = len(weight) + self.encoder.in_features + 8
+        pixels = ((x.abs() + self.mean.abs()) / self.std).flatten(1)
+        sizes = z.abs() @ weight.abs().mT + F.linear(pixels, self.encoder.weight.abs(), self.encoder.bias.abs())
+        delta = rounding(terms) * sizes.norm(dim=1)
+        norm = torch.linalg.matrix_norm(scaled)
+        moved = ((z - y) @ scaled.mT).norm(dim=1) + rounding(terms) * norm * (z - y).norm(dim=1)
+        distance = (moved / mu + delta * (1 + norm / mu)) * BOUND
+        distance = torch.where(mu > 0, distance, torch.inf)
+        logits = self.readout(y)
+        rows = self.decoder.weight[logits.argmax(dim=1)][:, None] - self.decoder.weight  # (B, classes, n)
+        last = F.linear(y.abs(), self.decoder.weight.abs(), self.decoder.bias.abs())
+        last = rounding(terms) * (last + last.gather(1, logits.argmax(dim=1, keepdim=True)))
+        errors = (rows.norm(dim=2) * distance[:, None] + last) * BOUND
+        return BoundedLogits(logits, errors, solution.steps + 1, solution.residual)
+
+
+class MonDEQ(DenseMonotoneDEQ):
+    """Monotone operator equilibrium network: W = (1 − m) I − AᵀA + B − Bᵀ (Winston, Kolter, NeurIPS 2020).
+
+    A and B are scaled to learned Frobenius norms, as the authors do for convolutions. Every W with I − W >= m I has
+    this form; the fixed point exists, is unique, and moves by at most ‖U‖ / m per unit of the image.
+
+    Args:
+        units: Hidden units n, >= 1.
+        m: Strong monotonicity of I − W, in (0, 1].
+        num_classes: Classes, >= 2.
+        image_channels: Channels of the images.
+        image_size: Height and width of the images, pixels.
+        mean: Per-channel mean of the images, in [0, 1].
+        std: Per-channel standard deviation of the images.
+        splitting: Splitting that the cell is a step of: forward_backward or peaceman_rachford.
+        alpha: Its step size, > 0.
+        solver: Solver of ``forward``.
+
+    Raises:
+        SettingError: If a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        units: int = 80,
+        m: float = 1.0,
+        num_classes: int = 10,
+        image_channels: int = 1,
+        image_size: int = 8,
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
+        splitting: Splitting = "peaceman_rachford",
+        alpha: float = 1.0,
+        solver: Solver = Anderson(max_steps=100, tolerance=1e-4),
+    ) -> None:
+        super().__init__(solver)
+        self._build(locals(), units, splitting, alpha)
+        require(0 < m <= 1, "m", m, "must be in (0, 1]")
+        self.m = m
+        self.symmetric = nn.Linear(units, units, bias=False)
+        self.skew = nn.Linear(units, units, bias=False)
+        self.scales = nn.Parameter(torch.ones(2))
+
+    def weight(self) -> Tensor:
+        """Return W, shape (n, n)."""
+        a, b = self.symmetric.weight, self.skew.weight
+        identity = torch.eye(len(a), dtype=a.dtype, device=a.device)
+        b = self.scales[1] * b / b.norm()
+        weight: Tensor = (1 - self.m) * identity - self.scales[0].square() * (a.mT @ a) / a.square().sum() + b - b.mT
+        return weight
+
+
+class LBEN(DenseMonotoneDEQ):
+    """Lipschitz bounded equilibrium network (Revay, Wang, Manchester, arXiv 2010.01732).
+
+    W = I − Ψ [(W_oᵀW_o + Ψ⁻¹UUᵀΨ⁻¹) / 2γ + VᵀV + εI + S − Sᵀ] with Ψ = Λ⁻¹ = diag(exp ψ), so that the map from images
+    to logits has Lipschitz constant γ at most, whatever the parameters are.
+
+    Args:
+        units: Hidden units n, >= 1.
+        gamma: Lipschitz constant γ, in logits per pixel of [0, 1], > 0; ``inf`` leaves it free.
+        epsilon: ε, > 0: how monotone Λ(I − W) is at least.
+        num_classes: Classes, >= 2.
+        image_channels: Channels of the images.
+        image_size: Height and width of the images, pixels.
+        mean: Per-channel mean of the images, in [0, 1].
+        std: Per-channel standard deviation of the images.
+        splitting: Splitting that the cell is a step of: forward_backward or peaceman_rachford.
+        alpha: Its step size, > 0.
+        solver: Solver of ``forward``.
+
+    Raises:
+        SettingError: If a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        units: int = 80,
+        gamma: float = 1.0,
+        epsilon: float = 1.0,
+        num_classes: int = 10,
+        image_channels: int = 1,
+        image_size: int = 8,
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
+        splitting: Splitting = "peaceman_rachford",
+        alpha: float = 1.0,
+        solver: Solver = Anderson(max_steps=100, tolerance=1e-4),
+    ) -> None:
+        super().__init__(solver)
+        self._build(locals(), units, splitting, alpha)
+        require(gamma > 0, "gamma", gamma, "must be > 0; inf leaves the Lipschitz constant free")
+        require(0 < epsilon < math.inf, "epsilon", epsilon, "must be > 0 and finite")
+        self.gamma, self.epsilon = gamma, epsilon
+        self.monotone = nn.Linear(units, units, bias=False)
+        self.skew = nn.Linear(units, units, bias=False)
+        self.psi = nn.Parameter(torch.ones(units))
+
+    def metric(self) -> Tensor:
+        """Return the diagonal of Λ, shape (n,)."""
+        return (-self.psi).exp()
+
+    def weight(self) -> Tensor:
+        """Return W, shape (n, n)."""
+        v, s, out = self.monotone.weight, self.skew.weight, self.decoder.weight
+        pushed = self.metric()[:, None] * self.input_matrix()
+        identity = torch.eye(len(v), dtype=v.dtype, device=v.device)
+        bracket = (out.mT @ out + pushed @ pushed.mT) / (2 * self.gamma)
+        bracket = bracket + v.mT @ v + self.epsilon * identity + s - s.mT
+        return identity - self.psi.exp()[:, None] * bracket
