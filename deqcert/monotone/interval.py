@@ -90,7 +90,7 @@ class IBPMonDEQ(DenseMonotoneDEQ, TrainableInterval):
         require(valid, "epsilon", epsilon.tolist(), "must be finite and >= 0: half the side of each box, in pixels")
         twin = self.worst_case(predicted, epsilon)
         injection = twin.inject(x)
-        solution = solver.solve(lambda z: twin.cell(z, injection), twin.initial_state(injection))
+        _, solution = twin.solve(x, solver)
         image, proved = twin.image(twin.widened(solution.value, x, injection), x, injection)
         proved = proved & (smallest_eigenvalue(self.monotone_matrix()) > 0)
         rows, offsets = twin.differences()
