@@ -70,6 +70,10 @@ class IBPMonDEQ(DenseMonotoneDEQ, TrainableInterval):
         scale = (sums / (1 - self.m) + 1e-8).rsqrt()
         return scale[:, None] * free * scale
 
+    def step_size_bound(self) -> float:
+        """Return 2 / (2 − m): |(1 − α) I + α W| <= |1 − α| I + α |W| contracts for smaller step sizes α, such as 1."""
+        return 2 / (2 - self.m)
+
     def worst_case(self, predicted: Tensor, epsilon: Tensor) -> IntervalTwin:
         """Return the DEQ of both bounds of one batch."""
         return IntervalTwin(self, predicted, epsilon)

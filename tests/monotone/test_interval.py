@@ -181,8 +181,8 @@ def test_an_attack_finds_nothing_inside_and_much_outside(trained, digits, predic
         return found
 
     assert not fooled(epsilon).any()
-    assert fooled(2 * epsilon).double().mean() > 0.3
-    assert fooled(4 * epsilon).double().mean() > 0.9
+    assert fooled(2 * epsilon).double().mean() > 0.9
+    assert fooled(4 * epsilon).double().mean() > 0.99
 
 
 def test_it_has_lipschitz_certificates_too(trained, digits, predicted):
@@ -284,7 +284,7 @@ def test_rounding_is_outward_in_exact_arithmetic():
             given_below, given_above = np.split(exact(image[row]), 2)
             assert (given_below <= below).all()
             assert (above <= given_above).all()
-            assert max(given_above - above) <= 1e-12 * float(max(above))
+            assert max(given_above - above) <= Fraction(1e-12) * max(abs(center) + radius)
             differences = out[predicted[row]] - out
             worst = differences @ ((below + above) / 2) - abs(differences) @ ((above - below) / 2)
             worst = worst + c[predicted[row]] - c
