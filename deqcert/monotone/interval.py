@@ -134,9 +134,9 @@ class IntervalTwin(DEQ):
 
     def inject(self, x: Tensor) -> IntervalInjection:
         """Compute center and radius of U x + b over each box, and W and |W|."""
-        bias, operator = self.network.inject(x)
+        weight = self.network.weight()
         radius = self.epsilon[:, None] * self.network.input_matrix().abs().sum(dim=1)
-        return IntervalInjection(bias, radius, operator, DenseOperator(operator.weight.abs()))
+        return IntervalInjection(self.network.bias(x), radius, DenseOperator(weight), DenseOperator(weight.abs()))
 
     def initial_state(self, injection: IntervalInjection) -> Tensor:
         """Return zeros, shape (B, 2n)."""
