@@ -70,6 +70,17 @@ class DenseMonotoneDEQ(MonotoneDEQ):
         pushed = self.metric()[:, None] * self.input_matrix()
         return pair_constants(self.monotone_matrix(), pushed @ pushed.mT, self.decoder.weight)
 
+    @property
+    def terms(self) -> int:
+        """Roundings that one entry of W z + U x + b goes through at most."""
+        return self.encoder.out_features + self.encoder.in_features + 8
+
+    def sizes(self, z: Tensor, x: Tensor) -> Tensor:
+        """Return |W| |z| + |U| |x| + |b|, shape (B, n), to which the rounding of W z + U x + b is relative."""
+        pixels = ((x.abs() + self.mean.abs()) / self.std).flatten(1)
+        pushed = F.linear(pixels, self.encoder.weight.abs(), self.encoder.bias.abs())
+        return z.abs() @ self.weight().abs().mT + pushed
+
     @torch.no_grad()
     def bounded_logits(self, x: Tensor, solver: Solver) -> BoundedLogits:
         """Solve, evaluate the equation once more, and bound how far that is from the exact fixed point.
@@ -83,10 +94,8 @@ class DenseMonotoneDEQ(MonotoneDEQ):
         y = (z @ weight.mT + injection.bias).relu()
         scaled = metric[:, None] * weight
         mu = smallest_eigenvalue(self.monotone_matrix()) / 2
-        terms = len(weight) + self.encoder.in_features + 8
-        pixels = ((x.abs() + self.mean.abs()) / self.std).flatten(1)
-        sizes = z.abs() @ weight.abs().mT + F.linear(pixels, self.encoder.weight.abs(), self.encoder.bias.abs())
-        delta = rounding(terms) * sizes.norm(dim=1)
+        terms = self.terms
+        delta = rounding(terms) * self.sizes(z, x).norm(dim=1)
         norm = torch.linalg.matrix_norm(scaled)
         moved = ((z - y) @ scaled.mT).norm(dim=1) + rounding(terms) * norm * (z - y).norm(dim=1)
         distance = (moved / mu + delta * (1 + norm / mu)) * BOUND

@@ -5,6 +5,7 @@ from deqcert.training.checkpoint_io import SafeCheckpointIO
 from deqcert.training.classifier import DEQClassifier
 from deqcert.training.objectives import CATRS, Consistency, Gaussian, Objective, SmoothAdv
 from deqcert.training.regularization import JacobianRegularization
+from deqcert.training.worst_case import WorstCase
 
 __all__ = [
     "CATRS",
@@ -16,4 +17,5 @@ __all__ = [
     "Objective",
     "SafeCheckpointIO",
     "SmoothAdv",
+    "WorstCase",
 ]

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from deqcert.checkpoints.architecture import network_of
 from deqcert.errors import CheckpointError
 from deqcert.models import MDEQ, CifarResNet, ResNet50
+from deqcert.monotone import IBPMonDEQ
 from deqcert.training import DEQClassifier
 
 NOT_ARCHITECTURE = {"self", "solver", "dropout"}
@@ -39,6 +40,15 @@ OTHERS = {
         "image_size": 64,
         "mean": (0, 0, 0),
         "std": (1, 1, 1),
+    },
+    IBPMonDEQ: {
+        "units": 40,
+        "m": 0.3,
+        "num_classes": 5,
+        "image_channels": (3, {"mean": (0.5,) * 3, "std": (0.5,) * 3}),
+        "image_size": 16,
+        "mean": (0.5,),
+        "std": (0.5,),
     },
     ResNet50: {"num_classes": 10, "image_size": 64, "mean": (0, 0, 0), "std": (1, 1, 1)},
 }

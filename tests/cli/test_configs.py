@@ -22,6 +22,7 @@ TESTED = {
     "digits/mdeq_tiny.yaml",
     "digits/certify.yaml",
     "digits/cheap.yaml",
+    "digits/ibp.yaml",
     "cifar10/mdeq_small.yaml",
     "cifar10/mdeq_small_cpu.yaml",
     "cifar10/mdeq_small_standing.yaml",
@@ -65,6 +66,10 @@ def test_every_configuration_is_tested() -> None:
 
 def test_fit_digits() -> None:
     assert fit(DIGITS) == 0
+
+
+def test_fit_digits_on_the_worst_logits_of_boxes() -> None:
+    assert fit(CONFIGS / "digits" / "ibp.yaml") == 0
 
 
 @pytest.mark.parametrize("name", ["gaussian", "smoothadv", "catrs", "consistency"])
