@@ -21,6 +21,9 @@ from deqcert.runs import read_run, verify_run
 from deqcert.runs.lines import START, seal
 from deqcert.runs.results import sealed
 from deqcert.smoothing import Smoothing, Standard
+from deqcert.solvers import Anderson
+
+SOLVER = Anderson(max_steps=200, tolerance=1e-3, ridge=0.0)
 
 
 class Module(LightningModule):
@@ -177,7 +180,7 @@ def test_reports_say_deterministic_and_lose_nothing_in_their_lower_bounds(finish
 def test_reports_put_smoothed_and_deterministic_runs_side_by_side(finished, tmp_path):
     smoothed = tmp_path / "smoothed"
     trainer(callbacks=[CertifiedRadius()]).certify(
-        Module(), Digits(max_examples=6), Smoothing(sigma=0.1), Standard(n0=10, n=50), ledger_dir=str(smoothed)
+        Module(), Digits(max_examples=6), Smoothing(0.1, solver=SOLVER), Standard(n0=10, n=50), ledger_dir=str(smoothed)
     )
     runs = [*read_runs(finished, "without"), *read_runs(smoothed, "with")]
     report = Report(runs, [0.0, 0.1])
