@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,8 @@ from deqcert.solvers.splitting import Splitting
 
 class DenseMonotoneDEQ(MonotoneDEQ, TrainableLipschitz):
     """A monotone network of ``units`` hidden units; subclasses say how W follows from their parameters."""
+
+    UNSEEN: ClassVar[tuple[str, ...]] = ("mean", "std", "splitting", "alpha")
 
     def _build(self, settings: Mapping[str, Any], units: int, splitting: Splitting, alpha: float) -> None:
         """Take the ``locals()`` of the constructor, and make the maps into and out of the fixed point."""
@@ -148,6 +150,8 @@ class MonDEQ(DenseMonotoneDEQ):
         SettingError: If a setting is out of range.
     """
 
+    UNSEEN = (*DenseMonotoneDEQ.UNSEEN, "m")
+
     def __init__(
         self,
         units: int = 80,
@@ -200,6 +204,8 @@ class LBEN(DenseMonotoneDEQ):
     Raises:
         SettingError: If a setting is out of range.
     """
+
+    UNSEEN = (*DenseMonotoneDEQ.UNSEEN, "gamma", "epsilon")
 
     def __init__(
         self,

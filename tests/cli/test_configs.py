@@ -22,6 +22,8 @@ TESTED = {
     "digits/mdeq_tiny.yaml",
     "digits/certify.yaml",
     "digits/cheap.yaml",
+    "digits/lben.yaml",
+    "digits/mondeq.yaml",
     "cifar10/mdeq_small.yaml",
     "cifar10/mdeq_small_cpu.yaml",
     "cifar10/mdeq_small_standing.yaml",
@@ -65,6 +67,11 @@ def test_every_configuration_is_tested() -> None:
 
 def test_fit_digits() -> None:
     assert fit(DIGITS) == 0
+
+
+@pytest.mark.parametrize("name", ["lben", "mondeq"])
+def test_fit_networks_that_are_certified_without_noise(name: str) -> None:
+    assert fit(CONFIGS / "digits" / f"{name}.yaml") == 0
 
 
 @pytest.mark.parametrize("name", ["gaussian", "smoothadv", "catrs", "consistency"])
