@@ -223,6 +223,21 @@ def test_lben_keeps_gamma(build):
         assert (network.lipschitz_constants() <= math.sqrt(2) * gamma * (1 + 1e-6)).all()
 
 
+def test_gamma_is_no_more_than_the_scale_of_the_logits(digits):
+    """W_o, U, b times a and γ, b_o times a²: the same W, the same radii."""
+    torch.manual_seed(0)
+    network, scaled = LBEN(units=20, gamma=0.5).double(), LBEN(units=20, gamma=0.5 * 9).double()
+    scaled.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        for parameter in (scaled.encoder.weight, scaled.encoder.bias, scaled.decoder.weight):
+            parameter *= 3
+        scaled.decoder.bias *= 9
+    torch.testing.assert_close(scaled.weight(), network.weight())
+    torch.testing.assert_close(scaled.lipschitz_constants(), 9 * network.lipschitz_constants(), rtol=1e-5, atol=0)
+    logits = (each.bounded_logits(digits[0][:50], PRECISE).logits for each in (network, scaled))
+    torch.testing.assert_close(9 * next(logits), next(logits), rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("m", [0.05, 0.5, 1.0])
 def test_mondeq_is_never_worse_than_its_published_bound(m):
     torch.manual_seed(1)
