@@ -101,7 +101,8 @@ def main() -> None:
         network, seconds = train(name, config, arguments)
         ours, single = measure(network, images, labels)
         print("|", " | ".join([name, f"{seconds:.0f}", *ours]), "|", flush=True)
-        print("|", " | ".join([f"{name}, L known", *[""] * 6, *single]), "|", flush=True)
+        if ours[0] != "inf":
+            print("|", " | ".join([f"{name}, L known", *[""] * 6, *single]), "|", flush=True)
 
 
 if __name__ == "__main__":
