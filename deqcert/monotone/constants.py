@@ -31,11 +31,13 @@ def rounding(terms: int) -> float:
     return terms * UNIT / (1 - terms * UNIT)
 
 
-def smallest_eigenvalue(symmetric: Tensor) -> Tensor:
-    """Return lower bounds on the smallest eigenvalues of Hermitian matrices, shape (..., n, n) to (...).
+def shifted(symmetric: Tensor, amount: Tensor | float) -> Tensor:
+    """Return A + ``amount`` · I: above (or below) all matrices that differ from A by that much in norm."""
+    return symmetric + amount * torch.eye(len(symmetric), dtype=symmetric.dtype, device=symmetric.device)
 
-    The bound allows for the rounding of the solver and of forming the matrix from some ten terms per entry.
-    """
+
+def smallest_eigenvalue(symmetric: Tensor) -> Tensor:
+    """Return lower bounds on the smallest eigenvalues of Hermitian matrices, shape (..., n, n) to (...)."""
     values = torch.linalg.eigvalsh(symmetric)
     norm = torch.linalg.matrix_norm(symmetric)
     bound: Tensor = values[..., 0] - 20 * symmetric.shape[-1] * UNIT * norm
@@ -62,8 +64,8 @@ def pair_constants(monotone: Tensor, pushed: Tensor, readout: Tensor) -> Tensor:
     """Return the Lipschitz constants of all differences of two logits, see the module.
 
     Args:
-        monotone: M, shape (n, n), float64, symmetric.
-        pushed: P, shape (n, n), float64, symmetric, positive semidefinite.
+        monotone: M, or a matrix below it, shape (n, n), float64, symmetric.
+        pushed: P, or a matrix above it, shape (n, n), float64, symmetric.
         readout: W_o, shape (classes, n), float64.
 
     Returns:
@@ -75,28 +77,56 @@ def pair_constants(monotone: Tensor, pushed: Tensor, readout: Tensor) -> Tensor:
     if not smallest_eigenvalue(monotone) > 0:
         return result
     rows = readout[pairs[:, 0]] - readout[pairs[:, 1]]
-    # One eigenvalue problem gives the curve of every pair: P q = d M q with qᵀMq = 1.
-    factor = torch.linalg.cholesky(monotone)
-    half = torch.linalg.solve_triangular(factor, pushed, upper=False)
-    eigenvalues, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(factor, half.mT, upper=False))
-    parts = (vectors.mT @ torch.linalg.solve_triangular(factor, rows.mT, upper=False)).square()  # (n, pairs)
+    lowest, forms = _forms(monotone, pushed, rows)
 
     def curve(scales: Tensor) -> Tensor:
-        values: Tensor = scales[:, None] * ((1 / (scales[:, None] - eigenvalues)) @ parts).sqrt()
+        values: Tensor = scales[:, None] * forms(scales).sqrt()
         return values
 
-    lowest = eigenvalues[-1].clamp_min(torch.finfo(torch.float64).tiny)
     for (i, j), row, scale in zip(pairs.tolist(), rows, best_scales(curve, lowest), strict=True):
         result[i, j] = result[j, i] = _verified(monotone, pushed, row, scale)
     return result
 
 
+def training_constants(monotone: Tensor, pushed: Tensor, readout: Tensor) -> Tensor:
+    """Return what :func:`pair_constants` returns with a graph, in its precision and without its rounding bounds.
+
+    All pairs share the scale that minimizes the sum of their squares, so these are a little larger. At that scale the
+    derivative in s vanishes, so it is taken for a constant.
+    """
+    with torch.no_grad():
+        centered = readout - readout.mean(dim=0)
+        lowest, forms = _forms(monotone, pushed, centered)
+        scales = lowest * (1 + torch.logspace(-3, 3, _SCALES, dtype=lowest.dtype, device=lowest.device))
+        scale = scales[(scales.square() * forms(scales).sum(dim=1)).argmin()]
+    products = readout @ torch.linalg.solve(scale * monotone - pushed, readout.mT)
+    squares = products.diagonal()[:, None] + products.diagonal() - products - products.mT
+    identity = torch.eye(len(readout), dtype=squares.dtype, device=squares.device)
+    constants: Tensor = scale * ((squares + identity).sqrt() - identity)  # the root has no derivative at 0
+    return constants
+
+
+def _forms(monotone: Tensor, pushed: Tensor, rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return the infimum of all s with sM − P > 0, and the function of such s, shape (S,), to wᵀ(sM − P)⁻¹w, (S, rows).
+
+    One eigenvalue problem gives all of them: P q = d M q with qᵀMq = 1.
+    """
+    factor = torch.linalg.cholesky(monotone)
+    half = torch.linalg.solve_triangular(factor, pushed, upper=False)
+    eigenvalues, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(factor, half.mT, upper=False))
+    parts = (vectors.mT @ torch.linalg.solve_triangular(factor, rows.mT, upper=False)).square()  # (n, rows)
+    lowest = eigenvalues[-1].clamp_min(torch.finfo(eigenvalues.dtype).tiny)
+    return lowest, lambda scales: (1 / (scales[:, None] - eigenvalues)) @ parts
+
+
 def _verified(monotone: Tensor, pushed: Tensor, row: Tensor, scale: Tensor) -> Tensor:
     """Return s (wᵀ X⁻¹ w)^½ rounded up, X = sM − P; infinite unless X is positive definite beyond rounding.
 
+    The matrix that stands for X below is a little smaller, so its inverse is larger.
     With w = X t + r, whatever t is: wᵀX⁻¹w = tᵀw + tᵀr + rᵀX⁻¹r <= tᵀw + ‖t‖ ‖r‖ + ‖r‖² / λ_min(X).
     """
-    matrix = scale * monotone - pushed
+    sizes = scale * torch.linalg.matrix_norm(monotone) + torch.linalg.matrix_norm(pushed)
+    matrix = shifted(scale * monotone - pushed, -5 * UNIT * sizes)
     smallest = smallest_eigenvalue(matrix)
     if not smallest > 0:
         return torch.full_like(scale, torch.inf)

@@ -13,6 +13,7 @@ from typing_extensions import Self
 from deqcert.errors import require
 from deqcert.models.base import DEQ, StatedNetwork
 from deqcert.models.certified import LipschitzClassifier
+from deqcert.solvers import Picard, Solver
 from deqcert.solvers.splitting import LinearOperator, Splitting, forward_backward, peaceman_rachford
 
 
@@ -53,6 +54,17 @@ class MonotoneDEQ(DEQ, StatedNetwork, LipschitzClassifier):
     def readout(self, z: Tensor) -> Tensor:
         """Return the logits W_o z + b_o, shape (B, n) to (B, classes)."""
 
+    @abstractmethod
+    def step_size_bound(self) -> float:
+        """Return 2m / L²: plain iteration of forward-backward splitting converges with smaller step sizes."""
+
+    def demand_step_size(self, solver: Solver) -> None:
+        """Raise :class:`SettingError` if ``solver`` iterates plainly with a step size that need not converge."""
+        if self.splitting == "forward_backward" and isinstance(solver, Picard):
+            bound = self.step_size_bound()
+            allowed = f"must be < {bound:.4g} = 2m / L² for Picard; Anderson and peaceman_rachford have no such bound"
+            require(self.alpha < bound, "alpha", self.alpha, allowed)
+
     def inject(self, x: Tensor) -> MonotoneInjection:
         """Compute U x + b, and W unless it is prepared."""
         return MonotoneInjection(self.bias(x), self._prepared or self.operator())
@@ -73,7 +85,12 @@ class MonotoneDEQ(DEQ, StatedNetwork, LipschitzClassifier):
         return self.readout(z.relu())
 
     def for_inference(self) -> Self:
-        """Return a copy whose W is computed once."""
+        """Return a copy whose W is computed once.
+
+        Raises:
+            SettingError: If :meth:`demand_step_size` does, for the solver of ``forward``.
+        """
+        self.demand_step_size(self.solver)
         twin = copy.copy(self)
         with torch.no_grad():
             twin._prepared = self.operator()

@@ -3,7 +3,7 @@
 from deqcert.attacks import PGD
 from deqcert.training.checkpoint_io import SafeCheckpointIO
 from deqcert.training.classifier import DEQClassifier
-from deqcert.training.objectives import CATRS, Consistency, Gaussian, Objective, SmoothAdv
+from deqcert.training.objectives import CATRS, Consistency, Gaussian, LipschitzMargin, Objective, SmoothAdv
 from deqcert.training.regularization import JacobianRegularization
 from deqcert.training.worst_case import WorstCase
 
@@ -14,6 +14,7 @@ __all__ = [
     "DEQClassifier",
     "Gaussian",
     "JacobianRegularization",
+    "LipschitzMargin",
     "Objective",
     "SafeCheckpointIO",
     "SmoothAdv",
