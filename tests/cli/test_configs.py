@@ -34,6 +34,7 @@ TESTED = {
     "cifar10/mdeq_large.yaml",
     "imagenet/mdeq_small.yaml",
     "cifar10/resnet110.yaml",
+    "cifar10/resnet20_cpu.yaml",
     "imagenet/resnet50.yaml",
     "certify/standard.yaml",
     "certify/srs_1n.yaml",
@@ -121,9 +122,12 @@ def test_fit_imagenet_small_at_reduced_size(tmp_path: Path) -> None:
     assert fit(CONFIGS / "imagenet" / "mdeq_small.yaml", *arguments) == 0
 
 
-def test_fit_resnet110(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overlays", [[], ["cifar10/resnet20_cpu.yaml"]])
+def test_fit_resnets(tmp_path: Path, overlays: list[str]) -> None:
     write_images(tmp_path, ["airplane", "automobile"], 32, ("train", "test"))
-    assert fit(CONFIGS / "cifar10" / "resnet110.yaml", f"--data.root={tmp_path}", "--model.network.depth=8") == 0
+    further = [f"--config={CONFIGS / overlay}" for overlay in overlays]
+    arguments = [*further, f"--data.root={tmp_path}", "--model.network.depth=8"]
+    assert fit(CONFIGS / "cifar10" / "resnet110.yaml", *arguments) == 0
 
 
 @pytest.mark.parametrize(("config", "split"), [("cifar10/resnet110.yaml", "test"), ("imagenet/resnet50.yaml", "val")])
