@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from deqcert.attacks import (
     Campaign,
+    CertificateAttack,
     Outcome,
-    SmoothedAttack,
-    Target,
+    SmoothedTarget,
     campaign_table,
     finding_lines,
     found_violation,
@@ -54,7 +54,7 @@ def run_attack(args: Sequence[str]) -> int:
     for old in values_of(args, "--images"):
         raise SettingError("images", old, "is called --data.max_examples, as in certify")
     require_count("data.max_examples", parsed.max_examples, minimum=1)
-    attack = SmoothedAttack(parsed.steps, parsed.samples, parsed.restarts, _GRADIENTS[parsed.gradient])
+    attack = CertificateAttack(parsed.steps, parsed.samples, parsed.restarts, _GRADIENTS[parsed.gradient])
     radii = (0.0,) if parsed.radii is None else tuple(parsed.radii)
     campaign = Campaign(attack, radii, tuple(parsed.factors), parsed.n, parsed.alpha_attack)
     if not (Path(parsed.run) / "certificates.json").exists():
@@ -76,7 +76,7 @@ def run_attack(args: Sequence[str]) -> int:
 
     outcomes: list[Outcome] = []
     with cli.trainer.precision_plugin.predict_step_context():
-        target = Target(g, images[0], parsed.seed)
+        target = SmoothedTarget(g, images[0], parsed.seed)
         with tqdm(desc="attack", total=len(images), unit="image", dynamic_ncols=True) as bar:
             for found in campaign.run(target, images, certificates):
                 outcomes += found
@@ -144,7 +144,7 @@ def _document(head: Mapping[str, Any], outcomes: Sequence[Outcome]) -> bytes:
 
 
 def _parser() -> argparse.ArgumentParser:
-    defaults, search = Campaign(), SmoothedAttack()
+    defaults, search = Campaign(), CertificateAttack()
     parser = argparse.ArgumentParser(
         prog="deqcert attack",
         description="Verify a run, attack its smoothed classifier by projected gradient descent inside and outside of "
