@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deqcert.attacks.pgd import PGD, Norm
+from deqcert.attacks.pgd import PGD
 from deqcert.attacks.targets import Target
+from deqcert.deterministic import Norm
 from deqcert.errors import require_count
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint
 from deqcert.seeding import Purpose, purpose_seed

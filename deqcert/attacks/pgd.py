@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from deqcert.deterministic import Norm
 from deqcert.errors import require, require_count, require_nonnegative
 from deqcert.implicit import GradientEstimator, OneStep
-
-Norm = Literal["l2", "linf"]
 
 Loss = Callable[[Tensor], Tensor]
 """Maps inputs of shape (B, C, H, W) to what an attack maximizes, shape (B,), with its graph to them."""

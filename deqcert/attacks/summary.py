@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from deqcert.attacks.campaign import Campaign, Outcome
-from deqcert.attacks.pgd import Norm
+from deqcert.deterministic import Norm
 from deqcert.metrics import certified_accuracy
 from deqcert.report.table import UNSOUND_NOTE, Row, Table
 from deqcert.statistics import Certificate

@@ -12,7 +12,8 @@ from scipy.special import ndtri
 from torch import Tensor, nn
 
 from deqcert.attacks.networks import Classifier, WarmStarted, classify_noisy, few_step_logits, frozen, log_smoothed
-from deqcert.attacks.pgd import Loss, Norm
+from deqcert.attacks.pgd import Loss
+from deqcert.deterministic import Norm
 from deqcert.errors import require
 from deqcert.implicit import GradientEstimator
 from deqcert.models import DEQ
