@@ -192,7 +192,7 @@ def exact(tmp_path_factory):
     torch.manual_seed(0)
     network = LBEN(units=12, alpha=0.2)
     with torch.no_grad():  # so that no class has all images
-        images = torch.stack([image for image, _ in Digits().load_split("test")]) / 255
+        images = torch.stack([image for image, *_ in Digits().load_split("test")]) / 255
         network.decoder.bias -= network(images).mean(dim=0)
     torch.save(network.state_dict(), folder / "weights.pt")
     (folder / "lben.yaml").write_text(LBEN_CONFIG)
