@@ -172,7 +172,8 @@ class ExactTarget(Target):
         double = all(each.dtype == torch.float64 for each in network.parameters())
         require(double and not network.training, "network", name, "must be in float64 and in evaluation mode")
         require(norm in get_args(Norm), "norm", norm, f"must be one of {get_args(Norm)}")
-        self.network, self.solver, self.norm, self.seed = network, solver, norm, seed
+        self.network: Any = network
+        self.solver, self.norm, self.seed = solver, norm, seed
 
     def counts(self, points: Tensor, index: int, n: int) -> list[tuple[int, ...]]:
         """Return ``n`` for the class of each point, shape (R, C, H, W); 0 for all where errors leave it open."""

@@ -37,7 +37,7 @@ from deqcert.implicit import GradientEstimator, ImplicitAdjoint, OneStep
 from deqcert.lightning.identity import run_identity
 from deqcert.lightning.methods import choose_method
 from deqcert.report import format_text
-from deqcert.runs import Run, automatic_radii, identity_differences, read_run, verify_run
+from deqcert.runs import Run, automatic_radii, certify_all, identity_differences, read_run, verify_run
 from deqcert.statistics import CertificationRule, MarginRule
 from deqcert.version import __version__
 
@@ -84,7 +84,8 @@ def run_attack(args: Sequence[str]) -> int:
             rule, sampling, g = chosen["certificate"].rule, chosen["sampling"], chosen["smoothing"].of(network)
             target = SmoothedTarget(g, images[0], parsed.seed)
             reported = automatic_radii(g.sigma, rule.alpha, sampling.n)
-            name, again = sampling.name(g.base), f"certified again at alpha = {rule.alpha:g}, audit rule {rule.audit}"
+            audit = chosen["certificate"].rule.audit
+            name, again = sampling.name(g.base), f"certified again at alpha = {rule.alpha:g}, audit rule {audit}"
             search = f"PGD of {attack.steps} steps on {attack.samples} noise vectors, {campaign.n} fresh noisy samples"
         else:
             campaign = _without_noise(args, campaign, certification)
@@ -95,7 +96,7 @@ def run_attack(args: Sequence[str]) -> int:
             search = f"PGD of {attack.steps} steps in {target.norm}, judged exactly"
         if parsed.radii is None:
             campaign = dataclasses.replace(campaign, radii=tuple(chosen["certificate"].radii or reported))
-        certificates = [rule.certify(each) for each in measured]
+        certificates = certify_all(rule, measured)
         with tqdm(desc="attack", total=len(images), unit="image", dynamic_ncols=True) as bar:
             for found in campaign.run(target, images, certificates):
                 outcomes += found

@@ -155,7 +155,7 @@ def radius_of_robust_votes(p_lower: ArrayLike, sigma: ArrayLike, margin: ArrayLi
     demand((p_lower >= 0) & (p_lower <= 1), "p_lower", p_lower, "must be in [0, 1]")
     demand((sigma > 0) & np.isfinite(sigma), "sigma", sigma, "must be > 0 and finite")
     demand((margin >= 0) & np.isfinite(margin), "margin", margin, "must be finite and >= 0")
-    return np.maximum(margin + sigma * ndtri(p_lower), 0.0)
+    return np.asarray(np.maximum(margin + sigma * ndtri(p_lower), 0.0))
 
 
 def radius_of_count(
