@@ -9,9 +9,11 @@ import torch
 import yaml
 from command_lines import CHECKPOINT, DIGITS, QUIET, ROOT
 
+from deqcert.checkpoints.architecture import architecture_of
 from deqcert.cli import main
 from deqcert.cli.arguments import with_checkpoint_network
 from deqcert.models import MDEQ
+from deqcert.monotone import LBEN
 from deqcert.runs import read_tsv
 
 # Whole runs pass through much code that is not ours.
@@ -104,3 +106,17 @@ def test_a_setting_cannot_name_what_is_imported(stating):
 def test_other_command_lines_stay_as_they_are(stating, args):
     args = [argument.replace("PATH", stating("MDEQ", {"image_size": 64})) for argument in args]
     assert with_checkpoint_network(args) == args
+
+
+def test_a_network_without_a_bound_survives_its_checkpoint(tmp_path, monkeypatch):
+    """JSON has no infinity, YAML has."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    network = LBEN(units=6, gamma=float("inf"))
+    weights = {f"network.{name}": weight for name, weight in network.state_dict().items()}
+    torch.save({"state_dict": weights, "architecture": architecture_of(network)}, "free.ckpt")
+    command = ["certify", "--data=deqcert.data.Digits", "--certification=Lipschitz", "--ckpt_path=free.ckpt"]
+    assert main([*command, "--data.max_examples=2", "--ledger_dir=run", *QUIET]) == 0
+    saved = yaml.safe_load((tmp_path / "run" / "certify.yaml").read_text())["model"]["network"]
+    assert saved["init_args"]["gamma"] == float("inf")
+    assert main(["verify", "run"]) == 0
