@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 import yaml
@@ -77,7 +75,7 @@ def test_the_network_stands_before_all_that_is_given(stating, form):
     verb, option, config, *given = with_checkpoint_network(["certify", "-c", "c.yaml", "--ckpt_path=none", *form(path)])
     assert (verb, option) == ("certify", "--config")
     network = {"class_path": f"{MDEQ.__module__}.MDEQ", "init_args": {"image_size": 64}}
-    assert json.loads(config) == {"model": {"network": network}}
+    assert yaml.safe_load(config) == {"model": {"network": network}}
     assert given == ["-c", "c.yaml", "--ckpt_path=none", *form(path)]
 
 
@@ -89,7 +87,7 @@ def test_a_checkpoint_cannot_name_what_is_imported(stating, network):
 
 def test_a_setting_cannot_name_what_is_imported(stating):
     path = stating("MDEQ", {"solver": "subprocess.Popen", "class_path": "os.system", "start": "mean"})
-    config = json.loads(with_checkpoint_network(["certify", f"--ckpt_path={path}"])[2])
+    config = yaml.safe_load(with_checkpoint_network(["certify", f"--ckpt_path={path}"])[2])
     assert config["model"]["network"]["init_args"] == {"start": "mean"}
 
 
