@@ -45,6 +45,17 @@ class LipschitzClassifier(ABC):
         """Return the logits of images in [0, 1], shape (B, C, H, W), with bounds on the error of their gaps."""
 
 
+class TrainableLipschitz(LipschitzClassifier):
+    """A Lipschitz classifier whose constants can be trained together with its logits."""
+
+    @abstractmethod
+    def training_constants(self) -> Tensor:
+        """Return constants L[i, j] with a graph to the parameters, without allowance for rounding: of no certificate.
+
+        Shape (classes, classes), float64; the diagonal is zero, and everything else positive.
+        """
+
+
 class IntervalClassifier(ABC):
     """A network that can bound its logits over a box of images.
 

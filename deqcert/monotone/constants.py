@@ -8,6 +8,9 @@ every readout w
 
 which is the linear matrix inequality of Revay, Wang and Manchester (2020), theorem 2, minimized over the scale of Λ:
 γ = s c and c = (wᵀ(sM − P)⁻¹w)^½ give M >= (wwᵀ/c + cP)/γ by the Schur complement. The smallest over s is the constant.
+
+Convolutions make M and P block-diagonal after a Fourier transform, so all matrices here are lists of Hermitian blocks.
+With M + ηW_oᵀW_o in the place of M, and G = W_o(sM − P)⁻¹W_oᵀ, the matrix G becomes G(I + sηG)⁻¹.
 """
 
 from __future__ import annotations
@@ -31,11 +34,13 @@ def rounding(terms: int) -> float:
     return terms * UNIT / (1 - terms * UNIT)
 
 
-def smallest_eigenvalue(symmetric: Tensor) -> Tensor:
-    """Return lower bounds on the smallest eigenvalues of Hermitian matrices, shape (..., n, n) to (...).
+def shifted(symmetric: Tensor, amount: Tensor | float) -> Tensor:
+    """Return A + ``amount`` · I: above (or below) all matrices that differ from A by that much in norm."""
+    return symmetric + amount * torch.eye(symmetric.shape[-1], dtype=symmetric.dtype, device=symmetric.device)
 
-    The bound allows for the rounding of the solver and of forming the matrix from some ten terms per entry.
-    """
+
+def smallest_eigenvalue(symmetric: Tensor) -> Tensor:
+    """Return lower bounds on the smallest eigenvalues of Hermitian matrices, shape (..., n, n) to (...)."""
     values = torch.linalg.eigvalsh(symmetric)
     norm = torch.linalg.matrix_norm(symmetric)
     bound: Tensor = values[..., 0] - 20 * symmetric.shape[-1] * UNIT * norm
@@ -58,52 +63,111 @@ def best_scales(curve: Callable[[Tensor], Tensor], lowest: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def pair_constants(monotone: Tensor, pushed: Tensor, readout: Tensor) -> Tensor:
+def pair_constants(
+    monotone: Tensor, pushed: Tensor, readout: Tensor, feedback: float = 0.0, readout_error: float | Tensor = 0.0
+) -> Tensor:
     """Return the Lipschitz constants of all differences of two logits, see the module.
 
     Args:
-        monotone: M, shape (n, n), float64, symmetric.
-        pushed: P, shape (n, n), float64, symmetric, positive semidefinite.
-        readout: W_o, shape (classes, n), float64.
+        monotone: M, or a matrix below it, shape (n, n) or (blocks, n, n), float64 or complex128, Hermitian.
+        pushed: P, or a matrix above it, of the same shape, Hermitian.
+        readout: W_o, shape (classes, n) or (blocks, classes, n); the product of two rows over all blocks is real.
+        feedback: η >= 0, if M + ηW_oᵀW_o stands in the place of M.
+        readout_error: Bound on the error of ``readout`` in the Frobenius norm.
 
     Returns:
         Shape (classes, classes), with zeros on the diagonal; infinite where M is not positive definite beyond rounding.
     """
-    classes = len(readout)
+    monotone, pushed, readout = _blocks(monotone, pushed, readout)
+    classes = readout.shape[1]
     pairs = torch.combinations(torch.arange(classes), 2)
     result = torch.full((classes, classes), torch.inf, dtype=torch.float64).fill_diagonal_(0.0)
-    if not smallest_eigenvalue(monotone) > 0:
+    if not smallest_eigenvalue(monotone).min() > 0:
         return result
-    rows = readout[pairs[:, 0]] - readout[pairs[:, 1]]
-    # One eigenvalue problem gives the curve of every pair: P q = d M q with qᵀMq = 1.
-    factor = torch.linalg.cholesky(monotone)
-    half = torch.linalg.solve_triangular(factor, pushed, upper=False)
-    eigenvalues, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(factor, half.mT, upper=False))
-    parts = (vectors.mT @ torch.linalg.solve_triangular(factor, rows.mT, upper=False)).square()  # (n, pairs)
+    differences = torch.eye(classes, dtype=torch.float64)[pairs[:, 0]] - torch.eye(classes)[pairs[:, 1]]
+    lowest, grams = _grams(monotone, pushed, readout, feedback)
 
     def curve(scales: Tensor) -> Tensor:
-        values: Tensor = scales[:, None] * ((1 / (scales[:, None] - eigenvalues)) @ parts).sqrt()
-        return values
+        forms = torch.einsum("pi,sij,pj->sp", differences, grams(scales), differences)
+        return scales[:, None] * forms.clamp_min(0).sqrt()
 
-    lowest = eigenvalues[-1].clamp_min(torch.finfo(torch.float64).tiny)
-    for (i, j), row, scale in zip(pairs.tolist(), rows, best_scales(curve, lowest), strict=True):
-        result[i, j] = result[j, i] = _verified(monotone, pushed, row, scale)
+    for (i, j), difference, scale in zip(pairs.tolist(), differences, best_scales(curve, lowest), strict=True):
+        sizes = scale * torch.linalg.matrix_norm(monotone).max() + torch.linalg.matrix_norm(pushed).max()
+        matrix = shifted(scale * monotone - pushed, -5 * UNIT * sizes)
+        form = _verified(matrix, readout, scale * feedback, difference, readout_error)
+        result[i, j] = result[j, i] = scale * form.sqrt() * BOUND
     return result
 
 
-def _verified(monotone: Tensor, pushed: Tensor, row: Tensor, scale: Tensor) -> Tensor:
-    """Return s (wᵀ X⁻¹ w)^½ rounded up, X = sM − P; infinite unless X is positive definite beyond rounding.
+def training_constants(monotone: Tensor, pushed: Tensor, readout: Tensor, feedback: float = 0.0) -> Tensor:
+    """Return what :func:`pair_constants` returns with a graph, in its precision and without its rounding bounds.
 
-    With w = X t + r, whatever t is: wᵀX⁻¹w = tᵀw + tᵀr + rᵀX⁻¹r <= tᵀw + ‖t‖ ‖r‖ + ‖r‖² / λ_min(X).
+    All pairs share the scale that minimizes the sum of their squares, so these are a little larger. At that scale the
+    derivative in s vanishes, so it is taken for a constant.
     """
-    matrix = scale * monotone - pushed
-    smallest = smallest_eigenvalue(matrix)
+    monotone, pushed, readout = _blocks(monotone, pushed, readout)
+    classes = readout.shape[1]
+    with torch.no_grad():
+        lowest, grams = _grams(monotone, pushed, readout, feedback)
+        scales = lowest * (1 + torch.logspace(-3, 3, _SCALES, dtype=lowest.dtype, device=lowest.device))
+        products = grams(scales)
+        total = classes * products.diagonal(dim1=1, dim2=2).sum(dim=1) - products.sum(dim=(1, 2))
+        scale = scales[(scales.square() * total).argmin()]
+    gram = (readout @ torch.linalg.solve(scale * monotone - pushed, readout.mH)).real.sum(dim=0)
+    identity = torch.eye(classes, dtype=gram.dtype, device=gram.device)
+    gram = torch.linalg.solve(identity + feedback * scale * gram, gram)
+    squares = gram.diagonal()[:, None] + gram.diagonal() - gram - gram.mT
+    constants: Tensor = scale * ((squares + identity).sqrt() - identity)  # the root has no derivative at 0
+    return constants
+
+
+def _blocks(*matrices: Tensor) -> tuple[Tensor, ...]:
+    return tuple(matrix.view(-1, *matrix.shape[-2:]) for matrix in matrices)
+
+
+def _grams(
+    monotone: Tensor, pushed: Tensor, readout: Tensor, feedback: float
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return the infimum of all s with sM − P > 0, and the function of such s, shape (S,), to (S, classes, classes).
+
+    That is W_o(sM − P + sηW_oᵀW_o)⁻¹W_oᵀ. One eigenvalue problem gives it for all s: P q = d M q with qᴴMq = 1.
+    """
+    classes = readout.shape[1]
+    factor = torch.linalg.cholesky(monotone)
+    half = torch.linalg.solve_triangular(factor, pushed, upper=False)
+    eigenvalues, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(factor, half.mH, upper=False))
+    parts = (vectors.mH @ torch.linalg.solve_triangular(factor, readout.mH, upper=False)).flatten(0, 1)
+    products = (parts.conj()[:, :, None] * parts[:, None]).real.flatten(1)  # (blocks n, classes classes)
+    lowest = eigenvalues.max().clamp_min(torch.finfo(eigenvalues.dtype).tiny)
+
+    def grams(scales: Tensor) -> Tensor:
+        gram = ((1 / (scales[:, None] - eigenvalues.flatten())) @ products).view(-1, classes, classes)
+        if not feedback:
+            return gram
+        return torch.linalg.solve(shifted(feedback * scales[:, None, None] * gram, 1.0), gram)
+
+    return lowest, grams
+
+
+def _verified(
+    matrix: Tensor, readout: Tensor, feedback: Tensor, difference: Tensor, readout_error: float | Tensor
+) -> Tensor:
+    """Return vᵀG(I + ηG)⁻¹v rounded up, G = W_oX⁻¹W_oᵀ; infinite unless X is positive definite beyond rounding.
+
+    The matrix that stands for X is a little smaller, so its inverse is larger. With W_oᵀ = X T + R, whatever T is:
+    G = W_oT + TᵀR + RᵀX⁻¹R <= W_oT + (‖T‖ ‖R‖ + ‖R‖² / λ_min(X)) I. G(I + ηG)⁻¹ grows with G, and not faster than G.
+    """
+    smallest = smallest_eigenvalue(matrix).min()
     if not smallest > 0:
-        return torch.full_like(scale, torch.inf)
-    solved = torch.cholesky_solve(row[:, None], torch.linalg.cholesky(matrix))[:, 0]
-    size = 20 * len(row) * UNIT * (torch.linalg.matrix_norm(matrix) * solved.norm() + row.norm())
-    remainder = (row - matrix @ solved).norm() + size
-    form = solved @ row + rounding(2 * len(row)) * (solved.abs() @ row.abs())
-    form = form + solved.norm() * remainder + remainder.square() / smallest
-    constant: Tensor = scale * form.sqrt() * BOUND
-    return constant
+        return torch.full_like(smallest, torch.inf)
+    solved = torch.cholesky_solve(readout.mH, torch.linalg.cholesky(matrix))
+    norm, size = solved.norm(), readout.norm() + readout_error
+    formed = 20 * matrix.shape[-1] * UNIT * (torch.linalg.matrix_norm(matrix).max() * norm + size)
+    remainder = (readout.mH - matrix @ solved).norm() + formed + readout_error
+    gram = (readout @ solved).real.sum(dim=0)
+    slack = norm * (remainder + readout_error + rounding(4 * readout[:, 0].numel()) * size)
+    slack = (slack + remainder.square() / smallest) * BOUND
+    values, vectors = torch.linalg.eigh(shifted((gram + gram.mT) / 2, slack))
+    values = values.clamp_min(0)
+    form: Tensor = (vectors.mT @ difference).square() @ (values / (1 + feedback * values))
+    return form + 100 * len(gram) * UNIT * values.norm() * difference.square().sum()

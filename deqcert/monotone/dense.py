@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deqcert.errors import require, require_count
-from deqcert.models.certified import BoundedLogits
-from deqcert.monotone.constants import BOUND, pair_constants, rounding, smallest_eigenvalue
-from deqcert.monotone.network import MonotoneDEQ
+from deqcert.monotone.constants import pair_constants, rounding, smallest_eigenvalue
+from deqcert.monotone.network import MonotoneDEQ, OperatorBounds
 from deqcert.monotone.operators import DenseOperator
 from deqcert.solvers import Anderson, Solver
 from deqcert.solvers.splitting import Splitting
@@ -48,10 +47,19 @@ class DenseMonotoneDEQ(MonotoneDEQ):
         bias: Tensor = self.encoder(((x - self.mean) / self.std).flatten(1))
         return bias
 
+    def bias_sizes(self, x: Tensor) -> Tensor:
+        """Return |U| |x| + |b|, shape (B, n)."""
+        pixels = ((x.abs() + self.mean.abs()) / self.std).flatten(1)
+        return F.linear(pixels, self.encoder.weight.abs(), self.encoder.bias.abs())
+
     def readout(self, z: Tensor) -> Tensor:
         """Return the logits W_o z + b_o, shape (B, n) to (B, classes)."""
         logits: Tensor = self.decoder(z)
         return logits
+
+    def readout_matrix(self) -> Tensor:
+        """Return W_o, shape (classes, n)."""
+        return self.decoder.weight
 
     def input_matrix(self) -> Tensor:
         """Return U as it acts on pixels in [0, 1], shape (n, pixels)."""
@@ -70,33 +78,11 @@ class DenseMonotoneDEQ(MonotoneDEQ):
         pushed = self.metric()[:, None] * self.input_matrix()
         return pair_constants(self.monotone_matrix(), pushed @ pushed.mT, self.decoder.weight)
 
-    @torch.no_grad()
-    def bounded_logits(self, x: Tensor, solver: Solver) -> BoundedLogits:
-        """Solve, evaluate the equation once more, and bound how far that is from the exact fixed point.
-
-        With y = relu(W z + U x + b) and Λ(I − W) >= μ I: ‖y − z*‖ <= ‖ΛW(z − y)‖ / μ, whatever z is. That y is
-        computed with an error δ adds ‖δ‖ (1 + ‖ΛW‖ / μ).
-        """
-        injection = self.inject(x)
-        solution = solver.solve(lambda z: self.cell(z, injection), self.initial_state(injection))
-        z, weight, metric = solution.value.relu(), self.weight(), self.metric()
-        y = (z @ weight.mT + injection.bias).relu()
-        scaled = metric[:, None] * weight
-        mu = smallest_eigenvalue(self.monotone_matrix()) / 2
-        terms = len(weight) + self.encoder.in_features + 8
-        pixels = ((x.abs() + self.mean.abs()) / self.std).flatten(1)
-        sizes = z.abs() @ weight.abs().mT + F.linear(pixels, self.encoder.weight.abs(), self.encoder.bias.abs())
-        delta = rounding(terms) * sizes.norm(dim=1)
-        norm = torch.linalg.matrix_norm(scaled)
-        moved = ((z - y) @ scaled.mT).norm(dim=1) + rounding(terms) * norm * (z - y).norm(dim=1)
-        distance = (moved / mu + delta * (1 + norm / mu)) * BOUND
-        distance = torch.where(mu > 0, distance, torch.inf)
-        logits = self.readout(y)
-        rows = self.decoder.weight[logits.argmax(dim=1)][:, None] - self.decoder.weight  # (B, classes, n)
-        last = F.linear(y.abs(), self.decoder.weight.abs(), self.decoder.bias.abs())
-        last = rounding(terms) * (last + last.gather(1, logits.argmax(dim=1, keepdim=True)))
-        errors = (rows.norm(dim=2) * distance[:, None] + last) * BOUND
-        return BoundedLogits(logits, errors, solution.steps + 1, solution.residual)
+    def operator_bounds(self) -> OperatorBounds:
+        """Return what is proved of W."""
+        norm = torch.linalg.matrix_norm(self.metric()[:, None] * self.weight())
+        relative = rounding(self.encoder.out_features + self.encoder.in_features + 8)
+        return OperatorBounds(smallest_eigenvalue(self.monotone_matrix()) / 2, norm, relative)
 
 
 class MonDEQ(DenseMonotoneDEQ):
