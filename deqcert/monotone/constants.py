@@ -141,10 +141,10 @@ def _grams(
     lowest = eigenvalues.max().clamp_min(torch.finfo(eigenvalues.dtype).tiny)
 
     def grams(scales: Tensor) -> Tensor:
-        gram = ((1 / (scales[:, None] - eigenvalues.flatten())) @ products).view(-1, classes, classes)
-        if not feedback:
-            return gram
-        return torch.linalg.solve(shifted(feedback * scales[:, None, None] * gram, 1.0), gram)
+        gram: Tensor = ((1 / (scales[:, None] - eigenvalues.flatten())) @ products).view(-1, classes, classes)
+        if feedback:
+            gram = torch.linalg.solve(shifted(feedback * scales[:, None, None] * gram, 1.0), gram)
+        return gram
 
     return lowest, grams
 
@@ -169,5 +169,6 @@ def _verified(
     slack = (slack + remainder.square() / smallest) * BOUND
     values, vectors = torch.linalg.eigh(shifted((gram + gram.mT) / 2, slack))
     values = values.clamp_min(0)
-    form: Tensor = (vectors.mT @ difference).square() @ (values / (1 + feedback * values))
-    return form + 100 * len(gram) * UNIT * values.norm() * difference.square().sum()
+    decomposed = 100 * len(gram) * UNIT * torch.linalg.vector_norm(values) * difference.square().sum()
+    form: Tensor = (vectors.mT @ difference).square() @ (values / (1 + feedback * values)) + decomposed
+    return form

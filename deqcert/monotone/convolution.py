@@ -97,7 +97,8 @@ class ConvMonotoneDEQ(MonotoneDEQ, TrainableLipschitz):
         return self._rows().flatten(1)
 
     def _rows(self) -> Tensor:
-        pooled = self.decoder.weight.unflatten(1, (-1, self.image_size // self.pool, self.image_size // self.pool))
+        squares = self.image_size // self.pool
+        pooled = self.decoder.weight.view(self.num_classes, -1, squares, squares)
         spread = pooled.repeat_interleave(self.pool, dim=2).repeat_interleave(self.pool, dim=3)
         return self._bordered(spread / self.pool**2)
 
@@ -170,7 +171,8 @@ def _normal(channels: int, kernel_size: int) -> nn.Parameter:
 
 def _taps(kernel: Tensor) -> Tensor:
     """Return the sum of the Frobenius norms of the matrices of a kernel."""
-    return torch.linalg.matrix_norm(kernel.flatten(2).permute(2, 0, 1)).sum()
+    total: Tensor = torch.linalg.matrix_norm(kernel.flatten(2).permute(2, 0, 1)).sum()
+    return total
 
 
 class ConvMonDEQ(ConvMonotoneDEQ):

@@ -143,4 +143,5 @@ class MonotoneDEQ(DEQ, StatedNetwork, LipschitzClassifier):
 
 
 def _norms(states: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(states.flatten(1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(states.flatten(1), dim=1)
+    return norms

@@ -47,14 +47,16 @@ def spectrum(kernel: Tensor, size: int) -> Tensor:
     """
     width = kernel.shape[-1]
     padded = F.pad(kernel, (0, size - width, 0, size - width)).roll((-(width // 2),) * 2, dims=(2, 3))
-    return torch.fft.rfft2(padded).conj().flatten(2).permute(2, 0, 1).resolve_conj()
+    blocks: Tensor = torch.fft.rfft2(padded).conj().flatten(2).permute(2, 0, 1).resolve_conj()
+    return blocks
 
 
 def convolve(blocks: Tensor, z: Tensor) -> Tensor:
     """Apply the operator with these blocks of frequencies to ``z``, shapes (F, out, in) and (B, in, s, s)."""
     waves = torch.fft.rfft2(z)
     product = torch.bmm(waves.flatten(2).permute(2, 0, 1), blocks.mT).permute(1, 2, 0)
-    return torch.fft.irfft2(product.unflatten(2, waves.shape[2:]), s=z.shape[2:])
+    convolved: Tensor = torch.fft.irfft2(product.reshape(-1, blocks.shape[1], *waves.shape[2:]), s=z.shape[2:])
+    return convolved
 
 
 class Feedback(NamedTuple):
@@ -118,9 +120,9 @@ class ConvolutionOperator:
         """Return (I + α (I − W))⁻¹ z, shape (B, channels, s, s)."""
         assert self.inverse is not None, "made without alpha"
         solved = convolve(self.inverse, self.metric * z)
-        if self.feedback is None:
-            return solved
-        assert self.feedback.spread is not None
-        assert self.feedback.small is not None
-        logits = solved.flatten(1) @ self.feedback.rows.flatten(1).mT
-        return solved - torch.tensordot(logits @ self.feedback.small.mT, self.feedback.spread, 1)
+        if self.feedback is not None:
+            assert self.feedback.spread is not None
+            assert self.feedback.small is not None
+            logits = solved.flatten(1) @ self.feedback.rows.flatten(1).mT
+            solved = solved - torch.tensordot(logits @ self.feedback.small.mT, self.feedback.spread, 1)
+        return solved
