@@ -20,7 +20,7 @@ LAYERS = [
     {"metrics"},
     {"runs"},
     {"report"},
-    {"smoothing"},
+    {"smoothing", "deterministic"},
     {"attacks"},
     {"data"},
     {"training"},

@@ -78,7 +78,7 @@ def test_the_sums_are_those_of_the_files():
 )
 def test_an_unknown_checkpoint_is_refused_with_those_there_are(name):
     with pytest.raises(
-        CheckpointError, match=r"^source = .*: must be one of deqcert:cifar10.*, deqcert:digits_mdeq_tiny$"
+        CheckpointError, match=r"^source = .*: must be one of deqcert:cifar10.*, deqcert:digits_mdeq_tiny"
     ):
         checkpoint_path(f"deqcert:{name}", "source")
 

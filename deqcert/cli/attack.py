@@ -32,6 +32,7 @@ from deqcert.errors import DataError, LedgerError, SettingError, require, requir
 from deqcert.files import write_atomically
 from deqcert.implicit import GradientEstimator, ImplicitAdjoint, OneStep
 from deqcert.lightning.identity import run_identity
+from deqcert.lightning.methods import choose_method
 from deqcert.report import format_text
 from deqcert.runs import Run, automatic_radii, identity_differences, read_run, verify_run
 from deqcert.version import __version__
@@ -121,8 +122,9 @@ def _certified(run: Run, device: str | None, overrides: Sequence[str]) -> tuple[
     data.prepare_data()
     data.setup("predict")
     examples = data.certification_set()
-    settings = chosen["smoothing"], chosen["sampling"], chosen["seed"]
-    built = run_identity(*settings, cli.model, examples, str(trainer.precision))
+    asked = {name: chosen[name] for name in ("smoothing", "sampling", "certification", "seed")}
+    method = choose_method(**asked, rule=chosen["certificate"].rule)
+    built = run_identity(method.settings(), cli.model, examples, str(trainer.precision))
     theirs, ours = ({key: each[key] for key in _DECISIVE} for each in (run.identity, built))
     differences = identity_differences(theirs, ours)
     if differences:

@@ -11,7 +11,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
 
+from deqcert.deterministic import Deterministic, IntervalBounds, Lipschitz
 from deqcert.errors import require
 from deqcert.lightning import CertificationCallback, CertificationRun
 
@@ -62,10 +64,18 @@ def next_steps(trainer: Any, module: Any, folder: Path) -> Iterator[str]:
     command = ["deqcert", "certify", "--config", str(folder / "fit.yaml"), "--ckpt_path", path]
     if module.sigma:  # without noise in training, noise in certification is the user's choice
         command += ["--smoothing.sigma", str(module.sigma)]
+    elif certification := _without_noise(module.network):
+        command += ["--certification", certification.__name__]
     command += ["--ledger_dir", str(folder / "certify")]
     yield f"checkpoint: {path}"
     yield f"accuracy under noise (sigma = {module.sigma}): {found}"
     yield f"certify it: {shlex.join(command)}"
+
+
+def _without_noise(network: nn.Module) -> type[Deterministic] | None:
+    """Return the certificate that a network was built for, boxes first; None if it has none without noise."""
+    kinds: tuple[type[Deterministic], ...] = (IntervalBounds, Lipschitz)
+    return next((kind for kind in kinds if isinstance(network, kind.contract)), None)
 
 
 def where_to_begin(trainer: Any, ckpt_path: str | None) -> str | None:

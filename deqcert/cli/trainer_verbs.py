@@ -65,6 +65,8 @@ class DeqCertCLI(LightningCLI):
         if not path or path in ((LAST, LAST_OR_NEW) if verb == "fit" else (NO_CHECKPOINT,)):
             return
         trained = read_checkpoint(path).get("hyper_parameters", {})
+        if verb == "certify" and self.config[verb].get("certification") is not None:
+            return  # without noise
         sigma = "smoothing.sigma" if verb == "certify" else "model.sigma"
         missing = f"must be given: {path} does not state the noise that the network was trained with"
         require("sigma" in trained or verb == "fit" or self.stated(sigma) is not None, sigma, None, missing)

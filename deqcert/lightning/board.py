@@ -10,8 +10,9 @@ import torch
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from deqcert.lightning.hooks import CertificationRun
+from deqcert.lightning.methods import Smoothed
 from deqcert.report import plot_curves
-from deqcert.statistics import Certificate, CertificationRule
+from deqcert.statistics import Certificate
 
 _THUMBNAIL = 2.2, 1.65  # inches: TensorBoard shows pictures small, and letters are then as large as its own
 _LAYOUT = {
@@ -42,7 +43,6 @@ class CertificationBoard:
     def finish(
         self,
         certificates: Sequence[Certificate],
-        rule: CertificationRule,
         checkpoint: str | None,
         metrics: Mapping[str, float],
     ) -> None:
@@ -52,9 +52,11 @@ class CertificationBoard:
         """
         if len(certificates) > self._drawn:
             self._draw(certificates)
-        settings: dict[str, Any] = {"sigma": self._run.smoothing.sigma, "checkpoint": checkpoint or "none"}
-        settings |= {"strategy": self._name, "n": self._run.sampling.n, **asdict(rule)}
-        settings |= {key: self._run.identity[key] for key in ("smoothing", "sampling")}
+        method = self._run.method
+        settings: dict[str, Any] = {"checkpoint": checkpoint or "none", "strategy": self._name}
+        if isinstance(method, Smoothed):
+            settings = {"sigma": method.smoothing.sigma, **settings, "n": method.sampling.n}
+        settings |= {**asdict(method.rule), **method.settings()}
         for board in self._boards:
             board.log_hyperparams(settings, dict(metrics), step=len(certificates))
 

@@ -10,30 +10,28 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from deqcert.data import CertificationSet
 from deqcert.lightning.forecast import Forecast
-from deqcert.smoothing import Sampling, Smoothing
-from deqcert.statistics import CertificationRule, Votes
+from deqcert.lightning.methods import Method
+from deqcert.statistics import CertificationRule, Record
 
 
 class CertificationRun(NamedTuple):
     """The run that is about to start.
 
     Attributes:
-        smoothing: What makes the network the smoothed classifier g.
-        sampling: The strategy that takes the votes.
+        method: How images are measured, and how measurements become certificates.
         directory: Where the ledger lies and results belong.
-        name: Short name of the strategy on f, for tables.
-        identity: Everything that determines the votes, as written in the ledger.
+        name: Short name of what is certified, for tables.
+        identity: Everything that determines the measurements, as written in the ledger.
         examples: The images to certify.
-        done: Votes that the ledger already holds.
+        done: Votes (or margins) that the ledger already holds.
     """
 
-    smoothing: Smoothing
-    sampling: Sampling
+    method: Method
     directory: Path
     name: str
     identity: Mapping[str, Any]
     examples: CertificationSet
-    done: Sequence[Votes]
+    done: Sequence[Record]
 
 
 class CertificationCallback(Callback):
@@ -43,7 +41,7 @@ class CertificationCallback(Callback):
     """
 
     rule: CertificationRule | None = None
-    """How the run's votes become certificates, of the callback that decides it."""
+    """How votes become certificates, of the callback that decides it."""
 
     def on_certify_start(self, trainer: Trainer, module: LightningModule, run: CertificationRun) -> None:
         """Called once before the first image."""
@@ -51,8 +49,8 @@ class CertificationCallback(Callback):
     def on_certify_forecast(self, trainer: Trainer, module: LightningModule, forecast: Forecast) -> None:
         """Called once on rank 0 after the first batches, unless it has no image left to certify."""
 
-    def on_certify_example_end(self, trainer: Trainer, module: LightningModule, votes: Votes) -> None:
-        """Called when the votes of one more image are known and safe in a ledger."""
+    def on_certify_example_end(self, trainer: Trainer, module: LightningModule, votes: Record) -> None:
+        """Called when the votes (or margins) of one more image are known and safe in a ledger."""
 
-    def on_certify_end(self, trainer: Trainer, module: LightningModule, votes: Sequence[Votes]) -> None:
-        """Called once with the votes of all images of the run, sorted by index."""
+    def on_certify_end(self, trainer: Trainer, module: LightningModule, votes: Sequence[Record]) -> None:
+        """Called once with the votes (or margins) of all images of the run, sorted by index."""

@@ -13,8 +13,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from deqcert.data import CertificationSet
-from deqcert.smoothing import Sampling, Smoothing
-from deqcert.smoothing.identity import describe, stable_name
+from deqcert.smoothing.identity import stable_name
 from deqcert.version import __version__
 
 
@@ -59,14 +58,9 @@ def _described(value: object) -> str:
 
 
 def run_identity(
-    smoothing: Smoothing,
-    sampling: Sampling,
-    seed: int,
-    module: LightningModule,
-    examples: CertificationSet,
-    precision: str,
+    settings: Mapping[str, Any], module: LightningModule, examples: CertificationSet, precision: str
 ) -> dict[str, Any]:
-    """Collect everything that determines the votes, JSON-able.
+    """Collect everything that determines the measurements, JSON-able; ``settings`` are those of the method.
 
     The random numbers and kernels of a device family are its own, hence the device type; processes, order and the
     selection of images do not matter, hence are not here.
@@ -75,9 +69,7 @@ def run_identity(
     # Whether float32 products of matrices and of convolutions are rounded to TF32.
     tf32 = {"matmul": torch.get_float32_matmul_precision(), "convolutions": torch.backends.cudnn.allow_tf32}
     return {
-        "smoothing": describe(smoothing),
-        "sampling": describe(sampling),
-        "seed": seed,
+        **settings,
         "classifier": {"class": stable_name(type(network)), "digest": classifier_digest(network)},
         "data": examples.identity(),
         "image": list(examples[0][0].shape),

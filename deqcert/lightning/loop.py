@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,13 @@ from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSourc
 
 from deqcert.data import CertificationSet
 from deqcert.errors import DataError
-from deqcert.lightning.cautions import warn_of_another_sigma, warned_of_unconverged
-from deqcert.lightning.forecast import Forecast, Measurement
+from deqcert.lightning.forecast import Forecast
 from deqcert.lightning.hooks import CertificationCallback, CertificationRun
 from deqcert.lightning.identity import run_identity
+from deqcert.lightning.methods import Method, Share
 from deqcert.lightning.ranks import Watch, joined
 from deqcert.runs import Ledger
-from deqcert.smoothing import Sampling, SmoothedClassifier, Smoothing, Stream
-from deqcert.statistics import Votes
+from deqcert.statistics import Record
 
 _POLL_SECONDS = 0.5
 
@@ -29,19 +28,22 @@ _POLL_SECONDS = 0.5
 class CertificationLoop(_Loop):
     """Certifies a share of the images per rank, in place of Lightning's prediction loop.
 
-    For each image that the ledger lacks: take the votes, write them to the ledger, tell the callbacks. There is no
-    collective between the first image and the end: ranks learn of each other's votes from the ledger, so a slow or
-    stopped rank cannot block the others in a collective. The arguments are those of :meth:`Trainer.certify`.
+    For each image that the ledger lacks: measure it, write the votes (or margins) to the ledger, tell the callbacks.
+    There is no collective between the first image and the end: ranks learn of each other's votes from the ledger, so a
+    slow or stopped rank cannot block the others in a collective.
+
+    Args:
+        trainer: The trainer.
+        method: How images are measured.
+        directory: Directory of ledger and results.
+        patience: Seconds without new votes after which a waiting rank gives up.
     """
 
     trainer: Any  # lightning's annotation lacks what its trainer sets elsewhere
 
-    def __init__(
-        self, trainer: Any, smoothing: Smoothing, sampling: Sampling, seed: int, directory: Path, patience: float
-    ) -> None:
+    def __init__(self, trainer: Any, method: Method, directory: Path, patience: float) -> None:
         super().__init__(trainer)
-        self.smoothing, self.sampling, self.seed = smoothing, sampling, seed
-        self.directory, self.patience = directory, patience
+        self.method, self.directory, self.patience = method, directory, patience
         self.examples: CertificationSet | None = None  # known once it runs, in the processes that run it
         # What Trainer.predict reads and writes on its loop.
         self.inference_mode = self.return_predictions = False
@@ -56,49 +58,31 @@ class CertificationLoop(_Loop):
             raise DataError(f"datamodule: {type(data).__name__} has no certification_set() to certify")
         examples: CertificationSet = data.certification_set()
         self.examples = examples
-        warn_of_another_sigma(module, self.smoothing.sigma)
-        g = self.smoothing.of(getattr(module, "network", module))
-        identity = run_identity(self.smoothing, self.sampling, self.seed, module, examples, trainer.precision)
+        name = self.method.prepare(module)
+        identity = run_identity(self.method.settings(), module, examples, trainer.precision)
         ledger = Ledger(self.directory, identity)
         with joined(ledger, trainer), torch.no_grad(), trainer.precision_plugin.predict_step_context():
             known, wanted, watch = ledger.votes, set(examples.indices), Watch(trainer, self.patience)
             run = CertificationRun(
-                smoothing=self.smoothing,
-                sampling=self.sampling,
+                method=self.method,
                 directory=self.directory,
-                name=self.sampling.name(g.base),
+                name=name,
                 identity=ledger.identity,
                 examples=examples,
                 done=[known[index] for index in sorted(wanted & known.keys())],
             )
             self._notify("on_certify_start", run)
             remaining = [position for position, index in enumerate(examples.indices) if index not in known]
-            for votes in self._votes(g, examples, remaining):
+            own = remaining[trainer.global_rank :: trainer.world_size]
+            tell = partial(self._notify, "on_certify_forecast") if trainer.is_global_zero else None
+            share = Share(examples, own, len(remaining), module.device, tell)
+            for votes in self.method.measure(share) if own else ():
                 self._share(ledger, votes, wanted, watch)
             while self._share(ledger, [], wanted, watch):  # until the other ranks have done theirs
                 time.sleep(_POLL_SECONDS)
             self._notify("on_certify_end", [known[index] for index in sorted(wanted)])
 
-    def _votes(self, g: SmoothedClassifier, examples: CertificationSet, remaining: list[int]) -> Iterator[list[Votes]]:
-        """Take the votes of this rank's share of the images at ``remaining``, as many at a time as suits the device."""
-        positions = remaining[self.trainer.global_rank :: self.trainer.world_size]
-        warned = False
-        if not positions:
-            return
-        device = self.trainer.lightning_module.device
-        engine = self.sampling.engine(g, examples[positions[0]][0].to(device))
-        for first in range(0, len(positions), engine.images):
-            group = [examples[position] for position in positions[first : first + engine.images]]
-            images = torch.stack([image.to(device) for image, _, _ in group])
-            streams = [Stream(self.seed, index) for _, _, index in group]
-            if first == 0 and self.trainer.is_global_zero:
-                left = len(remaining), len(positions)
-                Measurement(self.sampling, g, engine, images, left, partial(self._notify, "on_certify_forecast"))
-            votes = self.sampling.group_votes(g, engine, images, streams)
-            yield [each._replace(index=i, label=label) for each, (_, label, i) in zip(votes, group, strict=True)]
-            warned = warned or warned_of_unconverged(engine)
-
-    def _share(self, ledger: Ledger, own: Sequence[Votes], wanted: set[int], watch: Watch) -> int:
+    def _share(self, ledger: Ledger, own: Sequence[Record], wanted: set[int], watch: Watch) -> int:
         """Write this rank's votes to the ledger, tell the callbacks of all; return how many images have none yet."""
         for votes in own:
             ledger.append(votes)
@@ -111,7 +95,7 @@ class CertificationLoop(_Loop):
             watch.check(news=bool(own or heard), missing=missing)
         return missing
 
-    def _notify(self, hook: str, argument: CertificationRun | Forecast | Votes | Sequence[Votes]) -> None:
+    def _notify(self, hook: str, argument: CertificationRun | Forecast | Record | Sequence[Record]) -> None:
         for callback in self.trainer.callbacks:
             if isinstance(callback, CertificationCallback):
                 getattr(callback, hook)(self.trainer, self.trainer.lightning_module, argument)

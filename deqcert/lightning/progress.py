@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 from tqdm import tqdm
 
 from deqcert.lightning.hooks import CertificationCallback, CertificationRun
-from deqcert.statistics import Votes
+from deqcert.statistics import Record
 
 
 class CertificationProgress(CertificationCallback):
@@ -25,7 +25,7 @@ class CertificationProgress(CertificationCallback):
         self._bar = tqdm(desc="certify", total=total, initial=done, unit="image", dynamic_ncols=True, disable=hidden)
         self._close_if_complete()
 
-    def on_certify_example_end(self, trainer: Trainer, module: LightningModule, votes: Votes) -> None:
+    def on_certify_example_end(self, trainer: Trainer, module: LightningModule, votes: Record) -> None:
         """Advance by one image."""
         self._add(votes)
         metrics = trainer.progress_bar_metrics
@@ -34,9 +34,9 @@ class CertificationProgress(CertificationCallback):
         self._bar.update()
         self._close_if_complete()
 
-    def _add(self, votes: Votes) -> None:
-        self._evaluations += votes.nfe_fast + votes.nfe_audit
-        self._samples += votes.n0 + votes.n
+    def _add(self, votes: Record) -> None:
+        self._evaluations += votes.cost.nfe_fast + votes.cost.nfe_audit
+        self._samples += votes.cost.samples
 
     def _close_if_complete(self) -> None:
         """End the line of the bar before other callbacks print the summary."""

@@ -13,11 +13,13 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
+from deqcert.deterministic import Deterministic
 from deqcert.errors import require
 from deqcert.lightning.hooks import CertificationCallback
 from deqcert.lightning.loop import CertificationLoop
+from deqcert.lightning.methods import choose_method
 from deqcert.lightning.signals import Signals
-from deqcert.runs import read_ledger
+from deqcert.runs import certify_all, read_ledger
 from deqcert.seeding import require_seed
 from deqcert.smoothing import Sampling, Serialized, Smoothing
 from deqcert.statistics import Certificate, CertificationRule
@@ -75,18 +77,21 @@ class Trainer(lightning.pytorch.Trainer):
         datamodule: LightningDataModule | None = None,
         smoothing: Smoothing = Smoothing(),
         sampling: Sampling = Serialized(),
+        certification: Deterministic | None = None,
         seed: int = 0,
         ledger_dir: str = "runs/certify",
         patience: float = 3600.0,
         ckpt_path: str | None = None,
     ) -> list[Certificate]:
-        """Certify images by randomized smoothing; resumes what its ledger holds.
+        """Certify images by randomized smoothing, or without noise; resumes what its ledger holds.
 
         Args:
             model: Module whose ``network`` (or itself) is certified.
             datamodule: Data module with ``certification_set()``.
             smoothing: What is certified: the smoothed classifier g.
             sampling: Strategy that takes its votes.
+            certification: Certificate without noise or failure probability, of the network itself, in place of
+                smoothing, sampling and the rule: Lipschitz or IntervalBounds.
             seed: Seed of all random streams, in [0, 2^64).
             ledger_dir: Directory of ledger and results. The same run resumes in it, another run is refused.
             patience: Seconds without new votes after which a waiting rank gives up, > 0.
@@ -94,10 +99,12 @@ class Trainer(lightning.pytorch.Trainer):
                 the configuration builds the model: none).
 
         Returns:
-            The certificates of all images, sorted by index, by the rule of the trainer's :class:`CertifiedRadius`.
+            The certificates of all images, sorted by index, of votes by the rule of the trainer's
+            :class:`CertifiedRadius`.
 
         Raises:
-            SettingError: If a setting is out of range, or no votes of ``sampling`` could certify anything.
+            SettingError: If a setting is out of range, no votes of ``sampling`` could certify anything, the network
+                has no such certificate, or settings of smoothing are given to a run without noise.
             LedgerError: If ``ledger_dir`` holds another run, is damaged or cannot be written.
         """
         require_seed(seed)
@@ -108,13 +115,12 @@ class Trainer(lightning.pytorch.Trainer):
         require(isinstance(limit, float) and limit == 1, "trainer.limit_predict_batches", limit, everything)
         rules = (each.rule for each in self.callbacks if isinstance(each, CertificationCallback) and each.rule)  # type: ignore[attr-defined]
         rule, directory = next(rules, CertificationRule()), Path(ledger_dir)
-        sampling = sampling.aimed_at(rule)
-        sampling.demand_decisive(rule)
+        method = choose_method(smoothing, sampling, certification, seed, rule)
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger) and logger._version is None:
                 logger._version = f"certify-{directory.resolve().name}"  # not the next version of the training
-        certification = CertificationLoop(self, smoothing, sampling, seed, directory, patience)
-        prediction, self.predict_loop = self.predict_loop, certification  # type: ignore[assignment]
+        loop = CertificationLoop(self, method, directory, patience)
+        prediction, self.predict_loop = self.predict_loop, loop  # type: ignore[assignment]
         try:
             with warnings.catch_warnings():
                 # The callbacks of training are of no use here.
@@ -122,10 +128,10 @@ class Trainer(lightning.pytorch.Trainer):
                 self.predict(model, datamodule=datamodule, return_predictions=False, ckpt_path=ckpt_path)
         finally:
             self.predict_loop = prediction
-        examples = certification.examples
+        examples = loop.examples
         if examples is None:  # it ran in other processes
             data: Any = datamodule
             data.setup("predict")
             examples = data.certification_set()
         votes = read_ledger(directory).votes
-        return [rule.certify(votes[index]) for index in sorted(examples.indices)]
+        return certify_all(method.rule, [votes[index] for index in sorted(examples.indices)])

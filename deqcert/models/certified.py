@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from deqcert.models.base import DEQ
 from deqcert.solvers import Solver
 
 
@@ -75,4 +76,16 @@ class IntervalClassifier(ABC):
         Returns:
             The lower bounds in place of logits, shape (B, classes), those of A itself being 0; ``errors`` are still
             to be subtracted.
+        """
+
+
+class TrainableInterval(IntervalClassifier):
+    """A DEQ that can be trained on bounds over boxes of images."""
+
+    @abstractmethod
+    def worst_case(self, predicted: Tensor, epsilon: Tensor) -> DEQ:
+        """Return the DEQ of both bounds of one batch, with a graph; the arguments are those of interval_margins.
+
+        Of the images of that batch, its logits are the worst over each box for the class A: 0 for A itself, and for
+        each j an upper bound on y_j - y_A, shape (B, classes).
         """

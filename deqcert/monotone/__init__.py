@@ -2,6 +2,7 @@
 
 from deqcert.monotone.convolution import ConvLBEN, ConvMonDEQ
 from deqcert.monotone.dense import LBEN, MonDEQ
+from deqcert.monotone.interval import IBPMonDEQ
 from deqcert.monotone.network import MonotoneDEQ
 
-__all__ = ["LBEN", "ConvLBEN", "ConvMonDEQ", "MonDEQ", "MonotoneDEQ"]
+__all__ = ["LBEN", "ConvLBEN", "ConvMonDEQ", "IBPMonDEQ", "MonDEQ", "MonotoneDEQ"]

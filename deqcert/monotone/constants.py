@@ -9,8 +9,9 @@ every readout w
 which is the linear matrix inequality of Revay, Wang and Manchester (2020), theorem 2, minimized over the scale of Λ:
 γ = s c and c = (wᵀ(sM − P)⁻¹w)^½ give M >= (wwᵀ/c + cP)/γ by the Schur complement. The smallest over s is the constant.
 
-Convolutions make M and P block-diagonal after a Fourier transform, so all matrices here are lists of Hermitian blocks.
-With M + ηW_oᵀW_o in the place of M, and G = W_o(sM − P)⁻¹W_oᵀ, the matrix G becomes G(I + sηG)⁻¹.
+A Fourier transform makes convolutions block-diagonal, so all matrices here may be lists of Hermitian blocks. Where
+M + ηW_oᵀW_o stands in the place of M, and w = W_oᵀv, the form wᵀ(sM − P + sηW_oᵀW_o)⁻¹w is the smallest value of
+wᵀ(sM − P)⁻¹w + ‖v − a‖² / sη over w = W_oᵀa: every a gives a bound.
 """
 
 from __future__ import annotations
@@ -78,24 +79,28 @@ def pair_constants(
     Returns:
         Shape (classes, classes), with zeros on the diagonal; infinite where M is not positive definite beyond rounding.
     """
-    monotone, pushed, readout = _blocks(monotone, pushed, readout)
-    classes = readout.shape[1]
+    classes = readout.shape[-2]
     pairs = torch.combinations(torch.arange(classes), 2)
     result = torch.full((classes, classes), torch.inf, dtype=torch.float64).fill_diagonal_(0.0)
     if not smallest_eigenvalue(monotone).min() > 0:
         return result
-    differences = torch.eye(classes, dtype=torch.float64)[pairs[:, 0]] - torch.eye(classes)[pairs[:, 1]]
-    lowest, grams = _grams(monotone, pushed, readout, feedback)
+    identity = torch.eye(classes, dtype=torch.float64)
+    differences = identity[pairs[:, 0]] - identity[pairs[:, 1]]
+    lowest, grams = _grams(monotone, pushed, readout)
 
     def curve(scales: Tensor) -> Tensor:
-        forms = torch.einsum("pi,sij,pj->sp", differences, grams(scales), differences)
+        forms = torch.einsum("pi,sij,pj->sp", differences, _fed_back(grams(scales), feedback * scales), differences)
         return scales[:, None] * forms.clamp_min(0).sqrt()
 
     for (i, j), difference, scale in zip(pairs.tolist(), differences, best_scales(curve, lowest), strict=True):
-        sizes = scale * torch.linalg.matrix_norm(monotone).max() + torch.linalg.matrix_norm(pushed).max()
-        matrix = shifted(scale * monotone - pushed, -5 * UNIT * sizes)
-        form = _verified(matrix, readout, scale * feedback, difference, readout_error)
-        result[i, j] = result[j, i] = scale * form.sqrt() * BOUND
+        part, rest = difference, torch.zeros_like(scale)
+        if feedback:
+            part = torch.linalg.solve(shifted(feedback * scale * grams(scale[None])[0], 1.0), difference)
+            rest = scale * (difference - part).square().sum() / feedback
+        row = torch.tensordot(part.to(readout), readout.movedim(-2, 0), 1)
+        error = part.norm() * (readout_error + rounding(classes + 4) * torch.linalg.vector_norm(readout))
+        constant = _verified(monotone, pushed, row, scale, error if feedback or readout_error else 0.0)
+        result[i, j] = result[j, i] = (constant.square() + rest).sqrt() * BOUND
     return result
 
 
@@ -105,70 +110,62 @@ def training_constants(monotone: Tensor, pushed: Tensor, readout: Tensor, feedba
     All pairs share the scale that minimizes the sum of their squares, so these are a little larger. At that scale the
     derivative in s vanishes, so it is taken for a constant.
     """
-    monotone, pushed, readout = _blocks(monotone, pushed, readout)
-    classes = readout.shape[1]
     with torch.no_grad():
-        lowest, grams = _grams(monotone, pushed, readout, feedback)
+        lowest, grams = _grams(monotone, pushed, readout)
         scales = lowest * (1 + torch.logspace(-3, 3, _SCALES, dtype=lowest.dtype, device=lowest.device))
-        products = grams(scales)
-        total = classes * products.diagonal(dim1=1, dim2=2).sum(dim=1) - products.sum(dim=(1, 2))
-        scale = scales[(scales.square() * total).argmin()]
-    gram = (readout @ torch.linalg.solve(scale * monotone - pushed, readout.mH)).real.sum(dim=0)
-    identity = torch.eye(classes, dtype=gram.dtype, device=gram.device)
-    gram = torch.linalg.solve(identity + feedback * scale * gram, gram)
-    squares = gram.diagonal()[:, None] + gram.diagonal() - gram - gram.mT
+        squares = _squares(_fed_back(grams(scales), feedback * scales)).sum(dim=(1, 2))
+        scale = scales[(scales.square() * squares).argmin()]
+    products = (readout @ torch.linalg.solve(scale * monotone - pushed, readout.mH)).real
+    squares = _squares(_fed_back(products.view(-1, *products.shape[-2:]).sum(dim=0), feedback * scale))
+    identity = torch.eye(len(squares), dtype=squares.dtype, device=squares.device)
     constants: Tensor = scale * ((squares + identity).sqrt() - identity)  # the root has no derivative at 0
     return constants
 
 
-def _blocks(*matrices: Tensor) -> tuple[Tensor, ...]:
-    return tuple(matrix.view(-1, *matrix.shape[-2:]) for matrix in matrices)
+def _grams(monotone: Tensor, pushed: Tensor, readout: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return the infimum of all s with sM − P > 0, and the function of such s, shape (S,), to W_o(sM − P)⁻¹W_oᵀ.
 
-
-def _grams(
-    monotone: Tensor, pushed: Tensor, readout: Tensor, feedback: float
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Return the infimum of all s with sM − P > 0, and the function of such s, shape (S,), to (S, classes, classes).
-
-    That is W_o(sM − P + sηW_oᵀW_o)⁻¹W_oᵀ. One eigenvalue problem gives it for all s: P q = d M q with qᴴMq = 1.
+    One eigenvalue problem gives all of them: P q = d M q with qᴴMq = 1.
     """
-    classes = readout.shape[1]
     factor = torch.linalg.cholesky(monotone)
     half = torch.linalg.solve_triangular(factor, pushed, upper=False)
     eigenvalues, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(factor, half.mH, upper=False))
-    parts = (vectors.mH @ torch.linalg.solve_triangular(factor, readout.mH, upper=False)).flatten(0, 1)
-    products = (parts.conj()[:, :, None] * parts[:, None]).real.flatten(1)  # (blocks n, classes classes)
+    parts = vectors.mH @ torch.linalg.solve_triangular(factor, readout.mH, upper=False)
+    products = (parts.conj()[..., :, None] * parts[..., None, :]).real.flatten(0, -3)  # (blocks n, classes, classes)
     lowest = eigenvalues.max().clamp_min(torch.finfo(eigenvalues.dtype).tiny)
-
-    def grams(scales: Tensor) -> Tensor:
-        gram: Tensor = ((1 / (scales[:, None] - eigenvalues.flatten())) @ products).view(-1, classes, classes)
-        if feedback:
-            gram = torch.linalg.solve(shifted(feedback * scales[:, None, None] * gram, 1.0), gram)
-        return gram
-
-    return lowest, grams
+    return lowest, lambda scales: torch.tensordot(1 / (scales[:, None] - eigenvalues.flatten()), products, 1)
 
 
-def _verified(
-    matrix: Tensor, readout: Tensor, feedback: Tensor, difference: Tensor, readout_error: float | Tensor
-) -> Tensor:
-    """Return vᵀG(I + ηG)⁻¹v rounded up, G = W_oX⁻¹W_oᵀ; infinite unless X is positive definite beyond rounding.
+def _fed_back(grams: Tensor, feedback: Tensor) -> Tensor:
+    """Return G(I + ηG)⁻¹, shapes (..., classes, classes) and (...)."""
+    fed_back: Tensor = torch.linalg.solve(shifted(feedback[..., None, None] * grams, 1.0), grams)
+    return fed_back
 
-    The matrix that stands for X is a little smaller, so its inverse is larger. With W_oᵀ = X T + R, whatever T is:
-    G = W_oT + TᵀR + RᵀX⁻¹R <= W_oT + (‖T‖ ‖R‖ + ‖R‖² / λ_min(X)) I. G(I + ηG)⁻¹ grows with G, and not faster than G.
+
+def _squares(grams: Tensor) -> Tensor:
+    """Return (e_i − e_j)ᵀG(e_i − e_j) for all i and j, shape (..., classes, classes)."""
+    diagonal = grams.diagonal(dim1=-2, dim2=-1)
+    return diagonal[..., :, None] + diagonal[..., None, :] - grams - grams.mT
+
+
+def _verified(monotone: Tensor, pushed: Tensor, row: Tensor, scale: Tensor, row_error: float | Tensor = 0.0) -> Tensor:
+    """Return s (wᵀ X⁻¹ w)^½ rounded up, X = sM − P; infinite unless X is positive definite beyond rounding.
+
+    The matrix that stands for X below is a little smaller, so its inverse is larger.
+    With w = X t + r, whatever t is: wᵀX⁻¹w = tᵀw + tᵀr + rᵀX⁻¹r <= tᵀw + ‖t‖ ‖r‖ + ‖r‖² / λ_min(X).
     """
+    sizes = scale * torch.linalg.matrix_norm(monotone) + torch.linalg.matrix_norm(pushed)
+    matrix = shifted(scale * monotone - pushed, -5 * UNIT * sizes.max())
     smallest = smallest_eigenvalue(matrix).min()
     if not smallest > 0:
-        return torch.full_like(smallest, torch.inf)
-    solved = torch.cholesky_solve(readout.mH, torch.linalg.cholesky(matrix))
-    norm, size = solved.norm(), readout.norm() + readout_error
-    formed = 20 * matrix.shape[-1] * UNIT * (torch.linalg.matrix_norm(matrix).max() * norm + size)
-    remainder = (readout.mH - matrix @ solved).norm() + formed + readout_error
-    gram = (readout @ solved).real.sum(dim=0)
-    slack = norm * (remainder + readout_error + rounding(4 * readout[:, 0].numel()) * size)
-    slack = (slack + remainder.square() / smallest) * BOUND
-    values, vectors = torch.linalg.eigh(shifted((gram + gram.mT) / 2, slack))
-    values = values.clamp_min(0)
-    decomposed = 100 * len(gram) * UNIT * torch.linalg.vector_norm(values) * difference.square().sum()
-    form: Tensor = (vectors.mT @ difference).square() @ (values / (1 + feedback * values)) + decomposed
-    return form
+        return torch.full_like(scale, torch.inf)
+    column = row.conj()[..., None]
+    solved = torch.cholesky_solve(column, torch.linalg.cholesky(matrix))
+    norm, length = torch.linalg.vector_norm(solved), torch.linalg.vector_norm(row)
+    size = 20 * row.shape[-1] * UNIT * (torch.linalg.matrix_norm(matrix).max() * norm + length)
+    remainder = torch.linalg.vector_norm(column - matrix @ solved) + size + row_error
+    product = solved[..., 0] * row
+    form = product.sum().real + rounding(4 * row.numel()) * product.abs().sum() + norm * row_error
+    form = form + norm * remainder + remainder.square() / smallest
+    constant: Tensor = scale * form.sqrt() * BOUND
+    return constant

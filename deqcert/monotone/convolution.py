@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,6 @@ from scipy.fft import next_fast_len
 from torch import Tensor, nn
 
 from deqcert.errors import require, require_count
-from deqcert.models.certified import TrainableLipschitz
 from deqcert.monotone.constants import pair_constants, rounding, shifted, smallest_eigenvalue, training_constants
 from deqcert.monotone.network import MonotoneDEQ, OperatorBounds
 from deqcert.monotone.operators import ConvolutionOperator, Feedback, spectrum
@@ -21,7 +20,7 @@ from deqcert.solvers import Anderson, Solver
 from deqcert.solvers.splitting import Splitting
 
 
-class ConvMonotoneDEQ(MonotoneDEQ, TrainableLipschitz):
+class ConvMonotoneDEQ(MonotoneDEQ):
     """A monotone network of feature maps; subclasses say how W follows from their parameters.
 
     States have shape (B, channels, s, s): the image with a border of half a kernel or more (to an s with fast Fourier
@@ -29,6 +28,8 @@ class ConvMonotoneDEQ(MonotoneDEQ, TrainableLipschitz):
     border changes nothing: an inequality for all states of the torus, and all images on it, holds for those that are
     zero there.
     """
+
+    UNSEEN: ClassVar[tuple[str, ...]] = ("mean", "std", "splitting", "alpha")
 
     def _build(
         self,
@@ -81,11 +82,19 @@ class ConvMonotoneDEQ(MonotoneDEQ, TrainableLipschitz):
         """Return U x + b of images in [0, 1], shape (B, channels, s, s)."""
         return self._bordered(self.encoder((x - self.mean) / self.std))
 
-    def bias_sizes(self, x: Tensor) -> Tensor:
-        """Return |U| |x| + |b|, shape (B, channels, s, s)."""
+    @property
+    def terms(self) -> int:
+        """Roundings that one entry of W z + U x + b, or of the logits, goes through at most."""
+        width, channels = 2 * self.border + 1, self.encoder.out_channels
+        return channels * ((2 * width) ** 2 + self.size**2) + self.image_channels * width**2 + self.num_classes + 20
+
+    def sizes(self, z: Tensor, x: Tensor) -> Tensor:
+        """Return |W| |z| + |U| |x| + |b|, shape (B, channels, s, s), see :class:`MonotoneDEQ`."""
         pixels, weight, bias = (x.abs() + self.mean.abs()) / self.std, self.encoder.weight, self.encoder.bias
         assert bias is not None
-        return self._bordered(F.conv2d(pixels, weight.abs(), bias.abs(), padding=self.border))
+        feedback = Feedback(-self.feedback, self._rows().abs()) if self.feedback else None
+        moved = ConvolutionOperator(-self.kernel().abs(), self.metric(), feedback)
+        return moved(z.abs()) + self._bordered(F.conv2d(pixels, weight.abs(), bias.abs(), padding=self.border))
 
     def readout(self, z: Tensor) -> Tensor:
         """Return the logits: mean over squares of ``pool`` x ``pool`` and a linear map."""
@@ -142,10 +151,9 @@ class ConvMonotoneDEQ(MonotoneDEQ, TrainableLipschitz):
 
     def operator_bounds(self) -> OperatorBounds:
         """Return what is proved of W: ‖K‖, also of absolute values, is at most the sum of the norms of its taps."""
-        kernel, rows = self.kernel(), self._rows()
         monotone = smallest_eigenvalue(self._inequality()[0]).min() / 2
-        norm = self.metric().max() + _taps(kernel) + self.feedback / 2 * rows.square().sum()
-        return OperatorBounds(monotone, norm, rounding(kernel[0].numel() + rows[0].numel() + 20))
+        norm = self.metric().max() + _taps(self.kernel()) + self.feedback / 2 * self._rows().square().sum()
+        return OperatorBounds(monotone, norm)
 
     @torch.no_grad()
     def step_size_bound(self) -> float:
@@ -197,6 +205,8 @@ class ConvMonDEQ(ConvMonotoneDEQ):
     Raises:
         SettingError: If a setting is out of range.
     """
+
+    UNSEEN = (*ConvMonotoneDEQ.UNSEEN, "m")
 
     def __init__(
         self,
@@ -250,6 +260,8 @@ class ConvLBEN(ConvMonotoneDEQ):
     Raises:
         SettingError: If a setting is out of range.
     """
+
+    UNSEEN = (*ConvMonotoneDEQ.UNSEEN, "gamma", "epsilon")
 
     def __init__(
         self,

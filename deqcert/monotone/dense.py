@@ -5,14 +5,21 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deqcert.errors import require, require_count
-from deqcert.monotone.constants import pair_constants, rounding, smallest_eigenvalue
+from deqcert.monotone.constants import (
+    UNIT,
+    pair_constants,
+    rounding,
+    shifted,
+    smallest_eigenvalue,
+    training_constants,
+)
 from deqcert.monotone.network import MonotoneDEQ, OperatorBounds
 from deqcert.monotone.operators import DenseOperator
 from deqcert.solvers import Anderson, Solver
@@ -21,6 +28,8 @@ from deqcert.solvers.splitting import Splitting
 
 class DenseMonotoneDEQ(MonotoneDEQ):
     """A monotone network of ``units`` hidden units; subclasses say how W follows from their parameters."""
+
+    UNSEEN: ClassVar[tuple[str, ...]] = ("mean", "std", "splitting", "alpha")
 
     def _build(self, settings: Mapping[str, Any], units: int, splitting: Splitting, alpha: float) -> None:
         """Take the ``locals()`` of the constructor, and make the maps into and out of the fixed point."""
@@ -47,11 +56,6 @@ class DenseMonotoneDEQ(MonotoneDEQ):
         bias: Tensor = self.encoder(((x - self.mean) / self.std).flatten(1))
         return bias
 
-    def bias_sizes(self, x: Tensor) -> Tensor:
-        """Return |U| |x| + |b|, shape (B, n)."""
-        pixels = ((x.abs() + self.mean.abs()) / self.std).flatten(1)
-        return F.linear(pixels, self.encoder.weight.abs(), self.encoder.bias.abs())
-
     def readout(self, z: Tensor) -> Tensor:
         """Return the logits W_o z + b_o, shape (B, n) to (B, classes)."""
         logits: Tensor = self.decoder(z)
@@ -67,22 +71,52 @@ class DenseMonotoneDEQ(MonotoneDEQ):
         return self.encoder.weight / self.std.flatten().repeat_interleave(pixels)
 
     def monotone_matrix(self) -> Tensor:
-        """Return M = 2Λ − ΛW − WᵀΛ, shape (n, n), which is positive definite."""
+        """Return M = 2Λ − ΛW − WᵀΛ but for rounding, which makes it smaller, shape (n, n)."""
         metric = self.metric()
         product = metric[:, None] * self.weight()
-        return 2 * torch.diag(metric) - product - product.mT
+        sizes = 2 * metric.norm() + 2 * torch.linalg.matrix_norm(product)
+        return shifted(2 * torch.diag(metric) - product - product.mT, -5 * UNIT * sizes)
+
+    @torch.no_grad()
+    def step_size_bound(self) -> float:
+        """Return 2m / L² of Λ^½ (I − W) Λ^-½: m is the monotonicity of that matrix, L its norm."""
+        root, weight = self.metric().double().sqrt(), self.weight().double()
+        matrix = root[:, None] * (torch.eye(len(root), dtype=root.dtype, device=root.device) - weight) / root
+        m = torch.linalg.eigvalsh((matrix + matrix.mT) / 2)[0]
+        return float(2 * m / torch.linalg.matrix_norm(matrix, 2).square())
 
     @torch.no_grad()
     def lipschitz_constants(self) -> Tensor:
         """Return the constants of :func:`~deqcert.monotone.constants.pair_constants`."""
+        return pair_constants(*self._inequality())
+
+    def training_constants(self) -> Tensor:
+        """Return the constants of :func:`~deqcert.monotone.constants.training_constants`, in float64."""
+        monotone, pushed, readout = (matrix.double() for matrix in self._inequality())
+        return training_constants(monotone, pushed, readout)
+
+    def _inequality(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return M, P and W_o of :mod:`~deqcert.monotone.constants`, where rounding makes P larger."""
         pushed = self.metric()[:, None] * self.input_matrix()
-        return pair_constants(self.monotone_matrix(), pushed @ pushed.mT, self.decoder.weight)
+        product = pushed @ pushed.mT
+        product = shifted((product + product.mT) / 2, rounding(pushed.shape[1] + 8) * pushed.square().sum())
+        return self.monotone_matrix(), product, self.decoder.weight
+
+    @property
+    def terms(self) -> int:
+        """Roundings that one entry of W z + U x + b goes through at most."""
+        return self.encoder.out_features + self.encoder.in_features + 8
+
+    def sizes(self, z: Tensor, x: Tensor) -> Tensor:
+        """Return |W| |z| + |U| |x| + |b|, shape (B, n), to which the rounding of W z + U x + b is relative."""
+        pixels = ((x.abs() + self.mean.abs()) / self.std).flatten(1)
+        pushed = F.linear(pixels, self.encoder.weight.abs(), self.encoder.bias.abs())
+        return z.abs() @ self.weight().abs().mT + pushed
 
     def operator_bounds(self) -> OperatorBounds:
         """Return what is proved of W."""
         norm = torch.linalg.matrix_norm(self.metric()[:, None] * self.weight())
-        relative = rounding(self.encoder.out_features + self.encoder.in_features + 8)
-        return OperatorBounds(smallest_eigenvalue(self.monotone_matrix()) / 2, norm, relative)
+        return OperatorBounds(smallest_eigenvalue(self.monotone_matrix()) / 2, norm)
 
 
 class MonDEQ(DenseMonotoneDEQ):
@@ -107,6 +141,8 @@ class MonDEQ(DenseMonotoneDEQ):
         SettingError: If a setting is out of range.
     """
 
+    UNSEEN = (*DenseMonotoneDEQ.UNSEEN, "m")
+
     def __init__(
         self,
         units: int = 80,
@@ -118,7 +154,7 @@ class MonDEQ(DenseMonotoneDEQ):
         std: Sequence[float] = (1.0,),
         splitting: Splitting = "peaceman_rachford",
         alpha: float = 1.0,
-        solver: Solver = Anderson(max_steps=100, tolerance=1e-4),
+        solver: Solver = Anderson(max_steps=100, tolerance=1e-4, ridge=0.0),
     ) -> None:
         super().__init__(solver)
         self._build(locals(), units, splitting, alpha)
@@ -160,6 +196,8 @@ class LBEN(DenseMonotoneDEQ):
         SettingError: If a setting is out of range.
     """
 
+    UNSEEN = (*DenseMonotoneDEQ.UNSEEN, "gamma", "epsilon")
+
     def __init__(
         self,
         units: int = 80,
@@ -172,7 +210,7 @@ class LBEN(DenseMonotoneDEQ):
         std: Sequence[float] = (1.0,),
         splitting: Splitting = "peaceman_rachford",
         alpha: float = 1.0,
-        solver: Solver = Anderson(max_steps=100, tolerance=1e-4),
+        solver: Solver = Anderson(max_steps=100, tolerance=1e-4, ridge=0.0),
     ) -> None:
         super().__init__(solver)
         self._build(locals(), units, splitting, alpha)

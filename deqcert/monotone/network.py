@@ -12,9 +12,9 @@ from typing_extensions import Self
 
 from deqcert.errors import require
 from deqcert.models.base import DEQ, StatedNetwork
-from deqcert.models.certified import BoundedLogits, LipschitzClassifier
+from deqcert.models.certified import BoundedLogits, TrainableLipschitz
 from deqcert.monotone.constants import BOUND, rounding
-from deqcert.solvers import Solver
+from deqcert.solvers import Picard, Solver
 from deqcert.solvers.splitting import LinearOperator, Splitting, forward_backward, peaceman_rachford
 
 
@@ -26,21 +26,18 @@ class MonotoneInjection(NamedTuple):
 
 
 class OperatorBounds(NamedTuple):
-    """What is proved of W as it is computed in float64.
+    """What is proved of W in float64.
 
     Attributes:
         monotone: μ with Λ(I − W) >= μ I; not positive where nothing is proved.
-        norm: Upper bound on ‖ΛW‖₂.
-        rounding: ρ such that Λ times a computed W z is within ρ · norm · ‖z‖ of ΛW z, and a computed |U x| + |b| within
-            its ρ-fold.
+        norm: Upper bound on the norm of ΛW and on that of its terms with absolute values.
     """
 
     monotone: Tensor
     norm: Tensor
-    rounding: float
 
 
-class MonotoneDEQ(DEQ, StatedNetwork, LipschitzClassifier):
+class MonotoneDEQ(DEQ, StatedNetwork, TrainableLipschitz):
     """y = W_o z* + b_o with z* = relu(W z* + U x + b), where Λ(I − W) is strongly monotone for a diagonal Λ > 0.
 
     The cell is one step of a splitting of that equation, whose state is z for forward-backward splitting and u with
@@ -50,9 +47,9 @@ class MonotoneDEQ(DEQ, StatedNetwork, LipschitzClassifier):
 
     _prepared: LinearOperator | None = None
     _bounds: OperatorBounds | None = None
+    decoder: nn.Linear
     splitting: Splitting
     alpha: float
-    decoder: nn.Linear
 
     def _split(self, splitting: Splitting, alpha: float) -> None:
         """Take the settings of the splitting."""
@@ -67,10 +64,6 @@ class MonotoneDEQ(DEQ, StatedNetwork, LipschitzClassifier):
     @abstractmethod
     def bias(self, x: Tensor) -> Tensor:
         """Return U x + b of images in [0, 1], shape (B, ...)."""
-
-    @abstractmethod
-    def bias_sizes(self, x: Tensor) -> Tensor:
-        """Return |U| |x| + |b|, the sizes of the terms of :meth:`bias`, shape (B, ...)."""
 
     @abstractmethod
     def readout(self, z: Tensor) -> Tensor:
@@ -88,9 +81,29 @@ class MonotoneDEQ(DEQ, StatedNetwork, LipschitzClassifier):
     def operator_bounds(self) -> OperatorBounds:
         """Return what is proved of W."""
 
+    @property
+    @abstractmethod
+    def terms(self) -> int:
+        """Roundings that one entry of W z + U x + b, or of the logits, goes through at most."""
+
+    @abstractmethod
+    def sizes(self, z: Tensor, x: Tensor) -> Tensor:
+        """Return |W| |z| + |U| |x| + |b|, shape (B, ...), to which the rounding of W z + U x + b is relative."""
+
     def activation(self, z: Tensor) -> Tensor:
         """Return σ(z): relu; a network may set fixed entries to zero besides."""
         return z.relu()
+
+    @abstractmethod
+    def step_size_bound(self) -> float:
+        """Return 2m / L²: plain iteration of forward-backward splitting converges with smaller step sizes."""
+
+    def demand_step_size(self, solver: Solver) -> None:
+        """Raise :class:`SettingError` if ``solver`` iterates plainly with a step size that need not converge."""
+        if self.splitting == "forward_backward" and isinstance(solver, Picard):
+            bound = self.step_size_bound()
+            allowed = f"must be < {bound:.4g} = 2m / L² for Picard; Anderson and peaceman_rachford have no such bound"
+            require(self.alpha < bound, "alpha", self.alpha, allowed)
 
     def inject(self, x: Tensor) -> MonotoneInjection:
         """Compute U x + b, and W unless it is prepared."""
@@ -112,7 +125,12 @@ class MonotoneDEQ(DEQ, StatedNetwork, LipschitzClassifier):
         return self.readout(self.activation(z))
 
     def for_inference(self) -> Self:
-        """Return a copy whose W is computed once, with what is proved of it."""
+        """Return a copy whose W is computed once, with what is proved of it.
+
+        Raises:
+            SettingError: If :meth:`demand_step_size` does, for the solver of ``forward``.
+        """
+        self.demand_step_size(self.solver)
         twin = copy.copy(self)
         with torch.no_grad():
             twin._prepared, twin._bounds = self.operator(), self.operator_bounds()
@@ -129,15 +147,15 @@ class MonotoneDEQ(DEQ, StatedNetwork, LipschitzClassifier):
         solution = solver.solve(lambda z: self.cell(z, injection), self.initial_state(injection))
         z = self.activation(solution.value)
         y = self.activation(injection.operator(z) + injection.bias)
-        metric, (mu, norm, relative) = self.metric(), self._bounds or self.operator_bounds()
-        delta = relative * (norm / metric.min() * _norms(z) + _norms(self.bias_sizes(x)))
-        moved = _norms(metric * injection.operator(z - y)) + relative * norm * _norms(z - y)
+        (mu, norm), relative = self._bounds or self.operator_bounds(), rounding(self.terms)
+        delta = relative * _norms(self.sizes(z, x))
+        moved = _norms(self.metric() * injection.operator(z - y)) + relative * norm * _norms(z - y)
         distance = torch.where(mu > 0, (moved / mu + delta * (1 + norm / mu)) * BOUND, torch.inf)
         logits, rows = self.readout(y), self.readout_matrix()
         predicted = logits.argmax(dim=1)
         lengths = torch.stack([(row - rows).norm(dim=1) for row in rows])[predicted]  # (B, classes)
         last = y.abs().flatten(1) @ rows.abs().mT + self.decoder.bias.abs()
-        last = rounding(rows.shape[1] + 8) * (last + last.gather(1, predicted[:, None]))
+        last = relative * (last + last.gather(1, predicted[:, None]))
         errors = (lengths * distance[:, None] + last) * BOUND
         return BoundedLogits(logits, errors, solution.steps + 1, solution.residual)
 

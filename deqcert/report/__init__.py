@@ -9,12 +9,13 @@ from deqcert.report.document import Report
 from deqcert.report.figures import plot_curves, plot_probabilities, plot_retention, plot_tradeoff
 from deqcert.report.formats import format_latex, format_markdown, format_text
 from deqcert.report.runs import ReportedRun, common_images, read_runs, report_radii
-from deqcert.report.settings import CONVERGENCE_ADVICE, run_settings, step_limit_caution
+from deqcert.report.settings import CONVERGENCE_ADVICE, DETERMINISTIC, run_settings, step_limit_caution
 from deqcert.report.style import save_figure
 from deqcert.report.table import Row, Table, class_table, lower_bound_table, summary_table
 
 __all__ = [
     "CONVERGENCE_ADVICE",
+    "DETERMINISTIC",
     "Report",
     "ReportedRun",
     "Row",

@@ -108,14 +108,17 @@ class Report:
         """Draw the figures that these runs have the numbers for, by the names of their files."""
         figures = {"curves": plot_curves({run.name: run.examples for run in self.runs})}
         first, *others = self.runs
-        if any(summary.nfe_total is not None for summary in self.summaries.values()):
-            figures["tradeoff"] = plot_tradeoff(self.summaries)
+        # Evaluations per noisy sample and per image do not go on one axis.
+        noisy = {run.name: self.summaries[run.name] for run in self.runs if run.sigma is not None}
+        if any(summary.nfe_total is not None for summary in noisy.values()):
+            figures["tradeoff"] = plot_tradeoff(noisy)
         if others and all(run.images == first.images for run in others):
             figures["retention"] = plot_retention(first, others)
         measured: dict[str, tuple[Votes, ...]] = {}
         for run in self.runs:
-            if run.votes is not None and run.votes not in measured.values():  # several rules share their votes
-                measured[run.name] = run.votes
+            votes = tuple(each for each in run.votes or () if isinstance(each, Votes))
+            if votes and votes not in measured.values():  # several rules share their votes
+                measured[run.name] = votes
         if measured:
             figures["probabilities"] = plot_probabilities(measured)
         return figures

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deqcert.errors import DataError, require
-from deqcert.report.settings import run_settings, step_limit_caution
+from deqcert.report.settings import DETERMINISTIC, run_settings, step_limit_caution
 from deqcert.runs import (
     CertifiedImage,
     Summary,
     automatic_radii,
     certificate_findings,
+    certify_all,
     read_run,
     read_tsv,
     summarize,
 )
-from deqcert.statistics import AuditRule, Sides, Votes
+from deqcert.statistics import AuditRule, CertificationRule, MarginRule, Record, Sides, Votes
 
 
 class ReportedRun(NamedTuple):
@@ -31,8 +32,8 @@ class ReportedRun(NamedTuple):
         examples: Certificates, or rows of a table, sorted by index, at least one.
         votes: What the certificates were derived from, in the same order; None for a table.
         seconds: Time spent on each image, by index; None if a table does not tell.
-        alpha: Error probability of a certificate; None for a table, which does not tell.
-        sigma: Standard deviation of the noise, in pixels of [0, 1]; None for a table.
+        alpha: Error probability of a certificate, 0 where there is none; None for a table, which does not tell.
+        sigma: Standard deviation of the noise, in pixels of [0, 1]; None without noise and for a table.
         classes: Names of the classes by label; empty where they are not known.
         settings: What its numbers depend on, in short texts; empty where nothing is known of it.
         caution: What to be warned of; else empty.
@@ -40,7 +41,7 @@ class ReportedRun(NamedTuple):
 
     name: str
     examples: tuple[CertifiedImage, ...]
-    votes: tuple[Votes, ...] | None
+    votes: tuple[Record, ...] | None
     seconds: Mapping[int, float] | None
     alpha: float | None
     sigma: float | None
@@ -112,20 +113,22 @@ def read_runs(
         raise DataError(f"{path}: does not follow from its votes ({findings[0]}); {command} says more")
     if run.document is None:
         warnings.warn(f"{path}: has not finished; these are the {len(run.votes)} images so far", stacklevel=2)
-    level = own if alpha is None else replace(own, alpha=alpha, alpha_audit=None, alpha_b=None)
-    if sides not in (None, own.sides):
-        level, name = replace(level, sides=sides, alpha_b=None), f"{name} {sides}-sided"
-    rules = [(name, level)]
-    if audits and any(vote.audited is not None for vote in run.votes):
-        rules = [(f"{name} {audit}", replace(level, audit=audit, alpha_audit=None)) for audit in audits]
+    rules: list[tuple[str, CertificationRule | MarginRule]] = [(f"{name} {DETERMINISTIC}", own)]
+    if isinstance(own, CertificationRule):
+        level = own if alpha is None else replace(own, alpha=alpha, alpha_audit=None, alpha_b=None)
+        if sides not in (None, own.sides):
+            level, name = replace(level, sides=sides, alpha_b=None), f"{name} {sides}-sided"
+        rules = [(name, level)]
+        if audits and any(isinstance(vote, Votes) and vote.audited is not None for vote in run.votes):
+            rules = [(f"{name} {audit}", replace(level, audit=audit, alpha_audit=None)) for audit in audits]
     return [
         ReportedRun(
             name=named,
-            examples=tuple(map(rule.certify, run.votes)),
+            examples=tuple(certify_all(rule, run.votes)),
             votes=run.votes,
             seconds={vote.index: vote.seconds for vote in run.votes},
             alpha=rule.alpha,
-            sigma=run.identity["smoothing"]["sigma"],
+            sigma=None if run.deterministic else run.identity["smoothing"]["sigma"],
             classes=tuple(map(str, run.settings.get("classes", ()))),
             settings=run_settings(run.identity, rule, run.votes),
             caution=step_limit_caution(run.identity, run.votes),
@@ -164,7 +167,7 @@ def report_radii(runs: Sequence[ReportedRun]) -> tuple[float, ...]:
 
 def _radii(run: ReportedRun) -> tuple[float, ...]:
     if run.votes is not None and run.sigma is not None and run.alpha is not None:
-        return automatic_radii(run.sigma, run.alpha, max(vote.n for vote in run.votes))
+        return automatic_radii(run.sigma, run.alpha, max(vote.n for vote in run.votes if isinstance(vote, Votes)))
     largest, step = max(example.radius for example in run.examples), 0.25
     while largest >= 9 * step:
         step *= 2

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deqcert.statistics import CertificationRule, Votes
+from deqcert.statistics import CertificationRule, MarginRule, Record, Votes
 
 CONVERGENCE_ADVICE = (
     "Certificates are about the network solved this far, which is not at its fixed points: "
@@ -14,12 +14,17 @@ CONVERGENCE_ADVICE = (
     "(docs/training.md)."
 )
 
+DETERMINISTIC = "deterministic"
+"""What tables call certificates that have no failure probability."""
+
 _AT_THE_LIMIT = 0.9  # mean share of the step limit from where most solves are taken to end there
 _OF_A_SOLVER = ("class", "max_steps", "tolerance")
 _ELSEWHERE = ("class", "n0", "n", "batch_size", "execution")
 
 
-def run_settings(identity: Mapping[str, Any], rule: CertificationRule, votes: Sequence[Votes]) -> tuple[str, ...]:
+def run_settings(
+    identity: Mapping[str, Any], rule: CertificationRule | MarginRule, votes: Sequence[Record]
+) -> tuple[str, ...]:
     """Say what the numbers of a run depend on, in short texts: noise, alpha, n, sides, audit, classifier, strategy.
 
     Args:
@@ -27,32 +32,39 @@ def run_settings(identity: Mapping[str, Any], rule: CertificationRule, votes: Se
         rule: How its votes become certificates.
         votes: Its votes, at least one.
     """
-    first, smoothing, sampling = votes[0], identity["smoothing"], identity.get("sampling")
-    budget = "at most " if any(each.anytime for each in votes) else ""
+    if isinstance(rule, MarginRule):
+        return DETERMINISTIC, _shown(identity["certification"])
+    taken = [each for each in votes if isinstance(each, Votes)]
+    first, smoothing, sampling = taken[0], identity["smoothing"], identity.get("sampling")
+    budget = "at most " if any(each.anytime for each in taken) else ""
     said = [
         f"sigma = {first.sigma:g}",
         f"{smoothing.get('noise')} noise" if smoothing.get("noise") != "float32" else "",
         f"alpha = {rule.alpha:g}",
         f"n0 = {first.n0}",
-        f"n = {budget}{max(each.n for each in votes)}",
+        f"n = {budget}{max(each.n for each in taken)}",
         f"{rule.sides}-sided" + ("" if rule.alpha_b is None else f" (alpha_b = {rule.alpha_b:g})"),
     ]
     if first.audited is not None:
         share = "" if rule.alpha_audit is None else f" (alpha_audit = {rule.alpha_audit:g})"
         said.append(f"audit rule {rule.audit}{share}")
-    if _solved(votes) and "solver" in smoothing:
+    if _solved(taken) and "solver" in smoothing:
         said.append(f"f = {_shown(smoothing['solver'])} from {smoothing.get('start', 'zero')}")
     if sampling is not None:
         said.append(_shown(sampling))
     return tuple(each for each in said if each)
 
 
-def step_limit_caution(identity: Mapping[str, Any], votes: Sequence[Votes]) -> str:
+def step_limit_caution(identity: Mapping[str, Any], records: Sequence[Record]) -> str:
     """Say so if the solves of the base classifier used up nearly all of their steps; else return an empty text.
 
     Judged by what the ledger has: mean evaluations per solve, and by standard sampling the residual as well, which then
-    says whether solves that ended at the limit had met the tolerance.
+    says whether solves that ended at the limit had met the tolerance. A certificate without noise subtracts what its
+    solve leaves over.
     """
+    votes = [each for each in records if isinstance(each, Votes)]
+    if not votes:
+        return ""
     solver = identity["smoothing"].get("solver") or {}
     limit, tolerance = solver.get("max_steps", 0), solver.get("tolerance", 0)
     audited = votes[0].audited is not None

@@ -85,7 +85,7 @@ def lower_bounds(summary: Summary, alpha: float | None, rho: float) -> list[floa
 
     Args:
         summary: A run.
-        alpha: Error probability of its certificates; None where it is not known.
+        alpha: Error probability of its certificates; 0 where they are certain, None where it is not known.
         rho: Probability with which a bound may fail, in (0, 1).
 
     Returns:
@@ -96,7 +96,7 @@ def lower_bounds(summary: Summary, alpha: float | None, rho: float) -> list[floa
     """
     if alpha is None or not summary.sound:
         return [None] * len(summary.radii)
-    false = false_certificates_upper(summary.examples, alpha, rho)
+    false = false_certificates_upper(summary.examples, alpha, rho) if alpha > 0 else 0.0
     return [max(0.0, accuracy - false) for accuracy in summary.certified_accuracy]
 
 

@@ -8,7 +8,7 @@ checks that the files of a run do. Nothing here imports torch: what a run has me
 
 from deqcert.runs.ledger import Ledger
 from deqcert.runs.lines import identity_differences, votes_digest
-from deqcert.runs.results import write_results
+from deqcert.runs.results import certify_all, write_results
 from deqcert.runs.run import Run, read_ledger, read_run
 from deqcert.runs.summary import Summary, automatic_radii, summarize
 from deqcert.runs.tsv import CertifiedImage, TsvRow, read_tsv, write_tsv
@@ -23,6 +23,7 @@ __all__ = [
     "Verification",
     "automatic_radii",
     "certificate_findings",
+    "certify_all",
     "identity_differences",
     "read_ledger",
     "read_run",

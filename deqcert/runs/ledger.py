@@ -1,4 +1,4 @@
-"""The ledger: the votes of a run on disk."""
+"""The ledger: what a run has measured, on disk: votes, or margins where there is no noise."""
 
 from __future__ import annotations
 
@@ -14,8 +14,17 @@ from typing import Any
 
 from deqcert.errors import DataError, LedgerError
 from deqcert.runs.disk import open_locked, read_from, sync_directory
-from deqcert.runs.lines import SCHEMA, START, first_line_identity, identity_differences, seal, unseal, without_time
-from deqcert.statistics import Votes
+from deqcert.runs.lines import (
+    SCHEMA,
+    START,
+    first_line_identity,
+    identity_differences,
+    record_kind,
+    seal,
+    unseal,
+    without_time,
+)
+from deqcert.statistics import Record
 
 _NOT_SHARED = "ledger_dir must be on a file system that all processes share"
 
@@ -44,13 +53,14 @@ class Ledger:
         identity: Everything that determines the votes, JSON-able.
 
     Attributes:
-        votes: What has been read and written so far, by image index.
+        votes: What has been read and written so far, by image index; margins for a run without noise.
     """
 
     def __init__(self, directory: str | Path, identity: Mapping[str, Any]) -> None:
         self.directory = Path(directory)
         self.identity: dict[str, Any] = loads(dumps(identity))
-        self.votes: dict[int, Votes] = {}
+        self.votes: dict[int, Record] = {}
+        self._kind = record_kind(self.identity)
         self._cursors: dict[Path, _Cursor] = {}
         self._path = Path()
         self._descriptor: int | None = None
@@ -96,7 +106,7 @@ class Ledger:
                     if first_line_identity(path, first) != self.identity:
                         path.unlink()
 
-    def refresh(self) -> list[Votes]:
+    def refresh(self) -> list[Record]:
         """Read what has been added to any file since the last call, and return the votes that were not known.
 
         Raises:
@@ -105,9 +115,9 @@ class Ledger:
         """
         return [votes for path in vote_files(self.directory) for votes in self._refresh_file(path)]
 
-    def _refresh_file(self, path: Path) -> list[Votes]:
+    def _refresh_file(self, path: Path) -> list[Record]:
         cursor = self._cursors.setdefault(path, _Cursor())
-        news: list[Votes] = []
+        news: list[Record] = []
         for line in read_from(path, cursor.bytes).split(b"\n")[:-1]:  # what follows the last line end is torn
             if cursor.lines == 0 and (theirs := first_line_identity(path, line)) != self.identity:
                 differences = "; ".join(identity_differences(theirs, self.identity))
@@ -115,7 +125,7 @@ class Ledger:
                 raise self._refusal(f"holds votes of another run ({differences}). {advice}")
             try:
                 record, digest = unseal(line, cursor.digest)
-                if cursor.lines > 0 and self._add(votes := Votes.from_json(record)):
+                if cursor.lines > 0 and self._add(votes := self._kind.from_json(record)):
                     news.append(votes)
             except ValueError as error:
                 raise LedgerError(
@@ -125,7 +135,7 @@ class Ledger:
             cursor.advance(len(line) + 1, digest)
         return news
 
-    def _add(self, votes: Votes) -> bool:
+    def _add(self, votes: Record) -> bool:
         """Add the votes of an image; return whether they are new."""
         new, known = votes.index not in self.votes, self.votes.setdefault(votes.index, votes)
         if not new and without_time(known) != without_time(votes):
@@ -153,7 +163,7 @@ class Ledger:
             self._descriptor = None
             os.close(descriptor)
 
-    def append(self, votes: Votes) -> None:
+    def append(self, votes: Record) -> None:
         """Add the votes of an image and wait until they are on disk.
 
         Raises:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deqcert.errors import LedgerError
-from deqcert.statistics import Votes
+from deqcert.statistics import Margins, Record, Votes
 
 SCHEMA = 2
 START = ""  # what the first line of a file is chained to
@@ -61,6 +61,11 @@ def first_line_identity(path: Path, line: bytes) -> dict[str, Any]:
     return identity
 
 
+def record_kind(identity: Mapping[str, Any]) -> type[Votes] | type[Margins]:
+    """Return what a run of this identity measures of an image: votes, or, without noise, margins."""
+    return Margins if "certification" in identity else Votes
+
+
 def identity_differences(theirs: Any, ours: Any, setting: str = "") -> list[str]:
     """Return, for each setting that differs, what it is there and here."""
     if not (isinstance(theirs, dict) and isinstance(ours, dict)):
@@ -72,8 +77,8 @@ def identity_differences(theirs: Any, ours: Any, setting: str = "") -> list[str]
     ]
 
 
-def votes_digest(votes: Iterable[Votes]) -> str:
-    """Return the SHA-256 of votes, in the order of their indices, times left out.
+def votes_digest(votes: Iterable[Record]) -> str:
+    """Return the SHA-256 of votes or margins, in the order of their indices, times left out.
 
     Published beside a table, it commits to what the run has measured: a ledger that is rewritten later has another
     digest. It does not show that the measurement itself was right.
@@ -84,7 +89,7 @@ def votes_digest(votes: Iterable[Votes]) -> str:
     return digest.hexdigest()
 
 
-def without_time(votes: Votes) -> dict[str, object]:
+def without_time(votes: Record) -> dict[str, object]:
     """Return what votes say, but for the time that they took."""
     record = votes.to_json()
     del record["seconds"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -13,15 +13,16 @@ from deqcert.files import file_digest, write_atomically
 from deqcert.runs.lines import votes_digest
 from deqcert.runs.summary import Summary, match_votes, summarize
 from deqcert.runs.tsv import write_tsv
-from deqcert.statistics import Certificate, CertificationRule, Votes
+from deqcert.statistics import Certificate, CertificationRule, MarginRule, Record, Votes
 
+_BOUNDS = ("p_a_lower", "p_b_upper")
 JSON_NAME, TSV_NAME = "certificates.json", "certificates.tsv"
 
 
 def write_results(
     directory: Path,
-    votes: Sequence[Votes],
-    rule: CertificationRule,
+    votes: Sequence[Record],
+    rule: CertificationRule | MarginRule,
     settings: Mapping[str, object],
     *,
     radii: Sequence[float],
@@ -38,7 +39,7 @@ def write_results(
         DataError: There is no image, or one comes twice.
         SettingError: ``radii`` is empty or has a negative or non-finite value.
     """
-    certificates = [rule.certify(vote) for vote in votes]
+    certificates = certify_all(rule, votes)
     summary = summarize(certificates, votes, radii)
     write_tsv(directory / TSV_NAME, certificates, {vote.index: vote.seconds for vote in votes})
     others = [directory / name for name in (TSV_NAME, "certify.yaml", "curve.png")]
@@ -60,13 +61,19 @@ def write_results(
     return summary
 
 
-def example_records(certificates: Sequence[Certificate], votes: Sequence[Votes]) -> list[dict[str, object]]:
-    """Return what ``certificates.json`` says: certificate, votes, ``correct`` and ``n_a``; p_B only with two sides."""
-    records: list[dict[str, object]] = [
-        {**certificate._asdict(), "correct": certificate.correct, "n_a": vote.n_a, **vote.to_json()}
-        for certificate, vote in match_votes(certificates, votes)
-    ]
-    return [{key: value for key, value in each.items() if (key, value) != ("p_b_upper", None)} for each in records]
+def example_records(certificates: Sequence[Certificate], votes: Sequence[Record]) -> list[dict[str, object]]:
+    """Return what ``certificates.json`` says: certificate, votes, ``correct`` and ``n_a``; bounds that there are."""
+    records: list[dict[str, object]] = []
+    for certificate, vote in match_votes(certificates, votes):
+        counted = {"n_a": vote.n_a} if isinstance(vote, Votes) else {}
+        known = {key: value for key, value in certificate._asdict().items() if key not in _BOUNDS or value is not None}
+        records.append({**known, "correct": certificate.correct, **counted, **vote.to_json()})
+    return records
+
+
+def certify_all(rule: CertificationRule | MarginRule, votes: Iterable[Record]) -> list[Certificate]:
+    """Return the certificates of measurements of the kind that the rule is for."""
+    return [rule.certify(vote) for vote in votes]  # type: ignore[arg-type]  # a run has one kind
 
 
 def sealed(body: bytes) -> bytes:

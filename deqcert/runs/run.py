@@ -14,10 +14,10 @@ import yaml
 from deqcert.errors import DataError, LedgerError, reason
 from deqcert.runs.disk import read_from
 from deqcert.runs.ledger import Ledger, vote_files
-from deqcert.runs.lines import first_line_identity, votes_digest
-from deqcert.runs.results import JSON_NAME, sealed
+from deqcert.runs.lines import first_line_identity, record_kind, votes_digest
+from deqcert.runs.results import JSON_NAME, certify_all, sealed
 from deqcert.runs.tsv import read_text
-from deqcert.statistics import Certificate, CertificationRule, Votes
+from deqcert.statistics import Certificate, CertificationRule, MarginRule, Margins, Record
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Run:
 
     Attributes:
         identity: Everything that determines its votes.
-        ledger: All votes in its ledger by image index.
+        ledger: All votes in its ledger by image index; in place of votes, margins if it is without noise.
         document: Contents of ``certificates.json``; None if the run has not finished.
     """
 
     directory: Path
     identity: Mapping[str, Any]
-    ledger: Mapping[int, Votes]
+    ledger: Mapping[int, Record]
     document: Mapping[str, Any] | None
 
     @cached_property
@@ -42,8 +42,8 @@ class Run:
         return {example["index"]: example for example in examples if type(example.get("index")) is int}
 
     @cached_property
-    def votes(self) -> tuple[Votes, ...]:
-        """The votes of the run, sorted by index: of the certified images once it has finished, of all so far before."""
+    def votes(self) -> tuple[Record, ...]:
+        """The votes (or margins) of the run, sorted by index: of the certified images once it has finished, of all so far before."""
         indices = self.ledger.keys() if self.document is None else self.ledger.keys() & self.examples.keys()
         return tuple(self.ledger[index] for index in sorted(indices))
 
@@ -52,6 +52,11 @@ class Run:
         """SHA-256 of the votes."""
         return votes_digest(self.votes)
 
+    @property
+    def deterministic(self) -> bool:
+        """Whether its certificates are without noise, and so certain."""
+        return record_kind(self.identity) is Margins
+
     @cached_property
     def settings(self) -> Mapping[str, Any]:
         """The settings of ``certificates.json``; of an unfinished run its identity and its ``certificate`` settings.
@@ -59,6 +64,8 @@ class Run:
         Raises:
             DataError: The run has not finished, and its ``certify.yaml`` cannot be read.
         """
+        if self.deterministic and self.document is None:
+            return {**self.identity, "certificate": {}}
         if self.document is not None:
             settings: Mapping[str, Any] = self.document["settings"]
             return settings
@@ -71,7 +78,7 @@ class Run:
             raise DataError(f"{path}: cannot be read: {error}") from error
 
     @cached_property
-    def rule(self) -> CertificationRule:
+    def rule(self) -> CertificationRule | MarginRule:
         """How the votes became certificates.
 
         Raises:
@@ -79,14 +86,15 @@ class Run:
             SettingError: One of them is out of range.
         """
         try:
-            return CertificationRule(**self.settings["certificate"])
+            kind = MarginRule if self.deterministic else CertificationRule
+            return kind(**self.settings["certificate"])
         except (KeyError, TypeError) as error:
             raise DataError(f"{self.directory}: its settings cannot be used to certify anything ({error!r})") from error
 
     @cached_property
     def certificates(self) -> tuple[Certificate, ...]:
         """The certificates that follow from the votes, sorted by index."""
-        return tuple(self.rule.certify(vote) for vote in self.votes)
+        return tuple(certify_all(self.rule, self.votes))
 
 
 def read_run(directory: str | Path) -> Run:

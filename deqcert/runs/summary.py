@@ -13,7 +13,7 @@ from deqcert.errors import DataError
 from deqcert.metrics import abstention_rate, average_certified_radius, certified_accuracy
 from deqcert.metrics.functional import demand_radii
 from deqcert.runs.tsv import CertifiedImage
-from deqcert.statistics import Votes, radius_of_count
+from deqcert.statistics import Record, radius_of_count
 
 _Example = TypeVar("_Example", bound=CertifiedImage)
 
@@ -48,7 +48,7 @@ class Summary(NamedTuple):
 
 def summarize(
     examples: Sequence[CertifiedImage],
-    votes: Sequence[Votes] | None,
+    votes: Sequence[Record] | None,
     radii: Sequence[float],
     seconds: Sequence[float] | None = None,
 ) -> Summary:
@@ -86,21 +86,19 @@ def summarize(
     if votes is None:
         return summary
     match_votes(examples, votes)
-    samples = sum(vote.n0 + vote.n for vote in votes)
-    nfe_fast, nfe_audit = sum(vote.nfe_fast for vote in votes), sum(vote.nfe_audit for vote in votes)
-    audited = sum(vote.audited or 0 for vote in votes)
-    residual = sum(vote.residual for vote in votes) / len(votes)
+    costs = [vote.cost for vote in votes]
+    samples, nfe_fast, nfe_audit, audited, mismatches, residual, time = map(sum, zip(*costs, strict=True))
     return summary._replace(
         nfe_fast=nfe_fast / samples,
         nfe_audit=nfe_audit / samples,
         nfe_total=(nfe_fast + nfe_audit) / samples,
-        mismatch_rate=sum(vote.mismatches for vote in votes) / audited if audited else None,
-        mean_residual=residual if math.isfinite(residual) else None,
-        seconds_per_image=sum(vote.seconds for vote in votes) / len(votes),
+        mismatch_rate=mismatches / audited if audited else None,
+        mean_residual=residual / len(votes) if math.isfinite(residual) else None,
+        seconds_per_image=time / len(votes),
     )
 
 
-def match_votes(certificates: Sequence[_Example], votes: Sequence[Votes]) -> list[tuple[_Example, Votes]]:
+def match_votes(certificates: Sequence[_Example], votes: Sequence[Record]) -> list[tuple[_Example, Record]]:
     """Pair each certificate with its votes, sorted by index.
 
     Raises:

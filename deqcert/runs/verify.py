@@ -20,7 +20,7 @@ from deqcert.runs.results import TSV_NAME, example_records
 from deqcert.runs.run import Run, read_run
 from deqcert.runs.summary import summarize
 from deqcert.runs.tsv import format_tsv
-from deqcert.statistics import AdaptiveAudit, FixedAudit, GroupSequential, Sides, Votes, noise_error
+from deqcert.statistics import AdaptiveAudit, FixedAudit, GroupSequential, Margins, Sides, Votes, noise_error
 
 _STRATEGIES = ("Serialized", "Standard")
 _RULES = {kind.__name__: kind for kind in (AdaptiveAudit, FixedAudit, GroupSequential)}
@@ -70,9 +70,11 @@ def verify_run(directory: str | Path, checkpoint: str | Path | None = None) -> V
     findings += [f"image {index}: has votes but no certificate" for index in run.ledger.keys() - run.examples.keys()]
     findings += _settings_findings(run, checkpoint)
     try:
-        unknown = _unknown_classes(run.identity["sampling"])
+        sampling = run.identity.get("sampling", {})
+        unknown = [] if run.deterministic else _unknown_classes(sampling)
         for each in run.votes:
-            findings += [f"image {each.index}: {text}" for text in _vote_findings(each, run.identity["sampling"])]
+            if isinstance(each, Votes):
+                findings += [f"image {each.index}: {text}" for text in _vote_findings(each, sampling)]
         findings += certificate_findings(run)
         summary = summarize(run.certificates, run.votes, run.document["summary"]["radii"])._asdict()
         findings += [f"summary: {text}" for text in _differences(run.document["summary"], summary, _exact(run))]
@@ -87,17 +89,13 @@ def verify_run(directory: str | Path, checkpoint: str | Path | None = None) -> V
 def certificate_findings(run: Run) -> list[str]:
     """Compare the noise that votes carry with that of the run, and written certificates with what follows from votes.
 
+    In a run without noise, a box must be one that the run can have looked at, and the Lipschitz constants of a class
+    the same for all images.
+
     Raises:
         DeqcertError: The settings cannot be used to certify anything; so do other errors of what is not there.
     """
-    smoothing = run.identity["smoothing"]
-    error = noise_error(smoothing["noise"], math.prod(run.identity["image"]))
-    found = [
-        f"image {vote.index}: {field} = {getattr(vote, field)}, but the run has {right}"
-        for vote in run.votes
-        for field, right in (("sigma", smoothing["sigma"]), ("noise_error", error))
-        if getattr(vote, field) != right
-    ]
+    found = _margin_findings(run) if run.deterministic else _noise_findings(run)
     if run.document is None:
         return found
     return found + [
@@ -105,6 +103,31 @@ def certificate_findings(run: Run) -> list[str]:
         for right, vote in zip(example_records(run.certificates, run.votes), run.votes, strict=True)
         for text in _differences(run.examples[vote.index], right, _exact(run))
     ]
+
+
+def _noise_findings(run: Run) -> list[str]:
+    smoothing = run.identity["smoothing"]
+    error = noise_error(smoothing["noise"], math.prod(run.identity["image"]))
+    return [
+        f"image {vote.index}: {field} = {getattr(vote, field)}, but the run has {right}"
+        for vote in run.votes
+        for field, right in (("sigma", smoothing["sigma"]), ("noise_error", error))
+        if getattr(vote, field) != right
+    ]
+
+
+def _margin_findings(run: Run) -> list[str]:
+    largest = run.identity["certification"].get("epsilon")
+    found = []
+    constants: dict[int, tuple[float, ...]] = {}
+    for each in run.votes:
+        assert isinstance(each, Margins)
+        if each.constants != constants.setdefault(each.selected, each.constants):
+            found.append(f"image {each.index}: constants are not those of other images of class {each.selected}")
+        fits = each.epsilon is None if largest is None else each.epsilon is not None and each.epsilon <= largest
+        if not fits:
+            found.append(f"image {each.index}: epsilon = {each.epsilon}, but the run has at most {largest}")
+    return found
 
 
 def _exact(run: Run) -> bool:

@@ -27,11 +27,11 @@ from deqcert.statistics.bounds import (
 from deqcert.statistics.certificate import ABSTAIN, AuditRule, Certificate, CertificationRule
 from deqcert.statistics.claims import claimed_probability, false_certificates_upper
 from deqcert.statistics.joint import joint_p_a_lower, joint_p_b_upper
-from deqcert.statistics.margins import MarginRule, Margins
+from deqcert.statistics.margins import MarginRule, Margins, Record
 from deqcert.statistics.noise_error import Noise, noise_error
 from deqcert.statistics.predict import predict
 from deqcert.statistics.stopping import GroupSequential
-from deqcert.statistics.votes import Sides, Votes, most_frequent
+from deqcert.statistics.votes import Cost, Sides, Votes, most_frequent
 
 __all__ = [
     "ABSTAIN",
@@ -40,11 +40,13 @@ __all__ = [
     "AuditSize",
     "Certificate",
     "CertificationRule",
+    "Cost",
     "FixedAudit",
     "GroupSequential",
     "MarginRule",
     "Margins",
     "Noise",
+    "Record",
     "Sides",
     "Votes",
     "binomial_effective_count",

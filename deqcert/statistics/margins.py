@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from deqcert.errors import DataError
 from deqcert.statistics.certificate import ABSTAIN, Certificate
+from deqcert.statistics.votes import Cost, Votes
 
 
 class Margins(NamedTuple):
@@ -38,6 +39,11 @@ class Margins(NamedTuple):
     seconds: float
     index: int = -1  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     label: int = -1
+
+    @property
+    def cost(self) -> Cost:
+        """What the measurement took."""
+        return Cost(1, self.nfe_fast, 0, 0, 0, self.residual, self.seconds)
 
     @property
     def radius(self) -> float:
@@ -99,6 +105,10 @@ class Margins(NamedTuple):
         margins = cls(**{**values, "residual": math.nan if record["residual"] is None else record["residual"]})
         margins.validate()
         return margins
+
+
+Record = Votes | Margins
+"""The measurement of one image."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,26 @@ _OPTIONAL = ("alpha_share", "escalations", "escalated", "escalated_from", "audit
 _LARGEST = 2**53  # what every reader of JSON, and float64, holds exactly
 
 
+class Cost(NamedTuple):
+    """What the measurement of an image took.
+
+    Attributes:
+        samples: Inputs classified: noisy samples, or the image itself.
+        nfe_fast: Evaluations of the cell for their predictions; ``nfe_audit`` for audit and escalation.
+        audited: Audited samples; ``mismatches`` of them were classified otherwise.
+        residual: Mean relative residual; nan if the classifier is no DEQ.
+        seconds: Wall-clock time.
+    """
+
+    samples: int
+    nfe_fast: int
+    nfe_audit: int
+    audited: int
+    mismatches: int
+    residual: float
+    seconds: float
+
+
 def most_frequent(counts: Sequence[int]) -> int:
     """Return the class with the largest of the counts, the lowest one on ties: how every class A is selected."""
     return counts.index(max(counts))
@@ -87,6 +107,12 @@ class Votes(NamedTuple):
     def selected(self) -> int:
         """The class A."""
         return most_frequent(self.selection)
+
+    @property
+    def cost(self) -> Cost:
+        """What the measurement took."""
+        spent = self.n0 + self.n, self.nfe_fast, self.nfe_audit
+        return Cost(*spent, self.audited or 0, self.mismatches, self.residual, self.seconds)
 
     @property
     def n_a(self) -> int:

@@ -3,8 +3,9 @@
 from deqcert.attacks import PGD
 from deqcert.training.checkpoint_io import SafeCheckpointIO
 from deqcert.training.classifier import DEQClassifier
-from deqcert.training.objectives import CATRS, Consistency, Gaussian, Objective, SmoothAdv
+from deqcert.training.objectives import CATRS, Consistency, Gaussian, LipschitzMargin, Objective, SmoothAdv
 from deqcert.training.regularization import JacobianRegularization
+from deqcert.training.worst_case import WorstCase
 
 __all__ = [
     "CATRS",
@@ -13,7 +14,9 @@ __all__ = [
     "DEQClassifier",
     "Gaussian",
     "JacobianRegularization",
+    "LipschitzMargin",
     "Objective",
     "SafeCheckpointIO",
     "SmoothAdv",
+    "WorstCase",
 ]

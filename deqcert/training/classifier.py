@@ -55,7 +55,7 @@ class DEQClassifier(LightningModule):
         network: A deep equilibrium network, or any other classifier of images in [0, 1]; the settings of gradients,
             pre-training and Jacobian regularization are for the first kind only.
         sigma: Standard deviation of the training noise, in pixels of [0, 1], >= 0.
-        objective: What is minimized: Gaussian, SmoothAdv, CATRS or Consistency.
+        objective: What is minimized: Gaussian, SmoothAdv, CATRS, Consistency, LipschitzMargin or WorstCase.
         gradient: Gradient through the fixed point in implicit training.
         pretraining_steps: Optimizer steps of pre-training before implicit training, >= 0.
         pretraining_gradient: Forward pass and gradient of pre-training.

@@ -5,6 +5,7 @@ The noisy samples come first: noise has shape (m, B, C, H, W) and logits (m, B, 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from deqcert.attacks import PGD, classify_noisy, log_smoothed, shift_noise
 from deqcert.attacks.pgd import row_norms
-from deqcert.errors import require_count, require_nonnegative
+from deqcert.errors import SettingError, is_real, require, require_count, require_nonnegative
 from deqcert.implicit import GradientEstimator, OneStep
+from deqcert.models import TrainableLipschitz
 from deqcert.training.step import TrainingStep
 
 
@@ -212,6 +214,50 @@ class CATRS(Objective):
                 return _divergence(target, F.log_softmax(logits, dim=2)).flatten()
 
             return shift_noise(noise.flatten(0, 1), loss, self.epsilon, self.steps).view_as(noise)
+
+
+@dataclass(frozen=True)
+class LipschitzMargin(Objective):
+    """Cross-entropy of certified radii, for networks that know their Lipschitz constants; usually without noise.
+
+    With L_yj the constant of y_y − y_j, the radius in which class j cannot overtake the true class y is
+    r_j = (y_y − y_j) / L_yj, the logit gap in units of pixels. The loss is the cross-entropy of the logits
+    temperature · (margin − r_j), 0 for y itself. So the scale of the network's logits does not matter, and the
+    gradient passes through the constants too. In the form of Tsuzuku, Sato, Sugiyama (NeurIPS 2018), who add
+    margin · L_yj to the other logits, the temperature would be one for logits, and the smaller L, the less would be
+    asked for.
+
+    Args:
+        temperature: Weight of the radii in the softmax, in 1/pixels of [0, 1], > 0. The smaller, the more counts
+            what is classified correctly already.
+        margin: l2 radius that is subtracted from each r_j, in pixels of [0, 1], >= 0.
+    """
+
+    temperature: float = 4.0
+    margin: float = 0.0
+
+    def __post_init__(self) -> None:
+        fits = is_real(self.temperature) and 0 < self.temperature < math.inf
+        require(fits, "objective.temperature", self.temperature, "must be > 0 and finite")
+        require_nonnegative("objective.margin", self.margin)
+
+    def loss(self, step: TrainingStep, images: Tensor, labels: Tensor) -> Loss:
+        """Return the cross-entropy of the radii; logs also the mean radius over the batch, 0 where it is wrong.
+
+        Raises:
+            SettingError: If the network does not know its Lipschitz constants.
+        """
+        network = step.network
+        if not isinstance(network, TrainableLipschitz):
+            allowed = "needs a network with Lipschitz constants that can be trained: deqcert.monotone.LBEN or MonDEQ"
+            raise SettingError("model.network", type(network).__name__, f"model.objective LipschitzMargin {allowed}")
+        logits, _, metrics = _trained(step, images, labels, _draw_noise(images, step.sigma, 1))
+        own = F.one_hot(labels, logits.shape[2]).bool()
+        constants = network.training_constants().to(logits.dtype)[labels].masked_fill(own, 1.0)
+        radii = (logits[0].gather(1, labels[:, None]) - logits[0]) / constants
+        losses = F.cross_entropy((self.temperature * (self.margin - radii)).masked_fill(own, 0.0), labels)
+        certified = radii.detach().masked_fill(own, math.inf).amin(dim=1).clamp_min(0)
+        return Loss(losses, metrics | {"certified_radius": certified.mean()})
 
 
 def _sum_of_smallest(losses: Tensor, counted: Tensor) -> Tensor:

@@ -11,9 +11,21 @@ from lightning.pytorch import Trainer
 from deqcert.checkpoints.architecture import network_of
 from deqcert.errors import CheckpointError
 from deqcert.models import MDEQ, CifarResNet, ResNet50
+from deqcert.monotone import LBEN, IBPMonDEQ, MonDEQ
 from deqcert.training import DEQClassifier
 
 NOT_ARCHITECTURE = {"self", "solver", "dropout"}
+
+MONOTONE = {
+    "units": 20,
+    "num_classes": 5,
+    "image_channels": (3, {"mean": (0.5,) * 3, "std": (0.5,) * 3}),
+    "image_size": 64,
+    "mean": (0.5,),
+    "std": (0.5,),
+    "splitting": "forward_backward",
+    "alpha": 0.5,
+}
 
 # One other value for every setting; numbers of channels change together with what must fit them.
 OTHERS = {
@@ -40,6 +52,17 @@ OTHERS = {
         "mean": (0, 0, 0),
         "std": (1, 1, 1),
     },
+    IBPMonDEQ: {
+        "units": 40,
+        "m": 0.3,
+        "num_classes": 5,
+        "image_channels": (3, {"mean": (0.5,) * 3, "std": (0.5,) * 3}),
+        "image_size": 16,
+        "mean": (0.5,),
+        "std": (0.5,),
+    },
+    MonDEQ: {"m": 0.5} | MONOTONE,
+    LBEN: {"gamma": float("inf"), "epsilon": 0.1} | MONOTONE,
     ResNet50: {"num_classes": 10, "image_size": 64, "mean": (0, 0, 0), "std": (1, 1, 1)},
 }
 CASES = [(kind, name) for kind, settings in OTHERS.items() for name in settings]

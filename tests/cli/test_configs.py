@@ -22,6 +22,11 @@ TESTED = {
     "digits/mdeq_tiny.yaml",
     "digits/certify.yaml",
     "digits/cheap.yaml",
+    "digits/ibp.yaml",
+    "digits/lben.yaml",
+    "digits/mondeq.yaml",
+    "certify/lipschitz.yaml",  # test_without_noise.py
+    "certify/intervals.yaml",
     "cifar10/mdeq_small.yaml",
     "cifar10/mdeq_small_cpu.yaml",
     "cifar10/mdeq_small_standing.yaml",
@@ -29,6 +34,7 @@ TESTED = {
     "cifar10/mdeq_large.yaml",
     "imagenet/mdeq_small.yaml",
     "cifar10/resnet110.yaml",
+    "cifar10/resnet20_cpu.yaml",
     "imagenet/resnet50.yaml",
     "certify/standard.yaml",
     "certify/srs_1n.yaml",
@@ -65,6 +71,11 @@ def test_every_configuration_is_tested() -> None:
 
 def test_fit_digits() -> None:
     assert fit(DIGITS) == 0
+
+
+@pytest.mark.parametrize("name", ["lben", "mondeq", "ibp"])
+def test_fit_networks_that_are_certified_without_noise(name: str) -> None:
+    assert fit(CONFIGS / "digits" / f"{name}.yaml") == 0
 
 
 @pytest.mark.parametrize("name", ["gaussian", "smoothadv", "catrs", "consistency"])
@@ -111,9 +122,12 @@ def test_fit_imagenet_small_at_reduced_size(tmp_path: Path) -> None:
     assert fit(CONFIGS / "imagenet" / "mdeq_small.yaml", *arguments) == 0
 
 
-def test_fit_resnet110(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overlays", [[], ["cifar10/resnet20_cpu.yaml"]])
+def test_fit_resnets(tmp_path: Path, overlays: list[str]) -> None:
     write_images(tmp_path, ["airplane", "automobile"], 32, ("train", "test"))
-    assert fit(CONFIGS / "cifar10" / "resnet110.yaml", f"--data.root={tmp_path}", "--model.network.depth=8") == 0
+    further = [f"--config={CONFIGS / overlay}" for overlay in overlays]
+    arguments = [*further, f"--data.root={tmp_path}", "--model.network.depth=8"]
+    assert fit(CONFIGS / "cifar10" / "resnet110.yaml", *arguments) == 0
 
 
 @pytest.mark.parametrize(("config", "split"), [("cifar10/resnet110.yaml", "test"), ("imagenet/resnet50.yaml", "val")])

@@ -16,6 +16,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from deqcert.cli import main
 from deqcert.cli.saving import next_steps
 from deqcert.lightning import time_budget
+from deqcert.models import MDEQ
+from deqcert.monotone import LBEN, IBPMonDEQ
 from deqcert.runs import read_tsv
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -52,7 +54,7 @@ def test_what_is_not_known_is_not_said(path, metrics):
     saver = ModelCheckpoint()
     saver.last_model_path = path
     trainer = SimpleNamespace(checkpoint_callback=saver, callback_metrics=metrics)
-    lines = list(next_steps(trainer, SimpleNamespace(sigma=0.25), Path("runs")))
+    lines = list(next_steps(trainer, SimpleNamespace(sigma=0.25, network=None), Path("runs")))
     if not path:
         assert lines == ["no checkpoint was saved"]
     else:
@@ -65,8 +67,20 @@ def test_a_sigma_that_cannot_be_certified_is_not_in_the_command(sigma):
     saver = ModelCheckpoint()
     saver.last_model_path = "last.ckpt"
     trainer = SimpleNamespace(checkpoint_callback=saver, callback_metrics={})
-    lines = list(next_steps(trainer, SimpleNamespace(sigma=sigma), Path("runs")))
+    lines = list(next_steps(trainer, SimpleNamespace(sigma=sigma, network=None), Path("runs")))
     assert ("--smoothing.sigma 0.25" in lines[2], "--smoothing.sigma" in lines[2]) == (sigma > 0, sigma > 0)
+
+
+@pytest.mark.parametrize(
+    ("network", "name"), [(LBEN(units=4), "Lipschitz"), (IBPMonDEQ(units=4), "IntervalBounds"), (MDEQ(), None)]
+)
+def test_a_network_trained_without_noise_is_certified_without_it(network, name):
+    saver = ModelCheckpoint()
+    saver.last_model_path = "last.ckpt"
+    trainer = SimpleNamespace(checkpoint_callback=saver, callback_metrics={})
+    said = list(next_steps(trainer, SimpleNamespace(sigma=0.0, network=network), Path("runs")))[2]
+    assert ("--certification" in said) == (name is not None)
+    assert name is None or f"--certification {name}" in said
 
 
 def test_fit_logs_its_settings_beside_its_last_metrics(tmp_path, monkeypatch):

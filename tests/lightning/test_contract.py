@@ -69,10 +69,13 @@ def test_overridden_methods_of_the_command_line_exist():
 )  # fmt: skip
 def test_the_certification_loop_has_what_the_trainer_knows_of_a_prediction_loop(name):
     from deqcert.lightning.loop import CertificationLoop
+    from deqcert.lightning.methods import Smoothed
     from deqcert.smoothing import Smoothing, Standard
+    from deqcert.statistics import CertificationRule
 
     trainer = lightning.pytorch.Trainer(accelerator="cpu", logger=False)
-    loop = CertificationLoop(trainer, Smoothing(), Standard(), 0, Path("."), 1.0)
+    method = Smoothed(Smoothing(), Standard(), 0, CertificationRule())
+    loop = CertificationLoop(trainer, method, Path("."), 1.0)
     assert isinstance(loop, _Loop)
     assert hasattr(loop, name)
     assert hasattr(trainer.predict_loop, name)

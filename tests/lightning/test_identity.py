@@ -16,9 +16,11 @@ from torch import nn
 
 from deqcert.data import Digits
 from deqcert.lightning.identity import classifier_digest, run_identity
+from deqcert.lightning.methods import Smoothed
 from deqcert.models import MDEQ
 from deqcert.smoothing import Serialized, Smoothing
 from deqcert.solvers import Anderson, Picard
+from deqcert.statistics import CertificationRule
 
 
 class Margin(nn.Module):
@@ -98,7 +100,8 @@ def test_our_settings_may_move_to_another_module_and_foreign_ones_may_not():
 def test_the_identity_of_a_run_names_our_classes_without_their_modules():
     data = Digits(max_examples=1)
     data.setup("predict")
-    identity = run_identity(Smoothing(), Serialized(), 3, ShippedModule(), data.certification_set(), "32-true")
+    method = Smoothed(Smoothing(), Serialized(), 3, CertificationRule())
+    identity = run_identity(method.settings(), ShippedModule(), data.certification_set(), "32-true")
     assert json.loads(json.dumps(identity)) == identity
     names = [identity["smoothing"]["class"], identity["smoothing"]["solver"]["class"], identity["sampling"]["class"]]
     names += [identity["sampling"]["audit"]["class"], identity["classifier"]["class"]]

@@ -14,7 +14,10 @@ from torch import nn
 from deqcert.attacks import PGD, frozen
 from deqcert.errors import SettingError
 from deqcert.implicit import ImplicitAdjoint, OneStep
-from deqcert.training.objectives import CATRS, Consistency, Gaussian, SmoothAdv
+from deqcert.monotone import LBEN, MonDEQ
+from deqcert.solvers import Picard
+from deqcert.training.objectives import CATRS, Consistency, Gaussian, LipschitzMargin, SmoothAdv
+from deqcert.training.step import ImplicitStep, TrainingStep
 
 SHAPE = (3, 4, 4)
 
@@ -512,3 +515,80 @@ def test_bad_settings_are_refused_by_name(objective, field, value):
 def test_defaults_are_the_cheaper_gradient():
     assert SmoothAdv().attack == PGD(epsilon=1.0, steps=2, gradient=OneStep())
     assert CATRS().gradient == OneStep()
+
+
+def monotone_step(network, sigma=0.0):
+    solver = Picard(max_steps=500, tolerance=1e-8)
+    return ImplicitStep(network, sigma, 0, network.cell, gradient=ImplicitAdjoint(solver), solver=solver)
+
+
+def monotone(kind=MonDEQ, **settings):
+    torch.manual_seed(0)
+    return kind(
+        units=10, num_classes=3, image_channels=3, image_size=4, mean=[0.5] * 3, std=[0.3] * 3, **settings
+    ).double()
+
+
+@pytest.mark.parametrize("network", [monotone(), monotone(LBEN, gamma=0.5), monotone(LBEN, gamma=math.inf)])
+def test_lipschitz_margin_is_the_cross_entropy_of_radii(network):
+    images, labels = random_batch()
+    loss = LipschitzMargin(temperature=3.0, margin=0.25).loss(monotone_step(network), images, labels)
+    logits = network.solve(images, Picard(max_steps=500, tolerance=1e-8))[0].numpy()
+    constants = network.training_constants().detach().numpy()
+    expected, certified = [], []
+    for y, label in zip(logits, labels.tolist(), strict=True):
+        others = [j for j in range(3) if j != label]
+        radii = [(y[label] - y[j]) / constants[label, j] for j in others]
+        expected.append(math.log(1 + sum(math.exp(3.0 * (0.25 - r)) for r in radii)))
+        certified.append(max(0.0, min(radii)))
+    assert loss.value.item() == pytest.approx(np.mean(expected), rel=1e-5)
+    assert loss.metrics["certified_radius"].item() == pytest.approx(np.mean(certified), rel=1e-5)
+    assert loss.metrics.keys() == {"cross_entropy", "accuracy_under_noise", "certified_radius"}
+    loss.value.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_lipschitz_margin_does_not_depend_on_the_scale_of_logits():
+    network, (images, labels) = monotone(), random_batch()
+    before = LipschitzMargin().loss(monotone_step(network), images, labels).value.item()
+    for parameter in network.decoder.parameters():
+        parameter.data *= 10
+    assert LipschitzMargin().loss(monotone_step(network), images, labels).value.item() == pytest.approx(before)
+
+
+def test_lipschitz_margin_trains_the_certified_radius():
+    network, (images, labels) = monotone(), random_batch(batch=20)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+
+    def certified():
+        logits, constants = (
+            network.solve(images, Picard(max_steps=500, tolerance=1e-8))[0],
+            network.lipschitz_constants(),
+        )
+        gaps = (logits.gather(1, labels[:, None]) - logits) / constants[labels]
+        return gaps.scatter(1, labels[:, None], math.inf).amin(dim=1).clamp_min(0).mean().item()
+
+    before = certified()
+    for _ in range(60):
+        loss = LipschitzMargin(temperature=8.0, margin=1.0).loss(monotone_step(network), images, labels)
+        optimizer.zero_grad()
+        loss.value.backward()
+        optimizer.step()
+    assert certified() > 5 * before
+    assert certified() == pytest.approx(loss.metrics["certified_radius"].item(), rel=0.1)
+
+
+def test_lipschitz_margin_needs_a_network_that_knows_its_constants():
+    network = nn.Linear(48, 3)
+    step = TrainingStep(network, 0.0, 0, network)
+    with pytest.raises(SettingError, match=r"^model.network = 'Linear': .*LipschitzMargin.*LBEN or MonDEQ"):
+        LipschitzMargin().loss(step, *random_batch())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("temperature", 0.0), ("temperature", math.inf), ("temperature", None), ("margin", -0.1), ("margin", math.nan)],
+)
+def test_lipschitz_margin_names_bad_settings(field, value):
+    with pytest.raises(SettingError, match=rf"^objective\.{field} = "):
+        LipschitzMargin(**{field: value})
