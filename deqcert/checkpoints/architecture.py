@@ -14,12 +14,12 @@ from torch import nn
 
 from deqcert.errors import CheckpointError
 from deqcert.models import MDEQ, CifarResNet, ResNet50
-from deqcert.monotone import LBEN, IBPMonDEQ, MonDEQ
+from deqcert.monotone import LBEN, ConvLBEN, ConvMonDEQ, IBPMonDEQ, MonDEQ
 
 ARCHITECTURE = "architecture"
 """Where it stands in a checkpoint."""
 
-_KINDS = (MDEQ, CifarResNet, ResNet50, MonDEQ, LBEN, IBPMonDEQ)
+_KINDS = (MDEQ, CifarResNet, ResNet50, MonDEQ, LBEN, ConvMonDEQ, ConvLBEN, IBPMonDEQ)
 _NETWORKS: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in _KINDS}
 """All that a checkpoint may choose from: a class named by a file would have to be imported."""
 

@@ -8,6 +8,10 @@ every readout w
 
 which is the linear matrix inequality of Revay, Wang and Manchester (2020), theorem 2, minimized over the scale of Λ:
 γ = s c and c = (wᵀ(sM − P)⁻¹w)^½ give M >= (wwᵀ/c + cP)/γ by the Schur complement. The smallest over s is the constant.
+
+A Fourier transform makes convolutions block-diagonal, so all matrices here may be lists of Hermitian blocks. Where
+M + ηW_oᵀW_o stands in the place of M, and w = W_oᵀv, the form wᵀ(sM − P + sηW_oᵀW_o)⁻¹w is the smallest value of
+wᵀ(sM − P)⁻¹w + ‖v − a‖² / sη over w = W_oᵀa: every a gives a bound.
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ def rounding(terms: int) -> float:
 
 def shifted(symmetric: Tensor, amount: Tensor | float) -> Tensor:
     """Return A + ``amount`` · I: above (or below) all matrices that differ from A by that much in norm."""
-    return symmetric + amount * torch.eye(len(symmetric), dtype=symmetric.dtype, device=symmetric.device)
+    return symmetric + amount * torch.eye(symmetric.shape[-1], dtype=symmetric.dtype, device=symmetric.device)
 
 
 def smallest_eigenvalue(symmetric: Tensor) -> Tensor:
@@ -60,80 +64,108 @@ def best_scales(curve: Callable[[Tensor], Tensor], lowest: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def pair_constants(monotone: Tensor, pushed: Tensor, readout: Tensor) -> Tensor:
+def pair_constants(
+    monotone: Tensor, pushed: Tensor, readout: Tensor, feedback: float = 0.0, readout_error: float | Tensor = 0.0
+) -> Tensor:
     """Return the Lipschitz constants of all differences of two logits, see the module.
 
     Args:
-        monotone: M, or a matrix below it, shape (n, n), float64, symmetric.
-        pushed: P, or a matrix above it, shape (n, n), float64, symmetric.
-        readout: W_o, shape (classes, n), float64.
+        monotone: M, or a matrix below it, shape (n, n) or (blocks, n, n), float64 or complex128, Hermitian.
+        pushed: P, or a matrix above it, of the same shape, Hermitian.
+        readout: W_o, shape (classes, n) or (blocks, classes, n); the product of two rows over all blocks is real.
+        feedback: η >= 0, if M + ηW_oᵀW_o stands in the place of M.
+        readout_error: Bound on the error of ``readout`` in the Frobenius norm.
 
     Returns:
         Shape (classes, classes), with zeros on the diagonal; infinite where M is not positive definite beyond rounding.
     """
-    classes = len(readout)
+    classes = readout.shape[-2]
     pairs = torch.combinations(torch.arange(classes), 2)
     result = torch.full((classes, classes), torch.inf, dtype=torch.float64).fill_diagonal_(0.0)
-    if not smallest_eigenvalue(monotone) > 0:
+    if not smallest_eigenvalue(monotone).min() > 0:
         return result
-    rows = readout[pairs[:, 0]] - readout[pairs[:, 1]]
-    lowest, forms = _forms(monotone, pushed, rows)
+    identity = torch.eye(classes, dtype=torch.float64)
+    differences = identity[pairs[:, 0]] - identity[pairs[:, 1]]
+    lowest, grams = _grams(monotone, pushed, readout)
 
     def curve(scales: Tensor) -> Tensor:
-        values: Tensor = scales[:, None] * forms(scales).sqrt()
-        return values
+        forms = torch.einsum("pi,sij,pj->sp", differences, _fed_back(grams(scales), feedback * scales), differences)
+        return scales[:, None] * forms.clamp_min(0).sqrt()
 
-    for (i, j), row, scale in zip(pairs.tolist(), rows, best_scales(curve, lowest), strict=True):
-        result[i, j] = result[j, i] = _verified(monotone, pushed, row, scale)
+    for (i, j), difference, scale in zip(pairs.tolist(), differences, best_scales(curve, lowest), strict=True):
+        part, rest = difference, torch.zeros_like(scale)
+        if feedback:
+            part = torch.linalg.solve(shifted(feedback * scale * grams(scale[None])[0], 1.0), difference)
+            rest = scale * (difference - part).square().sum() / feedback
+        row = torch.tensordot(part.to(readout), readout.movedim(-2, 0), 1)
+        error = part.norm() * (readout_error + rounding(classes + 4) * torch.linalg.vector_norm(readout))
+        constant = _verified(monotone, pushed, row, scale, error if feedback or readout_error else 0.0)
+        result[i, j] = result[j, i] = (constant.square() + rest).sqrt() * BOUND
     return result
 
 
-def training_constants(monotone: Tensor, pushed: Tensor, readout: Tensor) -> Tensor:
+def training_constants(monotone: Tensor, pushed: Tensor, readout: Tensor, feedback: float = 0.0) -> Tensor:
     """Return what :func:`pair_constants` returns with a graph, in its precision and without its rounding bounds.
 
     All pairs share the scale that minimizes the sum of their squares, so these are a little larger. At that scale the
     derivative in s vanishes, so it is taken for a constant.
     """
     with torch.no_grad():
-        centered = readout - readout.mean(dim=0)
-        lowest, forms = _forms(monotone, pushed, centered)
+        lowest, grams = _grams(monotone, pushed, readout)
         scales = lowest * (1 + torch.logspace(-3, 3, _SCALES, dtype=lowest.dtype, device=lowest.device))
-        scale = scales[(scales.square() * forms(scales).sum(dim=1)).argmin()]
-    products = readout @ torch.linalg.solve(scale * monotone - pushed, readout.mT)
-    squares = products.diagonal()[:, None] + products.diagonal() - products - products.mT
-    identity = torch.eye(len(readout), dtype=squares.dtype, device=squares.device)
+        squares = _squares(_fed_back(grams(scales), feedback * scales)).sum(dim=(1, 2))
+        scale = scales[(scales.square() * squares).argmin()]
+    products = (readout @ torch.linalg.solve(scale * monotone - pushed, readout.mH)).real
+    squares = _squares(_fed_back(products.view(-1, *products.shape[-2:]).sum(dim=0), feedback * scale))
+    identity = torch.eye(len(squares), dtype=squares.dtype, device=squares.device)
     constants: Tensor = scale * ((squares + identity).sqrt() - identity)  # the root has no derivative at 0
     return constants
 
 
-def _forms(monotone: Tensor, pushed: Tensor, rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Return the infimum of all s with sM − P > 0, and the function of such s, shape (S,), to wᵀ(sM − P)⁻¹w, (S, rows).
+def _grams(monotone: Tensor, pushed: Tensor, readout: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return the infimum of all s with sM − P > 0, and the function of such s, shape (S,), to W_o(sM − P)⁻¹W_oᵀ.
 
-    One eigenvalue problem gives all of them: P q = d M q with qᵀMq = 1.
+    One eigenvalue problem gives all of them: P q = d M q with qᴴMq = 1.
     """
     factor = torch.linalg.cholesky(monotone)
     half = torch.linalg.solve_triangular(factor, pushed, upper=False)
-    eigenvalues, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(factor, half.mT, upper=False))
-    parts = (vectors.mT @ torch.linalg.solve_triangular(factor, rows.mT, upper=False)).square()  # (n, rows)
-    lowest = eigenvalues[-1].clamp_min(torch.finfo(eigenvalues.dtype).tiny)
-    return lowest, lambda scales: (1 / (scales[:, None] - eigenvalues)) @ parts
+    eigenvalues, vectors = torch.linalg.eigh(torch.linalg.solve_triangular(factor, half.mH, upper=False))
+    parts = vectors.mH @ torch.linalg.solve_triangular(factor, readout.mH, upper=False)
+    products = (parts.conj()[..., :, None] * parts[..., None, :]).real.flatten(0, -3)  # (blocks n, classes, classes)
+    lowest = eigenvalues.max().clamp_min(torch.finfo(eigenvalues.dtype).tiny)
+    return lowest, lambda scales: torch.tensordot(1 / (scales[:, None] - eigenvalues.flatten()), products, 1)
 
 
-def _verified(monotone: Tensor, pushed: Tensor, row: Tensor, scale: Tensor) -> Tensor:
+def _fed_back(grams: Tensor, feedback: Tensor) -> Tensor:
+    """Return G(I + ηG)⁻¹, shapes (..., classes, classes) and (...)."""
+    fed_back: Tensor = torch.linalg.solve(shifted(feedback[..., None, None] * grams, 1.0), grams)
+    return fed_back
+
+
+def _squares(grams: Tensor) -> Tensor:
+    """Return (e_i − e_j)ᵀG(e_i − e_j) for all i and j, shape (..., classes, classes)."""
+    diagonal = grams.diagonal(dim1=-2, dim2=-1)
+    return diagonal[..., :, None] + diagonal[..., None, :] - grams - grams.mT
+
+
+def _verified(monotone: Tensor, pushed: Tensor, row: Tensor, scale: Tensor, row_error: float | Tensor = 0.0) -> Tensor:
     """Return s (wᵀ X⁻¹ w)^½ rounded up, X = sM − P; infinite unless X is positive definite beyond rounding.
 
     The matrix that stands for X below is a little smaller, so its inverse is larger.
     With w = X t + r, whatever t is: wᵀX⁻¹w = tᵀw + tᵀr + rᵀX⁻¹r <= tᵀw + ‖t‖ ‖r‖ + ‖r‖² / λ_min(X).
     """
     sizes = scale * torch.linalg.matrix_norm(monotone) + torch.linalg.matrix_norm(pushed)
-    matrix = shifted(scale * monotone - pushed, -5 * UNIT * sizes)
-    smallest = smallest_eigenvalue(matrix)
+    matrix = shifted(scale * monotone - pushed, -5 * UNIT * sizes.max())
+    smallest = smallest_eigenvalue(matrix).min()
     if not smallest > 0:
         return torch.full_like(scale, torch.inf)
-    solved = torch.cholesky_solve(row[:, None], torch.linalg.cholesky(matrix))[:, 0]
-    size = 20 * len(row) * UNIT * (torch.linalg.matrix_norm(matrix) * solved.norm() + row.norm())
-    remainder = (row - matrix @ solved).norm() + size
-    form = solved @ row + rounding(2 * len(row)) * (solved.abs() @ row.abs())
-    form = form + solved.norm() * remainder + remainder.square() / smallest
+    column = row.conj()[..., None]
+    solved = torch.cholesky_solve(column, torch.linalg.cholesky(matrix))
+    norm, length = torch.linalg.vector_norm(solved), torch.linalg.vector_norm(row)
+    size = 20 * row.shape[-1] * UNIT * (torch.linalg.matrix_norm(matrix).max() * norm + length)
+    remainder = torch.linalg.vector_norm(column - matrix @ solved) + size + row_error
+    product = solved[..., 0] * row
+    form = product.sum().real + rounding(4 * row.numel()) * product.abs().sum() + norm * row_error
+    form = form + norm * remainder + remainder.square() / smallest
     constant: Tensor = scale * form.sqrt() * BOUND
     return constant

@@ -12,9 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deqcert.errors import require, require_count
-from deqcert.models.certified import BoundedLogits, TrainableLipschitz
 from deqcert.monotone.constants import (
-    BOUND,
     UNIT,
     pair_constants,
     rounding,
@@ -22,13 +20,13 @@ from deqcert.monotone.constants import (
     smallest_eigenvalue,
     training_constants,
 )
-from deqcert.monotone.network import MonotoneDEQ
+from deqcert.monotone.network import MonotoneDEQ, OperatorBounds
 from deqcert.monotone.operators import DenseOperator
 from deqcert.solvers import Anderson, Solver
 from deqcert.solvers.splitting import Splitting
 
 
-class DenseMonotoneDEQ(MonotoneDEQ, TrainableLipschitz):
+class DenseMonotoneDEQ(MonotoneDEQ):
     """A monotone network of ``units`` hidden units; subclasses say how W follows from their parameters."""
 
     UNSEEN: ClassVar[tuple[str, ...]] = ("mean", "std", "splitting", "alpha")
@@ -63,6 +61,10 @@ class DenseMonotoneDEQ(MonotoneDEQ, TrainableLipschitz):
         logits: Tensor = self.decoder(z)
         return logits
 
+    def readout_matrix(self) -> Tensor:
+        """Return W_o, shape (classes, n)."""
+        return self.decoder.weight
+
     def input_matrix(self) -> Tensor:
         """Return U as it acts on pixels in [0, 1], shape (n, pixels)."""
         pixels = self.image_size**2
@@ -90,7 +92,8 @@ class DenseMonotoneDEQ(MonotoneDEQ, TrainableLipschitz):
 
     def training_constants(self) -> Tensor:
         """Return the constants of :func:`~deqcert.monotone.constants.training_constants`, in float64."""
-        return training_constants(*(matrix.double() for matrix in self._inequality()))
+        monotone, pushed, readout = (matrix.double() for matrix in self._inequality())
+        return training_constants(monotone, pushed, readout)
 
     def _inequality(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return M, P and W_o of :mod:`~deqcert.monotone.constants`, where rounding makes P larger."""
@@ -110,31 +113,10 @@ class DenseMonotoneDEQ(MonotoneDEQ, TrainableLipschitz):
         pushed = F.linear(pixels, self.encoder.weight.abs(), self.encoder.bias.abs())
         return z.abs() @ self.weight().abs().mT + pushed
 
-    @torch.no_grad()
-    def bounded_logits(self, x: Tensor, solver: Solver) -> BoundedLogits:
-        """Solve, evaluate the equation once more, and bound how far that is from the exact fixed point.
-
-        With y = relu(W z + U x + b) and Λ(I − W) >= μ I: ‖y − z*‖ <= ‖ΛW(z − y)‖ / μ, whatever z is. That y is
-        computed with an error δ adds ‖δ‖ (1 + ‖ΛW‖ / μ).
-        """
-        injection = self.inject(x)
-        solution = solver.solve(lambda z: self.cell(z, injection), self.initial_state(injection))
-        z, weight, metric = solution.value.relu(), self.weight(), self.metric()
-        y = (z @ weight.mT + injection.bias).relu()
-        scaled = metric[:, None] * weight
-        mu = smallest_eigenvalue(self.monotone_matrix()) / 2
-        terms = self.terms
-        delta = rounding(terms) * self.sizes(z, x).norm(dim=1)
-        norm = torch.linalg.matrix_norm(scaled)
-        moved = ((z - y) @ scaled.mT).norm(dim=1) + rounding(terms) * norm * (z - y).norm(dim=1)
-        distance = (moved / mu + delta * (1 + norm / mu)) * BOUND
-        distance = torch.where(mu > 0, distance, torch.inf)
-        logits = self.readout(y)
-        rows = self.decoder.weight[logits.argmax(dim=1)][:, None] - self.decoder.weight  # (B, classes, n)
-        last = F.linear(y.abs(), self.decoder.weight.abs(), self.decoder.bias.abs())
-        last = rounding(terms) * (last + last.gather(1, logits.argmax(dim=1, keepdim=True)))
-        errors = (rows.norm(dim=2) * distance[:, None] + last) * BOUND
-        return BoundedLogits(logits, errors, solution.steps + 1, solution.residual)
+    def operator_bounds(self) -> OperatorBounds:
+        """Return what is proved of W."""
+        norm = torch.linalg.matrix_norm(self.metric()[:, None] * self.weight())
+        return OperatorBounds(smallest_eigenvalue(self.monotone_matrix()) / 2, norm)
 
 
 class MonDEQ(DenseMonotoneDEQ):

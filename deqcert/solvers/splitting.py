@@ -11,9 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 Splitting = Literal["forward_backward", "peaceman_rachford"]
+
+Activation = Callable[[Tensor], Tensor]
+"""relu, or relu that also sets fixed entries to zero: both are proximal operators in every diagonal metric."""
 
 
 class LinearOperator(Protocol):
@@ -26,18 +30,22 @@ class LinearOperator(Protocol):
         """Return (I + α (I − W))⁻¹ z, shape of ``z``, for the α that the operator was made for."""
 
 
-def forward_backward(z: Tensor, bias: Tensor, operator: Callable[[Tensor], Tensor], alpha: float) -> Tensor:
+def forward_backward(
+    z: Tensor, bias: Tensor, operator: Callable[[Tensor], Tensor], alpha: float, activation: Activation = torch.relu
+) -> Tensor:
     """Return relu((1 − α) z + α (W z + b)). Its fixed point is z*; with α = 1 it is the equation itself.
 
     Plain iteration converges for α < 2m / L², with m the monotonicity of I − W and L its norm, in the metric Λ.
     """
-    return ((1 - alpha) * z + alpha * (operator(z) + bias)).relu()
+    return activation((1 - alpha) * z + alpha * (operator(z) + bias))
 
 
-def peaceman_rachford(u: Tensor, bias: Tensor, operator: LinearOperator, alpha: float) -> Tensor:
+def peaceman_rachford(
+    u: Tensor, bias: Tensor, operator: LinearOperator, alpha: float, activation: Activation = torch.relu
+) -> Tensor:
     """Return 2 z½ − u½ with u½ = 2 relu(u) − u and z½ = (I + α (I − W))⁻¹ (u½ + α b); z* is relu of its fixed point.
 
     Plain iteration converges for every α > 0.
     """
-    reflected = 2 * u.relu() - u
+    reflected = 2 * activation(u) - u
     return 2 * operator.resolvent(reflected + alpha * bias) - reflected
