@@ -189,7 +189,7 @@ def test_hooks_come_in_order(tmp_path, expected):
     assert second.events == [
         ("start", 4, indices[:2], 10, tmp_path), ("example", indices[2]), ("example", indices[3]), ("end", indices[:4])
     ]  # fmt: skip
-    assert (second.run.smoothing, second.run.sampling) == (SMOOTHING, SAMPLING)
+    assert (second.run.method.smoothing, second.run.method.sampling) == (SMOOTHING, SAMPLING)
     assert second.run.name == "standard"
     assert second.run.identity["smoothing"]["sigma"] == 0.3
 
