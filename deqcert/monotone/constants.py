@@ -41,11 +41,14 @@ def shifted(symmetric: Tensor, amount: Tensor | float) -> Tensor:
 
 
 def smallest_eigenvalue(symmetric: Tensor) -> Tensor:
-    """Return lower bounds on the smallest eigenvalues of Hermitian matrices, shape (..., n, n) to (...)."""
-    values = torch.linalg.eigvalsh(symmetric)
+    """Return lower bounds on the smallest eigenvalues of Hermitian matrices, shape (..., n, n) to (...).
+
+    It is minus infinity for a matrix that is not finite.
+    """
     norm = torch.linalg.matrix_norm(symmetric)
+    values = torch.linalg.eigvalsh(torch.where(norm.isfinite()[..., None, None], symmetric, 0.0))
     bound: Tensor = values[..., 0] - 20 * symmetric.shape[-1] * UNIT * norm
-    return bound
+    return torch.where(norm.isfinite(), bound, -torch.inf)
 
 
 def best_scales(curve: Callable[[Tensor], Tensor], lowest: Tensor) -> Tensor:

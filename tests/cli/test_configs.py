@@ -31,6 +31,8 @@ TESTED = {
     "cifar10/mdeq_small_cpu.yaml",
     "cifar10/mdeq_small_standing.yaml",
     "cifar10/gpu.yaml",  # tests/benchmarks
+    "cifar10/lben_conv.yaml",
+    "cifar10/mondeq_conv.yaml",
     "cifar10/mdeq_large.yaml",
     "imagenet/mdeq_small.yaml",
     "cifar10/resnet110.yaml",
@@ -105,6 +107,12 @@ def test_fit_cifar10_large(tmp_path: Path) -> None:
     write_images(tmp_path, ["airplane", "automobile"], 32, ("train", "test"))
     arguments = [f"--data.root={tmp_path}", "--model.pretraining_gradient.steps=1"]
     assert fit(CONFIGS / "cifar10" / "mdeq_large.yaml", *arguments) == 0
+
+
+@pytest.mark.parametrize("name", ["lben_conv", "mondeq_conv"])
+def test_fit_convolutions_that_are_certified_without_noise(tmp_path: Path, name: str) -> None:
+    write_images(tmp_path, ["airplane", "automobile"], 32, ("train", "test"))
+    assert fit(CONFIGS / "cifar10" / f"{name}.yaml", f"--data.root={tmp_path}") == 0
 
 
 def test_fit_imagenet_small_at_reduced_size(tmp_path: Path) -> None:
