@@ -43,6 +43,7 @@ class Row:
         how: Configurations of the certificate.
         checkpoint: Shipped checkpoint; None where the row is trained here or in ``--checkpoints``.
         fit: Further options of ``deqcert fit``; None where training takes too long for this script.
+        network: Further options of ``fit`` and ``certify``.
         options: Further options of ``deqcert certify``.
         anchored: Whether the checkpoint first gets its mean fixed point as a start.
     """
@@ -52,6 +53,7 @@ class Row:
     how: Sequence[str]
     checkpoint: str | None = None
     fit: Sequence[str] | None = None
+    network: Sequence[str] = ()
     options: Sequence[str] = ()
     anchored: bool = False
 
@@ -69,7 +71,8 @@ def digits() -> list[Row]:
             f"LBEN, γ = {gamma.replace('.inf', '∞')}, cross-entropy",
             "digits/lben.yaml",
             LIPSCHITZ,
-            fit=[f"--model.network.init_args.gamma={gamma}", *CROSS_ENTROPY],
+            fit=CROSS_ENTROPY,
+            network=[f"--model.network.init_args.gamma={gamma}"],
         )
         for gamma in gammas
     ]
@@ -131,7 +134,7 @@ def checkpoint_of(row: Row, options: argparse.Namespace) -> tuple[Path | None, f
         saving = "--trainer.callbacks=[{class_path: lightning.pytorch.callbacks.ModelCheckpoint, "
         saving += f"init_args: {{dirpath: {folder}, filename: model}}}}]"
         quiet = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", saving]
-        demand(main(["fit", "--config", config(row.model), *row.fit, *quiet, *data(options)]), row)
+        demand(main(["fit", "--config", config(row.model), *row.network, *row.fit, *quiet, *data(options)]), row)
         clock.write_text(f"{time.perf_counter() - began:.0f}")
     if row.anchored:
         anchored = folder / "anchored.ckpt"
@@ -153,7 +156,7 @@ def certified(row: Row, path: Path, options: argparse.Namespace) -> Path:
         configs = [part for name in (row.model, *row.how) for part in ("--config", config(name))]
         further = [each.format(n=options.n) for each in row.options]
         place = ["--ckpt_path", str(path), "--ledger_dir", str(directory)]
-        demand(main(["certify", *configs, *place, *chosen, *further, *data(options)]), row)
+        demand(main(["certify", *configs, *row.network, *place, *chosen, *further, *data(options)]), row)
     return directory
 
 

@@ -1,22 +1,25 @@
 """Attacks, for training and on certificates: attacks cannot prove a certificate right, but they can expose a bug.
 
-Read :mod:`pgd` and :mod:`networks` (which training uses too), :mod:`smoothed_attack` (how points near an image are
-looked for), :mod:`campaign` (which, and when a certificate is refuted) and :mod:`summary`, in this order.
+Read :mod:`pgd` and :mod:`networks` (which training uses too), :mod:`targets` (what is attacked, and when a
+certificate is refuted), :mod:`attack` (how points near an image are looked for), :mod:`campaign` and :mod:`summary`.
 """
 
+from deqcert.attacks.attack import CertificateAttack, distances
 from deqcert.attacks.campaign import Campaign, Outcome
 from deqcert.attacks.networks import Classifier, WarmStarted, classify_noisy, few_step_logits, frozen, log_smoothed
 from deqcert.attacks.pgd import PGD, shift_noise
-from deqcert.attacks.smoothed_attack import SmoothedAttack, Target, distances
 from deqcert.attacks.summary import CampaignSummary, campaign_table, finding_lines, found_violation, summarize_campaign
+from deqcert.attacks.targets import ExactTarget, SmoothedTarget, Target
 
 __all__ = [
     "PGD",
     "Campaign",
     "CampaignSummary",
+    "CertificateAttack",
     "Classifier",
+    "ExactTarget",
     "Outcome",
-    "SmoothedAttack",
+    "SmoothedTarget",
     "Target",
     "WarmStarted",
     "campaign_table",

@@ -5,35 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from scipy.special import ndtri
 from torch import Tensor
 
-from deqcert.attacks.smoothed_attack import SmoothedAttack, Target, distances
+from deqcert.attacks.attack import CertificateAttack, distances
+from deqcert.attacks.targets import Target
 from deqcert.errors import is_real, require, require_count
-from deqcert.statistics import (
-    ABSTAIN,
-    Certificate,
-    claimed_probability,
-    clopper_pearson_lower,
-    clopper_pearson_upper,
-)
+from deqcert.statistics import ABSTAIN, Certificate
 
 
 class Outcome(NamedTuple):
-    """One attacked point, judged by fresh noise.
+    """One attacked point, judged by fresh noise, or exactly where the certificate was made without noise.
 
     Attributes:
         prediction: Certified class A.
-        radius: Certified l2 radius R.
+        radius: Certified radius R.
         factor: Radius of the attack in units of R; None where it was given in pixels.
         epsilon: Radius of the attack, in pixels of [0, 1].
-        norm: l2 norm of the perturbation that was found, at most ``epsilon``, measured in float64.
-        n: Fresh noisy samples of the point.
+        norm: Norm of the perturbation that was found, at most ``epsilon``, measured in float64.
+        n: Fresh noisy samples of the point; without noise all of them get the one class that it has.
         counts: How many of them f gives each class; samples that diverged are in none.
-        claimed: What the certificate claims p_A to be at least at this point.
-        p_a_upper: Upper bound on p_A at this point by the fresh votes, its error probability shared by all attacks.
+        claimed: What the certificate claims p_A to be at least at this point; without noise 1 inside, 0 outside.
+        p_a_upper: Upper bound on p_A at this point by the fresh votes, its error probability shared by all attacks;
+            without noise 0 where the class is another beyond solver and rounding error, otherwise 1.
         claimed_b: What a certificate with two sides claims every other class to have at most at this point; else None.
         p_b_lower: Lower bound by the fresh votes on what the most frequent other class has there; None as well.
     """
@@ -90,10 +85,11 @@ class Campaign:
     tests: if all certificates are true, a whole campaign refutes any of them with probability at most ``alpha``. A
     certificate itself is false with probability up to its own alpha, so among m of them up to m times that many
     refutations are to be expected of the method, not of its implementation; beyond that, something is wrong.
+    Certificates without noise have no error probability, nor has the judgement of a point, which is exact.
 
     Args:
         attack: How points are looked for.
-        radii: l2 radii in pixels of [0, 1], >= 0; at 0 the image itself is tested.
+        radii: Radii in pixels of [0, 1], >= 0; at 0 the image itself is tested.
         factors: Radii in units of the certified radius of each image, > 0.
         n: Fresh noisy samples of each point, >= 1.
         alpha: Probability of any false refutation, in (0, 1).
@@ -102,7 +98,7 @@ class Campaign:
         SettingError: A setting is out of range.
     """
 
-    attack: SmoothedAttack = field(default_factory=SmoothedAttack)
+    attack: CertificateAttack = field(default_factory=CertificateAttack)
     radii: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
     factors: tuple[float, ...] = (0.5, 0.9, 0.99, 1.25, 1.5, 2.0)
     n: int = 1000
@@ -138,7 +134,7 @@ class Campaign:
         chosen: list[tuple[float | None, float]] = [(None, epsilon) for epsilon in self.radii]
         chosen += [(factor, factor * radius) for factor in self.factors]
         points = self.attack.points(target, image, index, prediction, [epsilon for _, epsilon in chosen])
-        norms = distances(points, image).tolist()
+        norms = distances(points, image, target.norm).tolist()
         counts = target.counts(points, index, self.n)
         level = self.alpha / tests
         return [
@@ -153,26 +149,7 @@ class Campaign:
                 norm=norm,
                 n=self.n,
                 counts=votes,
-                **_judged(certificate, norm, target.g.sigma, votes, self.n, level),
+                **target.judged(certificate, norm, votes, self.n, level),
             )
             for (factor, epsilon), norm, votes in zip(chosen, norms, counts, strict=True)
         ]
-
-
-def _judged(
-    certificate: Certificate, norm: float, sigma: float, counts: Sequence[int], n: int, alpha: float
-) -> dict[str, Any]:
-    """Return claims and bounds; with two sides each has half of ``alpha``, p_B's shared by all other classes."""
-    n_a = counts[certificate.prediction]
-    if certificate.p_a_lower is None or certificate.p_b_upper is None:
-        claimed = float(claimed_probability(certificate.radius, norm, sigma))
-        return {"claimed": claimed, "p_a_upper": float(clopper_pearson_upper(n_a, n, alpha))}
-    at_image = (sigma * float(ndtri(p)) for p in (certificate.p_a_lower, 1 - certificate.p_b_upper))
-    claimed, claimed_not_b = (float(claimed_probability(each, norm, sigma)) for each in at_image)
-    others = [count for c, count in enumerate(counts) if c != certificate.prediction] or [0]
-    return {
-        "claimed": claimed,
-        "p_a_upper": float(clopper_pearson_upper(n_a, n, alpha / 2)),
-        "claimed_b": 1 - claimed_not_b,
-        "p_b_lower": float(clopper_pearson_lower(max(others), n, alpha / 2 / len(others))),
-    }

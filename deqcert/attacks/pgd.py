@@ -1,14 +1,16 @@
-"""Projected gradient ascent in l2 balls: on images, and on the noise added to them; each row on its own."""
+"""Projected gradient ascent in balls: on images, and on the noise added to them; each row on its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from torch import Tensor
 
-from deqcert.errors import require_count, require_nonnegative
+from deqcert.deterministic import Norm
+from deqcert.errors import require, require_count, require_nonnegative
 from deqcert.implicit import GradientEstimator, OneStep
 
 Loss = Callable[[Tensor], Tensor]
@@ -20,18 +22,21 @@ class PGD:
     """Projected gradient ascent from zero with steps of length 2ε / steps (Salman et al., NeurIPS 2019).
 
     Args:
-        epsilon: l2 radius of the perturbation, in pixels of [0, 1], >= 0.
+        epsilon: Radius of the perturbation, in pixels of [0, 1], >= 0.
         steps: Gradient steps, >= 0; 0 = no perturbation. Published: 2 to 10.
         gradient: Gradient through the fixed point inside the attack.
+        norm: Norm of the radius: l2, or linf, whose steps are along the sign of the gradient (Madry et al., ICLR 2018).
     """
 
     epsilon: float = 1.0
     steps: int = 2
     gradient: GradientEstimator = field(default_factory=OneStep)
+    norm: Norm = "l2"
 
     def __post_init__(self) -> None:
         require_nonnegative("attack.epsilon", self.epsilon)
         require_count("attack.steps", self.steps, minimum=0)
+        require(self.norm in get_args(Norm), "attack.norm", self.norm, f"must be one of {get_args(Norm)}")
 
     def perturb(self, images: Tensor, loss: Loss, epsilon: float | Tensor) -> Tensor:
         """Return a perturbation for each image in [0, 1], shape (B, C, H, W), without graph.
@@ -42,9 +47,9 @@ class PGD:
         delta = torch.zeros_like(images)
         for _ in range(self.steps if isinstance(epsilon, Tensor) or epsilon > 0 else 0):
             point = (images + delta).requires_grad_()
-            delta = delta + 2 * epsilon / self.steps * _ascent_direction(loss(point), point)
+            delta = delta + 2 * epsilon / self.steps * _ascent_direction(loss(point), point, self.norm)
             # The ball comes last: a shorter perturbation stays in the box and still fills the ball if it can.
-            delta = _into_ball(delta.clamp(-images, 1 - images), epsilon)
+            delta = _into_ball(delta.clamp(-images, 1 - images), epsilon, self.norm)
         return delta
 
 
@@ -69,8 +74,8 @@ def row_norms(x: Tensor) -> Tensor:
     return _per_row(x.flatten(1).norm(dim=1), x)
 
 
-def _ascent_direction(loss: Tensor, point: Tensor) -> Tensor:
-    """Return the l2-normalized gradient of each row's loss at ``point``, shape (B, ...), without graph.
+def _ascent_direction(loss: Tensor, point: Tensor, norm: Norm = "l2") -> Tensor:
+    """Return the gradient of each row's loss at ``point``, its l2 norm 1 or its entries ±1, shape (B, ...), no graph.
 
     A row whose gradient is zero or not finite gets a random direction from torch's global generator.
     """
@@ -80,13 +85,13 @@ def _ascent_direction(loss: Tensor, point: Tensor) -> Tensor:
     usable = largest.isfinite() & (largest > 0)
     # Drawn for every row, so that what is drawn next does not depend on the model.
     direction = torch.where(usable, gradient / largest, torch.randn_like(gradient))
-    return direction / row_norms(direction)
+    return direction.sign() if norm == "linf" else direction / row_norms(direction)
 
 
-def _into_ball(delta: Tensor, radius: float | Tensor) -> Tensor:
-    """Return ``delta`` with the rows longer than ``radius`` shortened to it, shape (B, ...); radii (B, 1, ...)."""
-    norms = row_norms(delta).clamp_min(torch.finfo(delta.dtype).tiny)
-    return delta * (radius / norms).clamp(max=1)
+def _into_ball(delta: Tensor, radius: float | Tensor, norm: Norm = "l2") -> Tensor:
+    """Return ``delta`` with rows beyond ``radius`` projected to the ball, shape (B, ...); radii (B, 1, ...)."""
+    sizes = delta.abs() if norm == "linf" else row_norms(delta)
+    return delta * (radius / sizes.clamp_min(torch.finfo(delta.dtype).tiny)).clamp(max=1)
 
 
 def _standardized_like(noise: Tensor, shifted: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from deqcert.attacks.campaign import Campaign, Outcome
+from deqcert.deterministic import Norm
 from deqcert.metrics import certified_accuracy
 from deqcert.report.table import UNSOUND_NOTE, Row, Table
 from deqcert.statistics import Certificate
@@ -42,7 +43,8 @@ class CampaignSummary(NamedTuple):
         certified: Images with a certificate.
         sound: Whether every certificate has a proof.
         attacks: Attacks made, each with one test.
-        false_certificates_expected: Error probability of a certificate times their number.
+        false_certificates_expected: Error probability of a certificate times their number; 0 without noise.
+        norm: Norm of all radii.
         radii: One entry for each absolute radius, then for each factor.
     """
 
@@ -54,11 +56,16 @@ class CampaignSummary(NamedTuple):
     violations: int
     refuted_images: int
     false_certificates_expected: float
+    norm: Norm
     radii: tuple[RadiusSummary, ...]
 
 
 def summarize_campaign(
-    campaign: Campaign, certificates: Sequence[Certificate], outcomes: Sequence[Outcome], alpha: float
+    campaign: Campaign,
+    certificates: Sequence[Certificate],
+    outcomes: Sequence[Outcome],
+    alpha: float,
+    norm: Norm = "l2",
 ) -> CampaignSummary:
     """Summarize all outcomes of a campaign; ``certificates``, of error probability alpha, include abstentions."""
     chosen = [(radius, None) for radius in campaign.radii] + [(None, factor) for factor in campaign.factors]
@@ -72,6 +79,7 @@ def summarize_campaign(
         violations=sum(each.violation for each in outcomes),
         refuted_images=len({each.index for each in outcomes if each.violation}),
         false_certificates_expected=alpha * certified,
+        norm=norm,
         radii=tuple(_at_radius(radius, factor, certificates, outcomes) for radius, factor in chosen),
     )
 
@@ -107,7 +115,7 @@ def campaign_table(summary: CampaignSummary) -> Table:
         cells += [str(count) for count in (row.attacks, row.inside, row.successes, row.violations)]
         rows.append(Row(name, tuple(cells), (False,) * len(cells), summary.sound))
     return Table(
-        corner="l2 radius",
+        corner=f"{summary.norm} radius",
         group="",
         grouped=("certified%", "empirical%"),
         further=("attacks", "inside R", "successes", "refuted"),
@@ -130,11 +138,11 @@ def finding_lines(summary: CampaignSummary, outcomes: Sequence[Outcome]) -> list
             f"no violation found in {summary.attacks} attacks on {kind}, {summary.attacks_inside} of them inside of "
             "the radius (this proves nothing, it looks for bugs)"
         ]
+    exact = summary.false_certificates_expected == 0
     lines = [
         f"{'violation of a sound certificate' if each.sound else 'refutes an unsound certificate'}: image "
-        f"{each.index}, class {each.prediction}, radius {each.radius:.4f}, l2 norm {each.norm:.4f}: n_A = {each.n_a} "
-        f"of n = {each.n}, thus p_A <= {each.p_a_upper:.4f}, but the certificate claims p_A >= {each.claimed:.4f}"
-        + ("" if each.claimed_b is None else f"; p_B >= {each.p_b_lower:.4f}, claimed is p_B <= {each.claimed_b:.4f}")
+        f"{each.index}, class {each.prediction}, radius {each.radius:.4f}, {summary.norm} norm {each.norm:.4f}: "
+        + (f"class {each.counts.index(max(each.counts))} beyond solver and rounding error" if exact else _votes(each))
         for each in refuting[:_MAXIMUM_LINES]
     ]
     if len(refuting) > _MAXIMUM_LINES:
@@ -142,8 +150,20 @@ def finding_lines(summary: CampaignSummary, outcomes: Sequence[Outcome]) -> list
     if not found_violation(outcomes):
         return [*lines, f"{summary.refuted_images} unsound certificates are refuted; they never had a proof"]
     lines.append(
-        f"{summary.refuted_images} of {summary.certified} sound certificates are refuted; at most "
-        f"{summary.false_certificates_expected:.2g} false ones are to be expected of their error probability. More "
-        "than chance explains is a bug in model, noise or statistics."
+        f"{summary.refuted_images} of {summary.certified} sound certificates are refuted; "
+        + (
+            "they hold with certainty, so this is a bug in model, bounds or rounding."
+            if exact
+            else f"at most {summary.false_certificates_expected:.2g} false ones are to be expected of their error "
+            "probability. More than chance explains is a bug in model, noise or statistics."
+        )
     )
     return ["!" * 78, *(line.upper() for line in lines), "!" * 78]
+
+
+def _votes(each: Outcome) -> str:
+    return (
+        f"n_A = {each.n_a} of n = {each.n}, thus p_A <= {each.p_a_upper:.4f}, but the certificate claims p_A >= "
+        f"{each.claimed:.4f}"
+        + ("" if each.claimed_b is None else f"; p_B >= {each.p_b_lower:.4f}, claimed is p_B <= {each.claimed_b:.4f}")
+    )

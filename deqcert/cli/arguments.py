@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -98,7 +98,8 @@ def with_checkpoint_network(args: Sequence[str]) -> list[str]:
         return list(args)
     kind, settings = found
     network = {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": settings}
-    return [verb, "--config", json.dumps({"model": {"network": network}}), *rest]
+    text = yaml.safe_dump({"model": {"network": network}}, default_flow_style=True, width=math.inf)  # JSON has no inf
+    return [verb, "--config", text.strip(), *rest]
 
 
 def demand_free(target: Path, source: Path, overwrite: bool) -> None:

@@ -189,7 +189,7 @@ class LBEN(DenseMonotoneDEQ):
         mean: Per-channel mean of the images, in [0, 1].
         std: Per-channel standard deviation of the images.
         splitting: Splitting that the cell is a step of: forward_backward or peaceman_rachford.
-        alpha: Its step size, > 0.
+        alpha: Its step size, > 0; near 0.1 Peaceman–Rachford splitting needs fewest steps, for small γ far fewer.
         solver: Solver of ``forward``.
 
     Raises:
@@ -209,7 +209,7 @@ class LBEN(DenseMonotoneDEQ):
         mean: Sequence[float] = (0.0,),
         std: Sequence[float] = (1.0,),
         splitting: Splitting = "peaceman_rachford",
-        alpha: float = 1.0,
+        alpha: float = 0.1,
         solver: Solver = Anderson(max_steps=100, tolerance=1e-4, ridge=0.0),
     ) -> None:
         super().__init__(solver)

@@ -23,6 +23,7 @@ from deqcert.statistics.bounds import (
     clopper_pearson_upper,
     hypergeometric_upper,
     radius_of_count,
+    radius_of_robust_votes,
 )
 from deqcert.statistics.certificate import ABSTAIN, AuditRule, Certificate, CertificationRule
 from deqcert.statistics.claims import claimed_probability, false_certificates_upper
@@ -64,5 +65,6 @@ __all__ = [
     "predict",
     "published_p_a_lower",
     "radius_of_count",
+    "radius_of_robust_votes",
     "split_alpha",
 ]

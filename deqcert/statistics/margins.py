@@ -11,6 +11,9 @@ from deqcert.errors import DataError
 from deqcert.statistics.certificate import ABSTAIN, Certificate
 from deqcert.statistics.votes import Cost, Votes
 
+_FARTHEST = 1e9
+"""Largest radius, in pixels of [0, 1]: beyond all images, where a network does not change at all."""
+
 
 class Margins(NamedTuple):
     """The measurement of one image without noise: how far its class is ahead, and how fast that can change.
@@ -54,10 +57,12 @@ class Margins(NamedTuple):
             return 0.0
         if self.epsilon is not None:
             return self.epsilon
-        return min(
-            math.inf if self.constants[j] == 0 else math.nextafter(gap / self.constants[j], 0.0)
+        reached = [
+            math.nextafter(gap / self.constants[j], 0.0)
             for j, gap in zip(others, proven, strict=True)
-        )
+            if self.constants[j] > 0
+        ]
+        return min([*reached, _FARTHEST])
 
     def validate(self) -> None:
         """Check every field by itself and against the others.

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sampling_runs import smoothed
 
-from deqcert.attacks import Target
+from deqcert.attacks import SmoothedTarget
 from deqcert.solvers import Picard
 from deqcert.statistics import Certificate, certified_radius
 
@@ -25,7 +25,7 @@ def make_target():
     """The target of an attack on a base classifier."""
 
     def make(base, image=IMAGE, seed=0, **settings):
-        return Target(smoothed(base, SIGMA, **{"solver": Picard(max_steps=40), **settings}), image, seed)
+        return SmoothedTarget(smoothed(base, SIGMA, **{"solver": Picard(max_steps=40), **settings}), image, seed)
 
     return make
 

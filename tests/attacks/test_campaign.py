@@ -9,7 +9,7 @@ from torch import nn
 
 from deqcert.attacks import (
     Campaign,
-    SmoothedAttack,
+    CertificateAttack,
     campaign_table,
     finding_lines,
     found_violation,
@@ -19,7 +19,7 @@ from deqcert.errors import SettingError
 from deqcert.report import format_text
 from deqcert.statistics import ABSTAIN, Certificate, claimed_probability, clopper_pearson_lower, clopper_pearson_upper
 
-ATTACK = SmoothedAttack(steps=5, samples=4)
+ATTACK = CertificateAttack(steps=5, samples=4)
 FACTORS = (0.5, 0.8, 1.25, 2.0)
 
 
@@ -69,7 +69,7 @@ def test_alpha_is_shared_by_all_attacks_of_the_campaign(target, image, true_radi
 
 def test_tight_true_certificates_raise_no_alarm(target, image, true_radius, certificate):
     """The claim is exactly true at every point here; 150 campaigns at alpha = 0.02 may alarm about 3 times."""
-    plan = Campaign(SmoothedAttack(steps=1, samples=1), radii=(0.0,), factors=(0.5, 1.0), n=100, alpha=0.02)
+    plan = Campaign(CertificateAttack(steps=1, samples=1), radii=(0.0,), factors=(0.5, 1.0), n=100, alpha=0.02)
     alarms = sum(
         found_violation(attacked(plan, target, image, certificate(true_radius, index=index))) for index in range(150)
     )
@@ -94,7 +94,7 @@ def test_true_two_sided_certificates_are_not_refuted(target, image, two_sided, p
 
 def test_tight_true_two_sided_certificates_raise_no_alarm(target, image, two_sided):
     """Both claims are exactly true at every point here; 60 campaigns at alpha = 0.05 may alarm about 3 times."""
-    plan = Campaign(SmoothedAttack(steps=1, samples=1), radii=(0.0,), factors=(0.5, 1.0), n=100, alpha=0.05)
+    plan = Campaign(CertificateAttack(steps=1, samples=1), radii=(0.0,), factors=(0.5, 1.0), n=100, alpha=0.05)
     alarms = sum(
         found_violation(attacked(plan, target, image, two_sided(P_A, 1 - P_A, index=index))) for index in range(60)
     )
@@ -127,7 +127,7 @@ class Stripes(nn.Module):
 def test_of_several_other_classes_the_most_frequent_is_tested_for_all(make_target, image):
     """At the image half are A, and 1/6 each other class."""
     target = make_target(Stripes().eval(), image, solver=None)
-    plan = campaign(attack=SmoothedAttack(steps=1, samples=1), radii=(0.0,), factors=(), alpha=0.01)
+    plan = campaign(attack=CertificateAttack(steps=1, samples=1), radii=(0.0,), factors=(), alpha=0.01)
     for p_b, refuted in ((0.25, False), (0.1, True)):
         certificate = Certificate(0, 0.1, p_a_lower=0.4, sound=True, index=3, label=0, p_b_upper=p_b)
         (outcome,) = attacked(plan, target, image, certificate)

@@ -51,13 +51,21 @@ def test_pgd_finds_the_maximiser_on_a_linear_classifier(steps):
     assert not delta.requires_grad
 
 
-def test_each_image_may_have_a_radius_of_its_own():
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_in_the_maximum_norm_every_pixel_goes_as_far_as_it_may(steps):
+    model, labels = linear(), torch.tensor([0, 1, 1])
+    delta = PGD(steps=steps, norm="linf").perturb(grey(3), crossentropy(model, labels), epsilon=0.25)
+    torch.testing.assert_close(delta, 0.25 * away(model, labels).sign())
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_each_image_may_have_a_radius_of_its_own(norm):
     model, labels = linear(), torch.tensor([0, 0, 1])
     radii = torch.tensor([0.0, 0.25, 0.5]).view(3, 1, 1, 1)
-    together = PGD(steps=3).perturb(grey(3), crossentropy(model, labels), radii)
+    together = PGD(steps=3, norm=norm).perturb(grey(3), crossentropy(model, labels), radii)
     assert not together[0].any()
     for row in (1, 2):
-        alone = PGD(steps=3).perturb(grey(1), crossentropy(model, labels[row : row + 1]), float(radii[row]))
+        alone = PGD(steps=3, norm=norm).perturb(grey(1), crossentropy(model, labels[row : row + 1]), float(radii[row]))
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-5, atol=1e-6)
 
 
@@ -85,15 +93,15 @@ def test_pgd_fills_the_ball_after_the_box_has_cut_the_step():
 
 
 @quickly
-@given(seed=SEEDS, epsilon=st.floats(1e-3, 8), corners=st.floats(0, 1))
-def test_perturbations_stay_in_the_ball_and_in_the_box(seed, epsilon, corners):
+@given(seed=SEEDS, epsilon=st.floats(1e-3, 8), corners=st.floats(0, 1), norm=st.sampled_from(["l2", "linf"]))
+def test_perturbations_stay_in_the_ball_and_in_the_box(seed, epsilon, corners, norm):
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(4, *SHAPE, generator=generator)
     images = torch.where(torch.rand(images.shape, generator=generator) < corners, images.round(), images)
     labels = torch.randint(3, (4,), generator=generator)
-    delta = PGD(steps=3).perturb(images, crossentropy(linear(seed, classes=3), labels), epsilon)
+    delta = PGD(steps=3, norm=norm).perturb(images, crossentropy(linear(seed, classes=3), labels), epsilon)
     assert delta.isfinite().all()
-    assert (norms(delta) <= epsilon * (1 + 1e-5)).all()
+    assert ((norms(delta) if norm == "l2" else delta.abs()) <= epsilon * (1 + 1e-5)).all()
     assert ((images + delta) >= 0).all()
     assert ((images + delta) <= 1).all()
 
@@ -270,6 +278,7 @@ def test_an_error_in_the_middle_of_an_attack_leaves_the_network_as_it_was(networ
     [
         *(("epsilon", value) for value in (-0.1, float("nan"), float("inf"))),
         *(("steps", value) for value in (-1, 2.5, 2.0, True)),
+        ("norm", "l1"),
     ],
 )
 def test_bad_settings_are_refused_by_name(field, value):

@@ -7,14 +7,23 @@ import shutil
 
 import pytest
 import torch
-from command_lines import CHECKPOINT, certify_command
+from command_lines import CHECKPOINT, QUIET, ROOT, certify_command
 
 from deqcert.cli import main
+from deqcert.data import Digits
+from deqcert.monotone import LBEN
 from deqcert.runs import Ledger, read_ledger
 
 # Whole runs pass through much code that is not ours.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+LBEN_CONFIG = """
+model:
+  network:
+    class_path: deqcert.monotone.LBEN
+    init_args: {units: 12, alpha: 0.2}
+data: deqcert.data.Digits
+"""
 QUICK = ["--steps=2", "--samples=4", "--n=200", "--factors", "0.9", "3", "--radii", "0", "0.25"]
 
 
@@ -174,3 +183,62 @@ def test_what_is_missing_is_named(copied, tmp_path, capsys, missing):
     assert (
         "certify.yaml: must be a file" if missing == "certify.yaml" else "holds no ledger"
     ) in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory):
+    """A run without noise."""
+    folder = tmp_path_factory.mktemp("exact")
+    torch.manual_seed(0)
+    network = LBEN(units=12, alpha=0.2)
+    with torch.no_grad():  # so that no class has all images
+        images = torch.stack([image for image, *_ in Digits().load_split("test")]) / 255
+        network.decoder.bias -= network(images).mean(dim=0)
+    torch.save(network.state_dict(), folder / "weights.pt")
+    (folder / "lben.yaml").write_text(LBEN_CONFIG)
+    settings = [f"--config={folder / 'lben.yaml'}", f"--config={ROOT / 'configs' / 'certify' / 'lipschitz.yaml'}"]
+    more = [f"--ckpt_path={folder / 'weights.pt'}", "--data.max_examples=6", f"--ledger_dir={folder / 'run'}"]
+    assert main(["certify", *settings, *more, *QUIET]) == 0
+    return folder / "run"
+
+
+def test_a_run_without_noise_is_attacked_exactly(exact, capsys):
+    assert main(["attack", str(exact), "--steps=4", "--factors", "0.99", "8", "--radii", "0", "0.25"]) == 0
+    out = capsys.readouterr().out
+    assert "l2 radius" in out
+    assert "attacked: the margins in the ledger" in out
+    assert "(Lipschitz LBEN), 6 of them certified and attacked; PGD of 4 steps in l2, judged exactly" in out
+    assert "no violation found in 24 attacks on sound certificates" in out
+    document = json.loads((exact / "attack.json").read_text(), parse_constant=pytest.fail)
+    assert document["summary"]["norm"] == "l2"
+    assert document["summary"]["false_certificates_expected"] == 0
+    assert document["settings"]["certificate"] == {}
+    found = document["attacks"]
+    assert all(each["n"] == 1 and each["p_a_upper"] in (0, 1) for each in found)
+    assert not any(each["success"] for each in found if each["inside"])
+    assert any(each["success"] for each in found if each["factor"] == 8)
+
+
+def test_a_forged_certificate_without_noise_is_found_loudly(exact, tmp_path, capsys):
+    original = read_ledger(exact)
+    forged = Ledger(tmp_path / "forged", original.identity)
+    with forged.claim(), forged.open(0):
+        for _, margins in sorted(original.votes.items()):
+            forged.append(margins._replace(constants=tuple(each / 9 for each in margins.constants)))
+    shutil.copy(exact / "certify.yaml", tmp_path / "forged")
+    assert main(["attack", str(tmp_path / "forged"), "--steps=4", "--factors", "0.9", "--radii", "0"]) == 1
+    out = capsys.readouterr().out
+    assert "VIOLATION OF A SOUND CERTIFICATE: IMAGE" in out
+    assert "BEYOND SOLVER AND ROUNDING ERROR" in out
+    assert "THEY HOLD WITH CERTAINTY" in out
+
+
+@pytest.mark.parametrize("setting", ["--samples=4", "--n=5", "--alpha_attack=0.1"])
+def test_settings_of_noise_are_refused_without_it(exact, capsys, setting):
+    assert main(["attack", str(exact), setting]) == 2
+    assert "must be left out: a certificate by Lipschitz is without noise" in capsys.readouterr().err
+
+
+def test_another_certification_than_that_of_the_run_is_refused(exact, capsys):
+    assert main(["attack", str(exact), "--certification.solver.tolerance=1e-3"]) == 2
+    assert "certification" in capsys.readouterr().err

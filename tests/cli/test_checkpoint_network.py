@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 import yaml
 from command_lines import CHECKPOINT, DIGITS, QUIET, ROOT
 
+from deqcert.checkpoints.architecture import architecture_of
 from deqcert.cli import main
 from deqcert.cli.arguments import with_checkpoint_network
 from deqcert.models import MDEQ
+from deqcert.monotone import LBEN
 from deqcert.runs import read_tsv
 
 # Whole runs pass through much code that is not ours.
@@ -75,7 +75,7 @@ def test_the_network_stands_before_all_that_is_given(stating, form):
     verb, option, config, *given = with_checkpoint_network(["certify", "-c", "c.yaml", "--ckpt_path=none", *form(path)])
     assert (verb, option) == ("certify", "--config")
     network = {"class_path": f"{MDEQ.__module__}.MDEQ", "init_args": {"image_size": 64}}
-    assert json.loads(config) == {"model": {"network": network}}
+    assert yaml.safe_load(config) == {"model": {"network": network}}
     assert given == ["-c", "c.yaml", "--ckpt_path=none", *form(path)]
 
 
@@ -87,7 +87,7 @@ def test_a_checkpoint_cannot_name_what_is_imported(stating, network):
 
 def test_a_setting_cannot_name_what_is_imported(stating):
     path = stating("MDEQ", {"solver": "subprocess.Popen", "class_path": "os.system", "start": "mean"})
-    config = json.loads(with_checkpoint_network(["certify", f"--ckpt_path={path}"])[2])
+    config = yaml.safe_load(with_checkpoint_network(["certify", f"--ckpt_path={path}"])[2])
     assert config["model"]["network"]["init_args"] == {"start": "mean"}
 
 
@@ -104,3 +104,17 @@ def test_a_setting_cannot_name_what_is_imported(stating):
 def test_other_command_lines_stay_as_they_are(stating, args):
     args = [argument.replace("PATH", stating("MDEQ", {"image_size": 64})) for argument in args]
     assert with_checkpoint_network(args) == args
+
+
+def test_a_network_without_a_bound_survives_its_checkpoint(tmp_path, monkeypatch):
+    """JSON has no infinity, YAML has."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    network = LBEN(units=6, gamma=float("inf"))
+    weights = {f"network.{name}": weight for name, weight in network.state_dict().items()}
+    torch.save({"state_dict": weights, "architecture": architecture_of(network)}, "free.ckpt")
+    command = ["certify", "--data=deqcert.data.Digits", "--certification=Lipschitz", "--ckpt_path=free.ckpt"]
+    assert main([*command, "--data.max_examples=2", "--ledger_dir=run", *QUIET]) == 0
+    saved = yaml.safe_load((tmp_path / "run" / "certify.yaml").read_text())["model"]["network"]
+    assert saved["init_args"]["gamma"] == float("inf")
+    assert main(["verify", "run"]) == 0

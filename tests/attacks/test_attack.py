@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sampling_runs import noisy, smoothed
 from torch import nn
 
-from deqcert.attacks import SmoothedAttack, Target, distances, frozen
+from deqcert.attacks import CertificateAttack, SmoothedTarget, distances, frozen
 from deqcert.errors import SettingError
 from deqcert.implicit import ImplicitAdjoint, OneStep
 from deqcert.seeding import Purpose
@@ -17,7 +17,7 @@ from deqcert.smoothing import Standard, Stream
 from deqcert.solvers import Picard
 
 RADII = (0.0, 0.1, 0.4, 0.8)
-ATTACK = SmoothedAttack(steps=5, samples=4)
+ATTACK = CertificateAttack(steps=5, samples=4)
 
 
 def plain(seed=0, classes=3):
@@ -47,7 +47,7 @@ def test_points_stay_in_the_ball_without_a_tolerance_and_in_the_box(seed, corner
     generator = torch.Generator().manual_seed(seed)
     image = torch.rand(1, 4, 4, generator=generator)
     image = torch.where(torch.rand(image.shape, generator=generator) < corners, image.round(), image)
-    target = Target(smoothed(plain(seed % 7)), image, 0)
+    target = SmoothedTarget(smoothed(plain(seed % 7)), image, 0)
     points = ATTACK.points(target, image, 0, seed % 3, [radius, 0.0, radius / 2])
     limits = torch.tensor([radius, 0.0, radius / 2], dtype=torch.float64)
     assert (distances(points, image) <= limits).all()
@@ -89,7 +89,7 @@ def test_the_best_of_several_restarts_counts(image, make_target):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 3)).eval()
     target = make_target(model)
-    attack = SmoothedAttack(steps=3, samples=2)
+    attack = CertificateAttack(steps=3, samples=2)
     single = [attack._search(target, image, 3, 0, [1.0], restart) for restart in range(4)]
     assert len({tuple(point.flatten().tolist()) for point in single}) == 4
     best = dataclasses.replace(attack, restarts=4).points(target, image, 3, 0, [1.0])
@@ -162,7 +162,7 @@ def test_the_network_is_left_as_it_was(image, make_target):
 @pytest.mark.parametrize("field", ["steps", "samples", "restarts"])
 def test_bad_settings_are_named(field):
     with pytest.raises(SettingError, match=field):
-        SmoothedAttack(**{field: 0})
+        CertificateAttack(**{field: 0})
 
 
 def test_an_anchored_classifier_is_attacked_and_judged_as_few_steps_from_its_anchor(threshold_deq, make_target, image):
