@@ -238,7 +238,7 @@ def test_no_jacobian_is_larger_than_the_constants(network):
     optimizer = torch.optim.Adam([x], lr=0.05)
     i, j = torch.triu_indices(network.num_classes, network.num_classes, 1)
     largest = torch.zeros(len(i), dtype=torch.float64)
-    for _ in range(12):
+    for _ in range(8):
         with torch.no_grad():
             injection = network.inject(x)
             solution = EXACT.solve(lambda z, a=injection: network.cell(z, a), network.initial_state(injection))
@@ -257,7 +257,7 @@ def test_no_jacobian_is_larger_than_the_constants(network):
     assert (largest >= 0.2 * constants[i, j]).any()  # the bound is of this network
 
 
-@pytest.mark.parametrize("tolerance", [1e-1, 1e-3, 1e-6, 1e-12])
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-6, 1e-12])
 def test_errors_of_the_gaps_are_bounded(network, tolerance):
     x = images(network)
     exact = network.bounded_logits(x, EXACT)
