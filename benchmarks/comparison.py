@@ -201,6 +201,8 @@ def main_table(options: argparse.Namespace) -> str:
     heads += ["evaluations/image", "s/image", "weights", "training, s"]
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     for row in SETS[options.set]():
+        if options.only and row.name not in options.only:
+            continue
         path, trained = checkpoint_of(row, options)
         if path is None:
             print(f"{row.name}: no checkpoint, left out", file=sys.stderr)
@@ -218,5 +220,6 @@ if __name__ == "__main__":
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--skip", type=int, default=1, help="every skip-th image")
     parser.add_argument("--n", type=int, default=1000, help="noisy samples of the smoothed rows")
+    parser.add_argument("--only", nargs="+", help="names of the rows to show; all others are left out")
     parser.add_argument("--radii", type=float, nargs="+", default=[0.1, 0.25, 0.5, 0.75, 1.0])
     print(main_table(parser.parse_args()))

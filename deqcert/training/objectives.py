@@ -249,7 +249,7 @@ class LipschitzMargin(Objective):
         """
         network = step.network
         if not isinstance(network, TrainableLipschitz):
-            allowed = "needs a network with Lipschitz constants that can be trained: deqcert.monotone.LBEN or MonDEQ"
+            allowed = "needs a network with Lipschitz constants that can be trained: one of deqcert.monotone"
             raise SettingError("model.network", type(network).__name__, f"model.objective LipschitzMargin {allowed}")
         logits, _, metrics = _trained(step, images, labels, _draw_noise(images, step.sigma, 1))
         own = F.one_hot(labels, logits.shape[2]).bool()

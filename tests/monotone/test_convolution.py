@@ -257,7 +257,7 @@ def test_no_jacobian_is_larger_than_the_constants(network):
     assert (largest >= 0.2 * constants[i, j]).any()  # the bound is of this network
 
 
-@pytest.mark.parametrize("tolerance", [1e-1, 1e-3, 1e-6, 1e-12])
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-6, 1e-12])
 def test_errors_of_the_gaps_are_bounded(network, tolerance):
     x = images(network)
     exact = network.bounded_logits(x, EXACT)

@@ -581,7 +581,7 @@ def test_lipschitz_margin_trains_the_certified_radius():
 def test_lipschitz_margin_needs_a_network_that_knows_its_constants():
     network = nn.Linear(48, 3)
     step = TrainingStep(network, 0.0, 0, network)
-    with pytest.raises(SettingError, match=r"^model.network = 'Linear': .*LipschitzMargin.*LBEN or MonDEQ"):
+    with pytest.raises(SettingError, match=r"^model.network = 'Linear': .*LipschitzMargin.*deqcert.monotone"):
         LipschitzMargin().loss(step, *random_batch())
 
 
