@@ -26,7 +26,7 @@ def checkpoint(settings=TINY, **more):
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parent.name)
 def test_shipped_checkpoints_say_what_network_they_hold(path):
     network, sigma = load_network(path)
-    assert sigma == (0.5 if isinstance(network, MDEQ) else 0.0)
+    assert sigma == (0.0 if isinstance(network, MonotoneDEQ) else 0.5)
     assert not network.training
     weights = network_weights(read_checkpoint(path)["state_dict"])
     assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
