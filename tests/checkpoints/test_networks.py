@@ -12,6 +12,7 @@ import torch
 from deqcert.checkpoints import load_network, network_weights, read_checkpoint, save_checkpoint
 from deqcert.errors import CheckpointError
 from deqcert.models import MDEQ, CifarResNet
+from deqcert.monotone import MonotoneDEQ
 
 SHIPPED = sorted((Path(__file__).parents[2] / "checkpoints").glob("*/model.ckpt"))
 TINY = {"channels": [8, 16], "head_channels": [2, 4], "final_channels": 16, "image_size": 8, "expansion": 1}
