@@ -81,7 +81,10 @@ def pair_constants(
 
     Returns:
         Shape (classes, classes), with zeros on the diagonal; infinite where M is not positive definite beyond rounding.
+        Computed on the CPU, wherever the matrices are.
     """
+    monotone, pushed, readout = monotone.cpu(), pushed.cpu(), readout.cpu()
+    readout_error = torch.as_tensor(readout_error, dtype=torch.float64).cpu()
     classes = readout.shape[-2]
     pairs = torch.combinations(torch.arange(classes), 2)
     result = torch.full((classes, classes), torch.inf, dtype=torch.float64).fill_diagonal_(0.0)
@@ -101,8 +104,10 @@ def pair_constants(
             part = torch.linalg.solve(shifted(feedback * scale * grams(scale[None])[0], 1.0), difference)
             rest = scale * (difference - part).square().sum() / feedback
         row = torch.tensordot(part.to(readout), readout.movedim(-2, 0), 1)
-        error = part.norm() * (readout_error + rounding(classes + 4) * torch.linalg.vector_norm(readout))
-        constant = _verified(monotone, pushed, row, scale, error if feedback or readout_error else 0.0)
+        # The difference of two rows is rounded once; another combination of rows adds up.
+        combined = rounding(classes + 4) * torch.linalg.vector_norm(readout) if feedback else 0.0
+        error = part.norm() * (readout_error + combined) + 2 * UNIT * torch.linalg.vector_norm(row)
+        constant = _verified(monotone, pushed, row, scale, error)
         result[i, j] = result[j, i] = (constant.square() + rest).sqrt() * BOUND
     return result
 
@@ -151,7 +156,7 @@ def _squares(grams: Tensor) -> Tensor:
     return diagonal[..., :, None] + diagonal[..., None, :] - grams - grams.mT
 
 
-def _verified(monotone: Tensor, pushed: Tensor, row: Tensor, scale: Tensor, row_error: float | Tensor = 0.0) -> Tensor:
+def _verified(monotone: Tensor, pushed: Tensor, row: Tensor, scale: Tensor, row_error: float | Tensor) -> Tensor:
     """Return s (wᵀ X⁻¹ w)^½ rounded up, X = sM − P; infinite unless X is positive definite beyond rounding.
 
     The matrix that stands for X below is a little smaller, so its inverse is larger.

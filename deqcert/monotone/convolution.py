@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,6 @@ class ConvMonotoneDEQ(MonotoneDEQ):
     border changes nothing: an inequality for all states of the torus, and all images on it, holds for those that are
     zero there.
     """
-
-    UNSEEN: ClassVar[tuple[str, ...]] = ("mean", "std", "splitting", "alpha")
 
     def _build(
         self,

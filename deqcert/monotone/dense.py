@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,6 @@ from deqcert.solvers.splitting import Splitting
 
 class DenseMonotoneDEQ(MonotoneDEQ):
     """A monotone network of ``units`` hidden units; subclasses say how W follows from their parameters."""
-
-    UNSEEN: ClassVar[tuple[str, ...]] = ("mean", "std", "splitting", "alpha")
 
     def _build(self, settings: Mapping[str, Any], units: int, splitting: Splitting, alpha: float) -> None:
         """Take the ``locals()`` of the constructor, and make the maps into and out of the fixed point."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from typing import NamedTuple, get_args
+from typing import ClassVar, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,8 @@ class MonotoneDEQ(DEQ, StatedNetwork, TrainableLipschitz):
     z = relu(u) for Peaceman–Rachford splitting. W is computed from its parameters once per batch, by
     :meth:`for_inference` once.
     """
+
+    UNSEEN: ClassVar[tuple[str, ...]] = ("mean", "std", "splitting", "alpha")
 
     _prepared: LinearOperator | None = None
     _bounds: OperatorBounds | None = None

@@ -43,7 +43,7 @@ class Run:
 
     @cached_property
     def votes(self) -> tuple[Record, ...]:
-        """The votes (or margins) of the run, sorted by index: of the certified images once it has finished, of all so far before."""
+        """The votes (or margins) of the run, sorted by index: once it has finished, of the certified images only."""
         indices = self.ledger.keys() if self.document is None else self.ledger.keys() & self.examples.keys()
         return tuple(self.ledger[index] for index in sorted(indices))
 

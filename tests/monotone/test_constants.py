@@ -61,7 +61,7 @@ def test_the_verified_constant_is_an_upper_bound_without_rounding(n, offset):
         monotone, pushed, rows = instance(n, seed, classes=1)
         lowest = torch.linalg.eigvals(torch.linalg.solve(monotone, pushed)).real.max()
         scale = lowest * (1 + offset)
-        constant = _verified(monotone, pushed, rows[0], scale)
+        constant = _verified(monotone, pushed, rows[0], scale, 0.0)
         if constant.isinf():
             continue
         finite += 1
