@@ -1,6 +1,7 @@
 """Gradient estimators on MDEQ-SMALL: time and memory of a training step, and the direction of their gradients.
 
     python benchmarks/gradient_estimators.py [--data DATA] [--checkpoint MODEL.ckpt] [--device cuda]
+    python benchmarks/gradient_estimators.py --network imagenet --batch 2
 
 Prints a Markdown table. A step is forward solve, cross-entropy and backward pass, under noise and without dropout; its
 times are medians of this one run, taken in turn (CPU time without a GPU). The cosine is to the converged implicit
@@ -15,6 +16,7 @@ import argparse
 import multiprocessing
 import resource
 import statistics
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,18 @@ from deqcert.models import MDEQ
 from deqcert.solvers import Anderson, Broyden, Solution, Solver
 
 SIGMA = 0.5
+NETWORKS: dict[str, dict[str, Any]] = {
+    "cifar10": {"dropout": 0.0},
+    "imagenet": {
+        "channels": (32, 64, 128, 256),
+        "head_channels": (28, 56, 112, 224),
+        "final_channels": 2048,
+        "num_classes": 1000,
+        "image_size": 224,
+        "downsample_times": 2,
+        "dropout": 0.0,
+    },
+}
 PUBLISHED = Broyden(max_steps=8, tolerance=1e-3)
 CONVERGED = Broyden(max_steps=100, tolerance=1e-6)
 REACHED = 1e-4  # relative residual
@@ -36,11 +50,13 @@ REFERENCE = "IFT, Broyden 60"
 ESTIMATORS: dict[str, GradientEstimator] = {
     REFERENCE: ImplicitAdjoint(Broyden(max_steps=60, tolerance=1e-6)),
     "IFT, Broyden 7": ImplicitAdjoint(Broyden(max_steps=7, tolerance=1e-3)),
+    "IFT, Broyden 14": ImplicitAdjoint(Broyden(max_steps=14, tolerance=1e-3)),
     "IFT, Anderson 7, ridge 1e-4": ImplicitAdjoint(Anderson(max_steps=7, tolerance=1e-3)),
     "IFT, Anderson 7, ridge 0": ImplicitAdjoint(Anderson(max_steps=7, tolerance=1e-3, ridge=0)),
     "one step": OneStep(),
     "phantom, k = 2": Phantom(steps=2),
     "phantom, k = 5": Phantom(steps=5),
+    "unrolled, 5": Unrolled(steps=5),
     "unrolled, 8": Unrolled(steps=8),
 }
 
@@ -76,28 +92,35 @@ class Step:
         return clock.lap()
 
 
-def random_step(batch: int, device: str) -> Step:
-    images, labels = torch.rand(batch, 3, 32, 32), torch.randint(10, (batch,))
-    return Step(MDEQ(dropout=0).to(device), images.to(device), labels.to(device))
+def random_step(settings: dict[str, Any], batch: int, device: str) -> Step:
+    network = MDEQ(**settings)
+    images, labels = random_batch(network, batch)
+    return Step(network.to(device), images.to(device), labels.to(device))
 
 
-def peak_memory(name: str, batch: int, device: str) -> float:
+def random_batch(network: MDEQ, batch: int) -> tuple[Tensor, Tensor]:
+    size = network.image_size
+    return torch.rand(batch, 3, size, size), torch.randint(network.num_classes, (batch,))
+
+
+def peak_memory(name: str, settings: dict[str, Any], batch: int, device: str) -> float:
     """Return by how many MiB one step raises the peak: of the allocator on CUDA, of the process elsewhere."""
-    step = random_step(batch, device)
+    step = random_step(settings, batch, device)
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step.train(ESTIMATORS[name])
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    random_step(2, device).train(OneStep())  # what libraries keep from their first use on is not the step's
+    # What libraries keep from their first use on is not the step's.
+    random_step(NETWORKS["cifar10"], 2, device).train(OneStep())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step.train(ESTIMATORS[name])
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
 
 
-def load_batch(root: str | None, batch: int, device: str) -> tuple[Tensor, Tensor]:
+def load_batch(root: str | None, network: MDEQ, batch: int, device: str) -> tuple[Tensor, Tensor]:
     """Return noisy images and labels of the training split; without data, noise on random images."""
-    images, labels = torch.rand(batch, 3, 32, 32), torch.randint(10, (batch,))
+    images, labels = random_batch(network, batch)
     if root is not None:
         split = CIFAR10(root=root).load_split("train")
         images, labels, _ = split.__getitems__(torch.randperm(len(split))[:batch].tolist())
@@ -105,8 +128,8 @@ def load_batch(root: str | None, batch: int, device: str) -> tuple[Tensor, Tenso
     return (images + SIGMA * torch.randn_like(images)).to(device), labels.to(device)
 
 
-def trained_network(checkpoint: str | None, device: str) -> MDEQ:
-    network = MDEQ(dropout=0)
+def trained_network(settings: dict[str, Any], checkpoint: str | None, device: str) -> MDEQ:
+    network = MDEQ(**settings)
     if checkpoint is not None:
         load_network(checkpoint, network)
     return network.train().to(device)
@@ -131,18 +154,21 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--checkpoint", help="weights of MDEQ-SMALL; untrained without")
+    parser.add_argument("--network", choices=NETWORKS, default="cifar10", help="MDEQ-SMALL of which data")
+    parser.add_argument("--checkpoint", help="its weights; untrained without")
     parser.add_argument("--data", help="root of CIFAR-10, as data.root; random images without")
     options = parser.parse_args()
+    if options.data is not None and options.network != "cifar10":
+        parser.error("--data is for --network cifar10")
+    settings = NETWORKS[options.network]
 
     # Before anything is loaded: a process begins with the peak of the one that started it.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        memory = {name: pool.apply(peak_memory, (name, options.batch, options.device)) for name in ESTIMATORS}
+        memory = {name: pool.apply(peak_memory, (name, settings, options.batch, options.device)) for name in ESTIMATORS}
 
     torch.manual_seed(0)
-    step = Step(
-        trained_network(options.checkpoint, options.device), *load_batch(options.data, options.batch, options.device)
-    )
+    network = trained_network(settings, options.checkpoint, options.device)
+    step = Step(network, *load_batch(options.data, network, options.batch, options.device))
     rounds = [{name: step.seconds(ESTIMATORS[name]) for name in ESTIMATORS} for _ in range(options.repeats + 1)]
     times = {name: statistics.median(taken[name] for taken in rounds[1:]) for name in ESTIMATORS}
 
