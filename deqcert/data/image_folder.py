@@ -146,7 +146,7 @@ class ImageFolder(ImageDataModule):
         images.sort(key=lambda position: names[position].rpartition("/")[::2])
         stated = self._stated(source, split, [names[position] for position in images])
         if stated is None:
-            # Folders of one class first: "ant/b/c.png" sorts behind "ant-b/c.png" by the whole folder.
+            # By class first: in the order of whole folders, "ant-b" would come between "ant" and "ant/b".
             images = sorted((p for p in images if "/" in names[p]), key=lambda p: names[p].partition("/")[0])
             folders = [names[position].partition("/")[0] for position in images]
         else:
@@ -162,8 +162,9 @@ class ImageFolder(ImageDataModule):
         classes = sorted(set(mapping.values())) or [str(number) for number in range(self.num_classes)]
         rank_of = {name: number for number, name in enumerate(classes)}
         number_of = {folder: rank_of[name] for folder, name in mapping.items()}
+        # Stated numbers are those of classes, unless folders are called so.
         if stated is not None and not stated.classes and not number_of.keys() & set(folders):
-            folders = [str(int(number)) for number in folders]
+            folders = [number.lstrip("0") or "0" for number in folders]
             number_of = {str(number): number for number in range(len(classes))}
         elif self.classes is not None:
             images, folders = self._without_others(source, images, folders, number_of)

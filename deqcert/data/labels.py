@@ -55,11 +55,11 @@ def read_labels(path: Path, names: Sequence[str]) -> StatedLabels:
     """
     lines = _lines(path)
     if all(line.strip().isdecimal() for _, line in lines):
-        return _devkit(path, [int(line) for _, line in lines], len(names))
+        return _devkit(path, [line.strip() for _, line in lines], len(names))
     return _table(path, lines, names)
 
 
-def _devkit(path: Path, numbers: list[int], images: int) -> StatedLabels:
+def _devkit(path: Path, numbers: list[str], images: int) -> StatedLabels:
     meta = path.with_name("meta.mat")
     if not meta.is_file():
         raise DataError(f"{path}: numbers alone need the devkit's meta.mat to name their classes; {meta}: no such file")
@@ -68,11 +68,11 @@ def _devkit(path: Path, numbers: list[int], images: int) -> StatedLabels:
     try:
         synsets = np.atleast_1d(loadmat(meta, squeeze_me=True)["synsets"])
         leaves = synsets[synsets["num_children"].astype(np.int64) == 0]
-        folders = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in leaves}
+        folders = {str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in leaves}
     except Exception as error:  # scipy raises whatever the damage leads to
         raise DataError(f"{meta}: damaged, or not the devkit's: {str(error) or type(error).__name__}") from error
     if unknown := set(numbers) - folders.keys():
-        raise DataError(f"{path}: {min(unknown)} is not the number of a class in {meta}")
+        raise DataError(f"{path}: {min(unknown)[:20]} is not the number of a class in {meta}")
     return StatedLabels([folders[number] for number in numbers], sorted(folders.values()))
 
 

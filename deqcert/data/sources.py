@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -266,7 +266,7 @@ class TarSource(Source):
             label = self.read(place).strip()
             if not label.isdigit():
                 raise DataError(f"{self.place(place)}: holds {label[:20]!r}; must be the number of a class")
-            labels.append(str(int(label)))
+            labels.append(label.decode())
         return labels
 
     @property
@@ -345,7 +345,7 @@ def _key(name: str) -> str:
 
 
 def _is_archive(name: str) -> bool:
-    return name.endswith(".tar") and not PurePosixPath(name).name.startswith(".")
+    return name.endswith(".tar") and "/" not in name and not name.startswith(".")
 
 
 def _as_folder(name: str) -> str:

@@ -296,9 +296,10 @@ def test_folders_without_images_and_other_files_in_archives(tmp_path):
             add(archive, each, content)
         add(archive, "ant/notes.txt")
         add(archive, "README")
+        add(archive, "bee/more.tar")
         add(archive, "cow", type=tarfile.DIRTYPE)
     with (
-        pytest.warns(UserWarning, match=r"left out 1 files, e\.g\. .*val\.tar: ant/notes\.txt"),
+        pytest.warns(UserWarning, match=r"left out 2 files, e\.g\. .*val\.tar: ant/notes\.txt"),
         pytest.raises(DataError, match=r"val\.tar: 1 classes have no image, e\.g\. 'cow'"),
     ):
         load(tmp_path)
@@ -378,7 +379,7 @@ def devkit(path, numbers, leaves, **replaced):
     """The devkit's data folder: classes have numbers, in another order than that of their folders."""
     path.mkdir()
     kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("num_children", "O")]
-    rows = [(number, name, "words", 0) for number, name in leaves.items()] + [(9, "n09", "animal", 3)]
+    rows = [(float(number), name, "words", 0) for number, name in leaves.items()] + [(9, "n09", "animal", 3)]
     savemat(path / "meta.mat", {"synsets": np.array(rows, dtype=kinds), **replaced})
     (path / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{number}\n" for number in numbers))
     return str(path / "ILSVRC2012_validation_ground_truth.txt")
@@ -449,6 +450,8 @@ def test_tables_of_names_and_classes(flat, table):
         (f"{NAMES[0]} 0\n{NAMES[2]} 0\n", r"has no label of 2 of 4 images, e\.g\. 'ILSVRC2012_val_00000002\.JPEG'"),
         (f"{NAMES[0]} 0\n{NAMES[0]}.JPEG 1\n", "line 2: .* stands there twice, with different classes"),
         ("".join(f"{name} 3\n" for name in NAMES), "00000001.JPEG: has the class '3'; must be one of the 3"),
+        ("".join(f"{name} {'9' * 5000}\n" for name in NAMES), "has the class '99"),
+        ("9" * 5000 + "\n", "numbers alone need the devkit"),
         ("".join(f"{name} n07\n" for name in NAMES), "00000001.JPEG: has the class 'n07'; must be one of the 3"),
     ],
 )
