@@ -149,7 +149,12 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @property
     def _loading(self) -> dict[str, Any]:
-        return {"num_workers": self.num_workers, "collate_fn": collated, "pin_memory": torch.cuda.is_available()}
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "collate_fn": collated,
+            "pin_memory": torch.cuda.is_available(),
+        }
 
     @property
     def _processes(self) -> tuple[int, int]:
@@ -179,4 +184,4 @@ class ImageDataModule(LightningDataModule, ABC):
             reaches = images.labels[chosen[-1]] >= images.labels[spread[-1]]
             allowed = f"takes the first classes only, for images are sorted by class; skip = {skip} spreads them"
             require(bool(reaches), "max_examples", self.max_examples, allowed)
-        return CertificationSet(images, chosen, self.split, self.num_classes)
+        return CertificationSet(images, images.usable(chosen), self.split, self.num_classes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -18,13 +17,13 @@ from deqcert.data.augmentation import CropAndFlip
 from deqcert.data.base import ImageDataModule, Split
 from deqcert.data.decoding import opened_image
 from deqcert.data.images import TensorImages
+from deqcert.data.packed import INTEGER, demand_offsets, read_arrays
 from deqcert.errors import DataError, require
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIZES = {"train": 50_000, "test": 10_000}
 
 _BATCHES_FOLDER = "cifar-10-batches-py"
-_MAXIMUM_BYTES = 2**30  # all pixels of CIFAR-10 take 184 MB
 
 
 class CIFAR10(ImageDataModule):
@@ -128,44 +127,21 @@ def read_packed(path: Path, split: str) -> TensorImages:
     Raises:
         DataError: The file is damaged or is something else.
     """
-    classes, header, trailer, labels, offsets, scan = _read_arrays(path, split)
+    kinds = {"classes": "U", "header": "B", "trailer": "B"}
+    kinds |= {f"{split}_labels": INTEGER, f"{split}_offsets": INTEGER, f"{split}_scan": "B"}
+    classes, header, trailer, labels, offsets, scan = read_arrays(path, kinds, "packed CIFAR-10")
     if tuple(classes.tolist()) != CLASSES:
         raise DataError(f"{path}: holds the classes {classes.tolist()[:20]}, not those of CIFAR-10")
     if len(labels) > SIZES[split]:
         raise DataError(f"{path}: holds {len(labels)} {split} images; CIFAR-10 has {SIZES[split]}")
     if outside := [label for label in labels.tolist() if not 0 <= label < len(CLASSES)]:
         raise DataError(f"{path}: holds the label {outside[0]}; CIFAR-10 has 0 to 9")
-    bounds = offsets.astype(np.int64)
-    if len(bounds) != len(labels) + 1 or bounds[0] != 0 or bounds[-1] != len(scan) or (bounds[1:] < bounds[:-1]).any():
-        raise DataError(f"{path}: damaged: the {split} offsets do not match its labels and data")
+    bounds = demand_offsets(path, split, offsets, len(labels), len(scan))
     head, data, tail = header.tobytes(), memoryview(scan.tobytes()), trailer.tobytes()
     pixels = np.empty((len(labels), 32, 32, 3), np.uint8)
     for index, (begin, end) in enumerate(pairwise(bounds.tolist())):
         pixels[index] = _decode(b"".join((head, data[begin:end], tail)), f"{path}: {split} image {index}")
     return _assemble(pixels, labels.tolist())
-
-
-def _read_arrays(path: Path, split: str) -> list[npt.NDArray[Any]]:
-    """Return the classes and what else belongs to ``split``, of the right kind and with one dimension each."""
-    integer = np.typecodes["AllInteger"]
-    kinds = {"classes": "U", "header": "B", "trailer": "B"}
-    kinds |= {f"{split}_labels": integer, f"{split}_offsets": integer, f"{split}_scan": "B"}
-    try:
-        with path.open("rb") as stream:  # numpy leaves a damaged file open that it opened itself
-            unpacked = sum(member.file_size for member in zipfile.ZipFile(stream).infolist())
-            if unpacked <= _MAXIMUM_BYTES:
-                stream.seek(0)
-                archive = np.load(stream, allow_pickle=False)
-                arrays = [archive[name] for name in kinds]
-    except Exception as error:  # numpy and zipfile raise whatever the damage leads to
-        cause = str(error) or type(error).__name__
-        raise DataError(f"{path}: damaged, or not a packed CIFAR-10 file: {cause}") from error
-    if unpacked > _MAXIMUM_BYTES:
-        raise DataError(f"{path}: holds {unpacked} bytes when unpacked; allowed are {_MAXIMUM_BYTES}")
-    for (name, kind), array in zip(kinds.items(), arrays, strict=True):
-        if array.ndim != 1 or array.dtype.char not in kind:
-            raise DataError(f"{path}: damaged: {name} is {array.dtype} with {array.ndim} dimensions")
-    return arrays
 
 
 def _torchvision(root: Path, **settings: bool) -> torchvision.datasets.CIFAR10:

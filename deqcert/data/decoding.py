@@ -35,8 +35,8 @@ def opened_image(source: Path | bytes, origin: str, formats: tuple[str, ...] = F
         DataError: It is not a file, is damaged, is not an image of these formats, has more than 89 million pixels or
             more than one frame, or has pixels of 16 or 32 bits.
     """
-    if isinstance(source, Path) and not source.is_file():  # to open a pipe would wait for ever
-        raise DataError(f"{origin}: must be a regular file that exists (no folder, pipe, device or dangling link)")
+    if isinstance(source, Path):
+        demand_file(source, origin)
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
             demand_pixels(image.width, image.height, origin)
@@ -73,6 +73,12 @@ def read_image(source: Path | bytes, origin: str, channels: int = 3, size: int |
     if size is not None and (height, width) != (size, size):
         raise DataError(f"{origin}: {width} x {height} pixels; the network takes {size} x {size}")
     return to_unit_interval(pixels)
+
+
+def demand_file(path: Path, origin: str) -> None:
+    """Raise :class:`DataError` unless ``path`` is a file: to open a pipe would wait for ever."""
+    if not path.is_file():
+        raise DataError(f"{origin}: must be a regular file that exists (no folder, pipe, device or dangling link)")
 
 
 def demand_pixels(width: int, height: int, origin: str) -> None:

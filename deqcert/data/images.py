@@ -62,6 +62,10 @@ class IndexedImages(Dataset[Example], ABC):
     def subset(self, positions: Sequence[int]) -> Self:
         """Return the images at ``positions``, in that order, with their original indices."""
 
+    def usable(self, positions: Sequence[int]) -> Sequence[int]:
+        """Return the ``positions`` without those of images that are to be skipped."""
+        return positions
+
     def augmented(self, seed: int) -> Self:
         """Return the same images, augmented on reading if they are not held in memory."""
         return self

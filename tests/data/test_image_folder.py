@@ -23,7 +23,7 @@ def test_original_index_is_the_position_in_the_sorted_list(make):
     images = make().load_split("test")
     assert images.classes == ("ant", "bee")
     assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert [file.name for file in images.files[:3]] == ["0.jpeg", "1.png", "2.jpeg"]
+    assert images.names[:3] == ["ant/0.jpeg", "ant/1.png", "ant/2.jpeg"]
     chosen = images.subset([4, 1])
     assert [chosen[0][1:], chosen[1][1:]] == [(1, 4), (0, 1)]
     assert torch.equal(chosen[0][0], images[4][0])
@@ -146,7 +146,7 @@ def test_images_of_every_format_that_is_decoded_are_listed(make, image_folder, n
     form = {".gif": "GIF", ".pbm": "PPM"}.get(name[1:].lower(), "JPEG")
     Image.new("1" if form == "PPM" else "L", (40, 20)).save(image_folder / "val" / "ant" / name, form)
     images = make().load_split("test")
-    assert [file.name for file in images.files[:4]] == ["0.jpeg", "1.png", "2.jpeg", name]
+    assert images.names[:4] == ["ant/0.jpeg", "ant/1.png", "ant/2.jpeg", f"ant/{name}"]
     assert images.labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
     assert images[3][0].shape == (3, 16, 16)
 
