@@ -35,6 +35,9 @@ TESTED = {
     "cifar10/mondeq_conv.yaml",
     "cifar10/mdeq_large.yaml",
     "imagenet/mdeq_small.yaml",
+    "imagenet/mdeq_small_cpu.yaml",
+    "tiny_imagenet/mdeq_small.yaml",
+    "tiny_imagenet/mdeq_small_cpu.yaml",
     "cifar10/resnet110.yaml",
     "cifar10/resnet20_cpu.yaml",
     "imagenet/resnet50.yaml",
@@ -115,9 +118,12 @@ def test_fit_convolutions_that_are_certified_without_noise(tmp_path: Path, name:
     assert fit(CONFIGS / "cifar10" / f"{name}.yaml", f"--data.root={tmp_path}") == 0
 
 
-def test_fit_imagenet_small_at_reduced_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["imagenet", "tiny_imagenet"])
+@pytest.mark.parametrize("overlay", ["", "_cpu"])
+def test_fit_imagenet_small_at_reduced_size(name: str, overlay: str, tmp_path: Path) -> None:
     write_images(tmp_path, ["n0", "n1"], 48, ("train", "val"))
     arguments = [
+        f"--config={CONFIGS / name / f'mdeq_small{overlay}.yaml'}",
         f"--data.root={tmp_path}",
         "--data.image_size=32",
         "--data.resize=36",
@@ -127,7 +133,7 @@ def test_fit_imagenet_small_at_reduced_size(tmp_path: Path) -> None:
         "--model.network.num_classes=2",
         "--model.pretraining_gradient.steps=1",
     ]
-    assert fit(CONFIGS / "imagenet" / "mdeq_small.yaml", *arguments) == 0
+    assert fit(CONFIGS / name / "mdeq_small.yaml", *arguments) == 0
 
 
 @pytest.mark.parametrize("overlays", [[], ["cifar10/resnet20_cpu.yaml"]])
