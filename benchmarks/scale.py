@@ -26,14 +26,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from certification_speed import MODELS
 from pages import put, table
+from PIL import Image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.io import write_jpeg
 
 from deqcert.data import ImageFolder
 from deqcert.models import MDEQ
@@ -476,8 +475,8 @@ def decoding() -> float:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "val" / "n0"
         path.mkdir(parents=True)
-        smooth = F.interpolate(torch.rand(1, 3, 25, 33), (375, 500), mode="bicubic")[0].clamp(0, 1)
-        write_jpeg((255 * smooth).to(torch.uint8), str(path / "0.jpg"), quality=90)
+        coarse = np.random.default_rng(0).integers(0, 256, (25, 33, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC).save(path / "0.jpg", quality=90)
         images = ImageFolder(folder, num_classes=1).load_split("test")
         return median_seconds(lambda: images[0], 20)
 

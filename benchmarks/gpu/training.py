@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 import yaml
+from PIL import Image
 from stage import MOST_BYTES, MOST_FILES, REPOSITORY, Part, Result, Setting, Stage
 from torch import Tensor
-from torchvision.io import write_jpeg
 
 from deqcert.checkpoints.architecture import architecture_of
 from deqcert.cli.trainer_verbs import run_trainer_verb
@@ -119,8 +119,8 @@ def generated_images(root: Path) -> Path:
         for name in ("n01443537", "n01629819"):
             (root / split / name).mkdir(parents=True)
             for number in range(4):
-                image = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
-                write_jpeg(image, str(root / split / name / f"{number}.JPEG"))
+                image = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8)
+                Image.fromarray(image.numpy()).save(root / split / name / f"{number}.JPEG")
     return root
 
 
