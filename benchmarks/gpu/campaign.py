@@ -100,7 +100,7 @@ def smoke(out: Path) -> None:
         for page in (PERFORMANCE, LIST):
             (root / page).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / page, root / page)
-        for _ in range(len(STAGES) + 1):  # LARGE takes two runs
+        for _ in range(len(STAGES) + 2):  # train-large and train-tiny take two runs
             stage = chosen("next", root)
             home, work = out / stage.name, Path(folder) / stage.name
             for each in (home, work):
