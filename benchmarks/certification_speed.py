@@ -43,6 +43,22 @@ N0 = 100
 MODELS: dict[str, dict[str, Any]] = {
     "small": {},
     "large": {"channels": (32, 64, 128, 256), "head_channels": (14, 28, 56, 112), "final_channels": 1680},
+    "imagenet": {
+        "channels": (32, 64, 128, 256),
+        "head_channels": (28, 56, 112, 224),
+        "final_channels": 2048,
+        "num_classes": 1000,
+        "image_size": 224,
+        "downsample_times": 2,
+    },
+    "tiny_imagenet": {
+        "channels": (8, 16, 32, 64),
+        "head_channels": (7, 14, 28, 56),
+        "final_channels": 400,
+        "num_classes": 200,
+        "image_size": 64,
+        "downsample_times": 1,
+    },
     "tiny": {"channels": (8, 16), "head_channels": (2, 4), "final_channels": 16, "downsample_times": 2},  # for tests
 }
 CHAIN = Serialized(n0=N0, batch_size=WIDTH, audit=FixedAudit(1))  # an audit of one sample costs nothing
@@ -72,7 +88,7 @@ def load(options: argparse.Namespace) -> tuple[MDEQ, Tensor]:
     network = MDEQ(dropout=0, **MODELS[options.model])
     if options.checkpoint:
         load_network(options.checkpoint, network)
-    image = torch.rand(3, 32, 32)
+    image = torch.rand(3, network.image_size, network.image_size)
     if options.data:
         image = to_unit_interval(CIFAR10(root=options.data).load_split("test")[100][0])
     return network.eval().to(options.device), image.to(options.device)

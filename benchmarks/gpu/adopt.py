@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pages import put, table
 from stage import MOST_BYTES, MOST_FILES, RESULT, Stage, earlier, folder_of
 from training import weights_in
 
@@ -26,6 +26,7 @@ def adopt(folder: Path, root: Path, commit: str, stages: Sequence[Stage]) -> lis
         DataError: They are damaged, of another commit or of no stage that there is.
     """
     content = _read(folder, root, commit, [stage.name for stage in stages])
+    (stage,) = (each for each in stages if each.name == content["stage"])
     written = []
     home = folder_of(root, content["stage"])
     home.mkdir(parents=True, exist_ok=True)
@@ -34,11 +35,11 @@ def adopt(folder: Path, root: Path, commit: str, stages: Sequence[Stage]) -> lis
             shutil.copy(folder / name, home / name)
             written.append(home / name)
     if "checkpoint" in content["state"]:
-        written += _file_checkpoint(folder, root, content)
+        written += _file_checkpoint(folder, root, content, stage)
     abouts = {stage.name: stage.about for stage in stages}
     results = {name: found for name in abouts if (found := earlier(root, name))}
-    _put(root / PERFORMANCE, "gpu", "\n\n".join(_section(abouts[name], each) for name, each in results.items()))
-    _put(root / LIST, "stages", _list(stages, results))
+    put(root / PERFORMANCE, "gpu", "\n\n".join(_section(abouts[name], each) for name, each in results.items()))
+    put(root / LIST, "stages", _list(stages, results))
     return [*written, root / PERFORMANCE, root / LIST]
 
 
@@ -66,7 +67,7 @@ def _read(folder: Path, root: Path, commit: str, names: Sequence[str]) -> dict[s
     return content
 
 
-def _file_checkpoint(folder: Path, root: Path, content: Mapping[str, Any]) -> list[Path]:
+def _file_checkpoint(folder: Path, root: Path, content: Mapping[str, Any], stage: Stage) -> list[Path]:
     state = content["state"]
     home = root / "checkpoints" / state["checkpoint"]
     home.mkdir(parents=True, exist_ok=True)
@@ -83,14 +84,14 @@ def _file_checkpoint(folder: Path, root: Path, content: Mapping[str, Any]) -> li
         f"σ = {state['sigma']}, objective {state['objective']}, {state['epochs']:.1f} epochs in all, trained by",
         "",
         "```bash",
-        f"python benchmarks/gpu/campaign.py --stage {content['stage']} --seconds S --data DATA --out OUT",
+        f"python benchmarks/gpu/campaign.py --stage {stage.name} --seconds S --{stage.data} DATA --out OUT",
         "```",
         "",
         f"at commit {content['commit']} on {content['device']}, torch {content['torch']}, {content['date']}, in runs",
         f"of {', '.join(format(run['seconds'], '.0f') for run in content['runs'])} s. Averaged weights, matrices and",
         "kernels in 16 bits; `weights_only=True` loads it.",
         "",
-        *(line for title, table in content["tables"].items() for line in _markdown(title, table)),
+        *(_markdown(title, found) for title, found in content["tables"].items()),
     ]
     (home / "README.md").write_text("\n".join(lines) + "\n")
     return [home / "model.ckpt", home / "README.md"]
@@ -99,15 +100,14 @@ def _file_checkpoint(folder: Path, root: Path, content: Mapping[str, Any]) -> li
 def _section(about: str, content: Mapping[str, Any]) -> str:
     where = f"{content['device']}, torch {content['torch']}, {content['date']}, commit {content['commit'][:7]}"
     lines = [f"### {content['stage']}", "", f"{about} {where}.", ""]
-    for title, table in content["tables"].items():
-        lines += [*_markdown(title, table), ""]
+    for title, found in content["tables"].items():
+        lines += [_markdown(title, found), ""]
     return "\n".join(lines).strip()
 
 
-def _markdown(title: str, table: Mapping[str, Any]) -> list[str]:
-    columns = [f"{title}: {table['columns'][0]}", *table["columns"][1:]]
-    rows = [columns, ["---", *["---:"] * (len(columns) - 1)], *table["rows"]]
-    return [f"| {' | '.join(row)} |" for row in rows]
+def _markdown(title: str, found: Mapping[str, Any]) -> str:
+    first, *others = found["columns"]
+    return table([f"{title}: {first}", *others], found["rows"])
 
 
 def _list(stages: Sequence[Stage], results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -120,13 +120,3 @@ def _list(stages: Sequence[Stage], results: Mapping[str, Mapping[str, Any]]) -> 
         state = "finished" if content["finished"] else f"begun ({', '.join(content['done']) or 'goes on'})"
         lines.append(f"| {stage.name} | {state} | {content['device']}, {content['date']} | {content['commit'][:7]} |")
     return "\n".join(lines)
-
-
-def _put(path: Path, marker: str, text: str) -> None:
-    """Replace what stands between the comments ``begin marker`` and ``end marker``."""
-    begin, end = f"<!-- begin {marker} -->", f"<!-- end {marker} -->"
-    page = path.read_text()
-    if begin not in page or end not in page:
-        raise DataError(f"{path}: must have the lines {begin} and {end}")
-    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-    path.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", page))

@@ -25,13 +25,25 @@ import torch
 from adopt import LIST, PERFORMANCE, adopt
 from certification import CERTIFY
 from check import CHECK
+from imagenet import IMAGENET
 from speed import SPEED
 from stage import REPOSITORY, Setting, Stage, earlier
-from training import TRAIN_LARGE, TRAIN_MORE, TRAIN_RESNET, TRAIN_SMALL
+from training import TRAIN_LARGE, TRAIN_MORE, TRAIN_RESNET, TRAIN_SMALL, TRAIN_TINY
 
 from deqcert.errors import DeqcertError, SettingError, require
 
-STAGES: tuple[Stage, ...] = (CHECK, SPEED, TRAIN_SMALL, TRAIN_LARGE, TRAIN_RESNET, CERTIFY, *TRAIN_MORE)
+STAGES: tuple[Stage, ...] = (
+    CHECK,
+    SPEED,
+    TRAIN_SMALL,
+    TRAIN_LARGE,
+    TRAIN_RESNET,
+    CERTIFY,
+    *TRAIN_MORE,
+    IMAGENET,
+    TRAIN_TINY,
+)
+DATA = {"data": "CIFAR-10", "tiny": "Tiny-ImageNet, a folder or packed"}
 
 
 def head() -> str:
@@ -59,9 +71,13 @@ def chosen(name: str, root: Path) -> Stage:
 def run(options: argparse.Namespace) -> None:
     """Run one stage."""
     require(options.out is not None, "--out", None, "must be a folder for the results")
-    found = options.data is not None and Path(options.data).exists()
-    require(found, "--data", options.data, "must be root of CIFAR-10, as data.root")
     stage = chosen(options.stage, REPOSITORY)
+    if stage.data is not None:
+        path = getattr(options, stage.data)
+        found = path is not None and Path(path).exists()
+        require(found, f"--{stage.data}", path, f"must be root of {DATA[stage.data]}, as data.root")
+    if options.network is not None:
+        require(Path(options.network).is_file(), "--network", options.network, "must be a checkpoint")
     needs = f"must be at least {stage.seconds:.0f}: what stage {stage.name} needs"
     require(options.seconds >= stage.seconds, "--seconds", options.seconds, needs)
     require(torch.cuda.is_available(), "--stage", stage.name, "needs a GPU; --smoke tries every stage without one")
@@ -70,7 +86,8 @@ def run(options: argparse.Namespace) -> None:
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as work:
-        setting = Setting(REPOSITORY, out, Path(work), str(options.data), "cuda", options.seconds, smoke=False)
+        data, tiny, network = (str(each or "") for each in (options.data, options.tiny, options.network))
+        setting = Setting(REPOSITORY, out, Path(work), data, "cuda", options.seconds, False, tiny, network)
         result = stage.run(setting, commit)
     print(f"{stage.name}: {'finished' if result.finished else 'to go on in another run'}; adopt it by --adopt {out}")
 
@@ -83,7 +100,7 @@ def smoke(out: Path) -> None:
         for page in (PERFORMANCE, LIST):
             (root / page).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(REPOSITORY / page, root / page)
-        for _ in range(len(STAGES) + 1):  # LARGE takes two runs
+        for _ in range(len(STAGES) + 2):  # train-large and train-tiny take two runs
             stage = chosen("next", root)
             home, work = out / stage.name, Path(folder) / stage.name
             for each in (home, work):
@@ -102,7 +119,9 @@ def main(args: Sequence[str] | None = None) -> int:
         "--seconds", type=float, default=480.0, help="time for the stage, results written (%(default)s)"
     )
     parser.add_argument("--out", type=Path, help="folder for the results")
-    parser.add_argument("--data", help="root of CIFAR-10, as data.root")
+    for option, name in DATA.items():
+        parser.add_argument(f"--{option}", help=f"root of {name}, as data.root")
+    parser.add_argument("--network", help="checkpoint of MDEQ-SMALL for ImageNet (default: random weights)")
     parser.add_argument("--commit", help="commit of the code; default: asked of git")
     parser.add_argument("--adopt", type=Path, metavar="OUT", help="file results into the repository")
     parser.add_argument("--smoke", action="store_true", help="try every stage at the size of a test, on the CPU")

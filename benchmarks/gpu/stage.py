@@ -33,6 +33,8 @@ class Setting:
         device: "cuda" or "cpu".
         seconds: Time that the stage has.
         smoke: Whether to run at the size of a test, on embedded data.
+        tiny: Tiny-ImageNet, packed or as folders.
+        network: Checkpoint of MDEQ-SMALL for ImageNet; empty for random weights.
     """
 
     root: Path
@@ -42,6 +44,8 @@ class Setting:
     device: str
     seconds: float
     smoke: bool
+    tiny: str = ""
+    network: str = ""
     started: float = field(default_factory=time.monotonic)
 
     def left(self) -> float:
@@ -121,11 +125,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: its name, its parts in order, and what its tables are about, for the page that they are filed in."""
+    """A stage.
+
+    Attributes:
+        name: Its name.
+        parts: Its parts in order.
+        about: What its tables are about, for the page that they are filed in.
+        data: Name of the option that says where its images are; None if it has none.
+    """
 
     name: str
     parts: tuple[Part, ...]
     about: str
+    data: str | None = "data"
 
     @property
     def seconds(self) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import yaml
+from PIL import Image
 from stage import MOST_BYTES, MOST_FILES, REPOSITORY, Part, Result, Setting, Stage
 from torch import Tensor
 
@@ -32,6 +33,7 @@ class Recipe:
         objective: A file below configs/train/.
         sigma: Standard deviation of the noise.
         epochs: With fewer epochs, all runs together, the next run goes on.
+        data: Option that says where the images are: "data" of CIFAR-10, "tiny" of Tiny-ImageNet.
     """
 
     checkpoint: str
@@ -39,6 +41,7 @@ class Recipe:
     objective: str = "consistency"
     sigma: float = 0.5
     epochs: float = 0.0
+    data: str = "data"
 
     @property
     def implicit(self) -> bool:
@@ -52,7 +55,7 @@ def train(recipe: Recipe, setting: Setting, result: Result) -> bool:
     overlay = setting.work / "overlay.yaml"
     overlay.write_text(yaml.safe_dump(_overlay(recipe, setting, before if before.is_file() else None)))
     names = [recipe.config] + ["cifar10/mdeq_small_cpu.yaml"] * recipe.implicit
-    if setting.smoke:
+    if setting.smoke and recipe.data == "data":
         names = ["digits/mdeq_tiny.yaml", "digits/cheap.yaml"] * recipe.implicit
     names += ["cifar10/gpu.yaml", f"train/{recipe.objective}.yaml"]
     configs = [*(CONFIGS / name for name in names), overlay]
@@ -79,6 +82,9 @@ def _overlay(recipe: Recipe, setting: Setting, weights: Path | None) -> dict[str
     seconds = 1.0 if setting.smoke else setting.left() - _AFTER
     saver = {"dirpath": str(setting.work / "checkpoints"), "save_last": True, "save_top_k": 1}
     data: dict[str, Any] = {"class_path": "deqcert.data.CIFAR10", "init_args": {"root": setting.data}}
+    if recipe.data == "tiny":
+        images = {"root": setting.tiny, "num_workers": 8}
+        data = {"class_path": "deqcert.data.ImageFolder", "init_args": images}
     # Steps with the penalty run uncompiled.
     model: dict[str, Any] = {"sigma": recipe.sigma, "jacobian": {"frequency": 0.05}}
     if weights is not None:
@@ -97,9 +103,25 @@ def _overlay(recipe: Recipe, setting: Setting, weights: Path | None) -> dict[str
     }
     if setting.smoke:
         data = {"class_path": "deqcert.data.Digits", "init_args": {"batch_size": 64}}
+        if recipe.data == "tiny":
+            sizes = {"image_size": 16, "num_classes": 2}
+            images = {"root": str(generated_images(setting.work / "images")), "resize": 16, "batch_size": 4}
+            data = {"class_path": "deqcert.data.ImageFolder", "init_args": images | sizes}
+            model["network"] = {"class_path": "deqcert.models.MDEQ", "init_args": sizes}
         trainer |= {"precision": "32-true", "max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1}
         model |= {"compile_cell": False, "pretraining_steps": 0} | ({} if recipe.implicit else SMOKE_EXPLICIT)
     return {"model": model, "data": data, "trainer": trainer}
+
+
+def generated_images(root: Path) -> Path:
+    """Write two classes of four images each into both splits of a folder; return it."""
+    for split in ("train", "val"):
+        for name in ("n01443537", "n01629819"):
+            (root / split / name).mkdir(parents=True)
+            for number in range(4):
+                image = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8)
+                Image.fromarray(image.numpy()).save(root / split / name / f"{number}.JPEG")
+    return root
 
 
 SMOKE_EXPLICIT: dict[str, Any] = {
@@ -138,7 +160,7 @@ def weights_in(folder: Path) -> dict[str, Tensor]:
 
 
 def _stage(name: str, recipe: Recipe, about: str) -> Stage:
-    return Stage(name, (Part("train", 120, partial(train, recipe)),), about)
+    return Stage(name, (Part("train", 120, partial(train, recipe)),), about, recipe.data)
 
 
 SMALL, LARGE, RESNET = "cifar10/mdeq_small.yaml", "cifar10/mdeq_large.yaml", "cifar10/resnet110.yaml"
@@ -151,6 +173,12 @@ TRAIN_LARGE = _stage(
 )
 TRAIN_RESNET = _stage(
     "train-resnet110", Recipe("cifar10_resnet110_gpu", RESNET, "gaussian"), "ResNet-110, σ = 0.5, Gaussian."
+)
+TRAIN_TINY = _stage(
+    "train-tiny",
+    Recipe("tiny_imagenet_mdeq_small_gpu", "tiny_imagenet/mdeq_small.yaml", epochs=100, data="tiny"),
+    "MDEQ-SMALL of Tiny-ImageNet, σ = 0.5, Consistency; each run starts from the averaged weights of the one before, "
+    "until 100 epochs are reached.",
 )
 TRAIN_MORE = tuple(
     _stage(f"train-small-{name}", Recipe(f"cifar10_mdeq_small_gpu_{checkpoint}", SMALL, objective, sigma), about)

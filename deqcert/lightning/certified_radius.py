@@ -84,10 +84,10 @@ class CertifiedRadius(CertificationCallback):
             compute_groups=False,
         )
         self._certificates: list[Certificate] = []
-        self._costs: list[Cost] = []
+        self._cost = Cost(0, 0, 0, 0, 0, 0.0, 0.0)
         self._board = CertificationBoard(trainer.loggers, run, self._name)
-        for votes in run.done:
-            self._certify(votes)
+        if run.done:
+            self._certify(run.done)
         if trainer.is_global_zero and isinstance(run.method, Smoothed):
             sampling, rule = run.method.sampling, run.method.rule
             largest = sampling.largest_radius(rule, run.method.smoothing.sigma)
@@ -99,7 +99,7 @@ class CertifiedRadius(CertificationCallback):
 
     def on_certify_example_end(self, trainer: Trainer, module: LightningModule, votes: Record) -> None:
         """Update and log the running metrics."""
-        self._certify(votes)
+        self._certify([votes])
         if trainer.is_global_zero:
             metrics = self.running_metrics()
             trainer.progress_bar_metrics.update(metrics)
@@ -107,20 +107,19 @@ class CertifiedRadius(CertificationCallback):
                 logger.log_metrics(metrics, step=len(self._certificates))
             self._board.update(self._certificates)
 
-    def _certify(self, votes: Record) -> None:
-        (certificate,) = certify_all(self._run.method.rule, [votes])
-        self._certificates.append(certificate)
-        self._costs.append(votes.cost)
+    def _certify(self, votes: Sequence[Record]) -> None:
+        certificates = certify_all(self._run.method.rule, votes)
+        self._certificates += certificates
+        self._cost = Cost(*map(sum, zip(self._cost, *(each.cost for each in votes), strict=True)))
         self._metrics.update(
-            prediction=torch.tensor([certificate.prediction]),
-            radius=torch.tensor([certificate.radius], dtype=torch.float64),
-            label=torch.tensor([certificate.label]),
+            prediction=torch.tensor([each.prediction for each in certificates]),
+            radius=torch.tensor([each.radius for each in certificates], dtype=torch.float64),
+            label=torch.tensor([each.label for each in certificates]),
         )
 
     def running_metrics(self) -> dict[str, float]:
         """Return the metrics over all images so far, with the cost per image or noisy sample."""
-        values, images = self._metrics.compute(), len(self._certificates)
-        cost = Cost(*map(sum, zip(*self._costs, strict=True)))
+        values, images, cost = self._metrics.compute(), len(self._certificates), self._cost
         metrics = {
             "certify/acr": float(values["acr"]),
             "certify/abstention": float(values["abstention"]),

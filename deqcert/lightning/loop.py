@@ -22,7 +22,8 @@ from deqcert.lightning.ranks import Watch, joined
 from deqcert.runs import Ledger
 from deqcert.statistics import Record
 
-_POLL_SECONDS = 0.5
+# Between two looks for the votes of others: a twentieth of the time waited so far, within these bounds.
+_POLL_SECONDS, _LONGEST_POLL_SECONDS = 0.5, 10.0
 
 
 class CertificationLoop(_Loop):
@@ -63,6 +64,7 @@ class CertificationLoop(_Loop):
         ledger = Ledger(self.directory, identity)
         with joined(ledger, trainer), torch.no_grad(), trainer.precision_plugin.predict_step_context():
             known, wanted, watch = ledger.votes, set(examples.indices), Watch(trainer, self.patience)
+            missing = wanted - known.keys()
             run = CertificationRun(
                 method=self.method,
                 directory=self.directory,
@@ -77,23 +79,30 @@ class CertificationLoop(_Loop):
             tell = partial(self._notify, "on_certify_forecast") if trainer.is_global_zero else None
             share = Share(examples, own, len(remaining), module.device, tell)
             for votes in self.method.measure(share) if own else ():
-                self._share(ledger, votes, wanted, watch)
-            while self._share(ledger, [], wanted, watch):  # until the other ranks have done theirs
-                time.sleep(_POLL_SECONDS)
+                self._share(ledger, votes, missing, watch)
+            began = time.monotonic()
+            while self._share(ledger, [], missing, watch):  # until the other ranks have done theirs
+                waited = time.monotonic() - began
+                time.sleep(min(max(_POLL_SECONDS, waited / 20), _LONGEST_POLL_SECONDS))
             self._notify("on_certify_end", [known[index] for index in sorted(wanted)])
 
-    def _share(self, ledger: Ledger, own: Sequence[Record], wanted: set[int], watch: Watch) -> int:
-        """Write this rank's votes to the ledger, tell the callbacks of all; return how many images have none yet."""
+    def _share(self, ledger: Ledger, own: Sequence[Record], missing: set[int], watch: Watch) -> int:
+        """Write this rank's votes to the ledger, tell the callbacks of all; return how many images have none yet.
+
+        While they have votes of their own, ranks other than the first do not look for those of others: nobody is told
+        of them, and N ranks that look into N files after each image would keep a file system busy.
+        """
         for votes in own:
             ledger.append(votes)
-        heard = ledger.refresh()
-        for votes in (*own, *(heard if self.trainer.is_global_zero else ())):
-            if votes.index in wanted:
+        first = self.trainer.is_global_zero
+        heard = [] if own and not first else ledger.refresh()
+        for votes in (*own, *(heard if first else ())):
+            if votes.index in missing:
                 self._notify("on_certify_example_end", votes)
-        missing = len(wanted - ledger.votes.keys())
+        missing.difference_update(votes.index for votes in (*own, *heard))
         if missing:
-            watch.check(news=bool(own or heard), missing=missing)
-        return missing
+            watch.check(news=bool(own or heard), missing=len(missing))
+        return len(missing)
 
     def _notify(self, hook: str, argument: CertificationRun | Forecast | Record | Sequence[Record]) -> None:
         for callback in self.trainer.callbacks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from deqcert.errors import LedgerError
@@ -22,12 +23,15 @@ def open_regular(path: Path, flags: int) -> int:
     return descriptor
 
 
-def read_from(path: Path, first: int) -> bytes:
-    """Return the bytes of a regular file from ``first`` on."""
+def lines_from(path: Path, first: int = 0) -> Iterator[bytes]:
+    """Yield the lines of a regular file from byte ``first`` on, without their ends; a torn last one is left out."""
     try:
         with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as stream:
             stream.seek(first)
-            return stream.read()
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    return  # its writer may go on: what stream gives next would begin in the middle
+                yield line[:-1]
     except OSError as error:
         raise LedgerError(f"{path}: cannot be read ({error.strerror})") from error
 

@@ -8,12 +8,13 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from json import dumps, loads
 from pathlib import Path
 from typing import Any
 
 from deqcert.errors import DataError, LedgerError
-from deqcert.runs.disk import open_locked, read_from, sync_directory
+from deqcert.runs.disk import lines_from, open_locked, sync_directory
 from deqcert.runs.lines import (
     SCHEMA,
     START,
@@ -83,7 +84,7 @@ class Ledger:
         path = self.directory / "run.lock"
         descriptor = open_locked(path, os.O_CREAT)
         if descriptor is None:
-            raise self._refusal(f"another run is writing to it ({read_from(path, 0).decode(errors='replace')})")
+            raise self._refusal(f"another run is writing to it ({next(lines_from(path), b'').decode(errors='replace')})")
         try:
             # A rank may outlive the process that launched it for as long as one image takes.
             for file in vote_files(self.directory):
@@ -91,7 +92,7 @@ class Ledger:
                     raise self._refusal(f"another run is writing to it ({file.name}); it may be about to end")
                 os.close(held)
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
             self._make_room()
             yield
         finally:
@@ -100,10 +101,10 @@ class Ledger:
     def _make_room(self) -> None:
         """Remove each file that holds the identity of another run and no measurement."""
         for path in vote_files(self.directory):
-            first, *others = read_from(path, 0).split(b"\n")
-            if len(others) == 1:
+            lines = list(islice(lines_from(path), 2))
+            if len(lines) == 1:
                 with suppress(LedgerError):  # refresh says what is damaged
-                    if first_line_identity(path, first) != self.identity:
+                    if first_line_identity(path, lines[0]) != self.identity:
                         path.unlink()
 
     def refresh(self) -> list[Record]:
@@ -113,12 +114,20 @@ class Ledger:
             LedgerError: A file belongs to another run (the differing settings are named), is damaged or of another
                 schema, or two lines disagree about an image.
         """
-        return [votes for path in vote_files(self.directory) for votes in self._refresh_file(path)]
+        grown = (path for path in vote_files(self.directory) if self._may_have_grown(path))
+        return [votes for path in grown for votes in self._refresh_file(path)]
+
+    def _may_have_grown(self, path: Path) -> bool:
+        """Say whether there is anything to read; asking for a size is cheaper than opening, above all over a network."""
+        try:
+            return path not in self._cursors or path.lstat().st_size != self._cursors[path].bytes
+        except OSError:
+            return True  # reading says what is wrong
 
     def _refresh_file(self, path: Path) -> list[Record]:
         cursor = self._cursors.setdefault(path, _Cursor())
         news: list[Record] = []
-        for line in read_from(path, cursor.bytes).split(b"\n")[:-1]:  # what follows the last line end is torn
+        for line in lines_from(path, cursor.bytes):
             if cursor.lines == 0 and (theirs := first_line_identity(path, line)) != self.identity:
                 differences = "; ".join(identity_differences(theirs, self.identity))
                 advice = "Use another directory, or the settings of that run."

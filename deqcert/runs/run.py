@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from deqcert.errors import DataError, LedgerError, reason
-from deqcert.runs.disk import read_from
+from deqcert.runs.disk import lines_from
 from deqcert.runs.ledger import Ledger, vote_files
 from deqcert.runs.lines import first_line_identity, record_kind, votes_digest
 from deqcert.runs.results import JSON_NAME, certify_all, sealed
@@ -118,8 +118,7 @@ def read_ledger(directory: str | Path) -> Ledger:
         LedgerError: There is no ledger, or it is damaged or of another schema.
     """
     for path in vote_files(Path(directory)):
-        first, end, _ = read_from(path, 0).partition(b"\n")
-        if end:
+        if (first := next(lines_from(path), None)) is not None:
             ledger = Ledger(directory, first_line_identity(path, first))
             ledger.refresh()
             return ledger

@@ -98,10 +98,11 @@ def certificate_findings(run: Run) -> list[str]:
     found = _margin_findings(run) if run.deterministic else _noise_findings(run)
     if run.document is None:
         return found
+    exact = _exact(run)  # reads a file
     return found + [
         f"image {right['index']}: {text}"
         for right, vote in zip(example_records(run.certificates, run.votes), run.votes, strict=True)
-        for text in _differences(run.examples[vote.index], right, _exact(run))
+        for text in _differences(run.examples[vote.index], right, exact)
     ]
 
 

@@ -14,7 +14,7 @@ import torch
 ROOT = Path(__file__).parents[2]
 CAMPAIGN = ROOT / "benchmarks" / "gpu" / "campaign.py"
 STAGES = ["check", "speed", "train-small", "train-large", "train-resnet110", "certify"]
-MORE = ["train-small-0.25", "train-small-1.0", "train-small-smoothadv", "train-small-catrs"]
+MORE = ["train-small-0.25", "train-small-1.0", "train-small-smoothadv", "train-small-catrs", "imagenet", "train-tiny"]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,18 @@ def test_a_stage_goes_on_where_it_ended(smoke):
     assert content["state"]["epochs"] == pytest.approx(sum(float(row[2]) for row in rows), rel=1e-3)
 
 
+def test_imagenet_is_timed_by_every_strategy(smoke):
+    tables = result(smoke, "imagenet")["tables"]
+    sweep, eager, compiled = tables.values()
+    assert [row[0] for row in sweep["rows"]] == ["2", "4"]
+    for table in (eager, compiled):
+        names, each, whole = zip(*(row[:3] for row in table["rows"]), strict=True)
+        assert names == ("standard-14B", "SRS-1B", "SRS-3B", "anchored-3B")
+        full, *audited, anchored = (float(seconds) / 1000 for seconds in each)
+        expected = [10_100 * full, *(10_100 * part + 400 * full for part in audited), 10_100 * anchored]
+        assert [float(seconds) for seconds in whole] == pytest.approx(expected, rel=5e-3)
+
+
 def test_weights_come_home_in_16_bits_and_are_certified_by_the_later_stage(smoke):
     parts = [torch.load(path, weights_only=True) for path in sorted((smoke / "train-small").glob("weights.*.pt"))]
     weights = {name: tensor for part in parts for name, tensor in part.items()}
@@ -87,6 +99,9 @@ def test_what_cannot_be_run_is_refused_before_any_work(campaign, tmp_path, monke
     for arguments, said in (
         (["--stage", "check"], "--out = None"),
         (["--stage", "check", "--out", "x"], "--data = None: must be root of CIFAR-10"),
+        (["--stage", "train-tiny", *data], "--tiny = None: must be root of Tiny-ImageNet"),
+        (["--stage", "imagenet", *data, "--network", "no.ckpt"], "--network = 'no.ckpt': must be a checkpoint"),
+        (["--stage", "imagenet", "--out", str(tmp_path / "out")], "--stage = 'imagenet': needs a GPU"),
         (["--stage", "check", *data, "--seconds", "5"], "--seconds = 5.0: must be at least 90: what stage check needs"),
         (["--stage", "check", *data], "--stage = 'check': needs a GPU"),
         (["--stage", "dance", *data], "--stage = 'dance': must be next or one of check, speed"),

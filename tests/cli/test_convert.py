@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from command_lines import CHECKPOINT, DIGITS, ROOT, certify_command
+from image_folders import write_images
 from safetensors import safe_open
+from torchvision.models import resnet50
 
+from deqcert.checkpoints import load_network
 from deqcert.cli import main
 from deqcert.interchange.mdeq_names import public_name
-from deqcert.models import MDEQ, CifarResNet
+from deqcert.models import MDEQ, CifarResNet, ResNet50
 from deqcert.runs import read_tsv
 
 # Whole runs pass through much code that is not ours.
@@ -110,6 +113,52 @@ def test_a_resnet_is_converted_validated_and_certified_but_not_trained(tmp_path,
     run = [*common, *standard, "--data.max_examples=2", "--ckpt_path=r.ckpt", "--ledger_dir=run"]
     assert main(["certify", *run]) == 0
     assert len(read_tsv("run/certificates.tsv")) == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "size", "classes"),
+    [("1.module.", 32, 2), ("module.", 32, 2), pytest.param("1.module.", 224, 1000, marks=pytest.mark.slow)],
+)
+def test_a_published_resnet_50_becomes_certificates(tmp_path, capsys, before, size, classes):
+    """Saved as Cohen et al. save it, behind a normalization of their own, which has no weights."""
+    torch.manual_seed(0)
+    plain = resnet50(weights=None, num_classes=classes).eval()
+    weights = {f"{before}{name}": tensor for name, tensor in plain.state_dict().items()}
+    torch.save({"epoch": 90, "arch": "resnet50", "state_dict": weights, "optimizer": {"state": {}}}, "noise.pth.tar")
+    names = [f"n{number:08d}" for number in range(classes)]
+    write_images(tmp_path / "images", names[:1], size + 32, ("val",))
+    for name in names[1:]:
+        (tmp_path / "images" / "val" / name).mkdir()
+        os.link(tmp_path / "images" / "val" / names[0] / "00000.jpg", tmp_path / "images" / "val" / name / "0.jpg")
+    common = ["--config", str(ROOT / "configs" / "imagenet" / "resnet50.yaml"), "--data.root=images"]
+    if classes < 1000:
+        common += [f"--{part}.image_size={size}" for part in ("data", "model.network.init_args")]
+        common += [f"--{part}.num_classes={classes}" for part in ("data", "model.network.init_args")]
+        common += [f"--data.resize={size + 4}"]
+    assert main(["convert", "noise.pth.tar", "--to", "ours.ckpt", *common]) == 0
+    assert f"{len(weights)} tensors written" in capsys.readouterr().out
+    network = ResNet50(num_classes=classes, image_size=size).eval()
+    load_network("ours.ckpt", network)
+    x = torch.rand(2, 3, size, size)
+    mean, std = (torch.tensor(each).view(-1, 1, 1) for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), plain((x - mean) / std))
+
+    run = [
+        *common,
+        "--data.max_examples=2",
+        f"--data.skip={classes // 2}",
+        "--data.num_workers=0",
+        "--trainer.accelerator=cpu",
+    ]
+    run += ["--trainer.logger=false", "--sampling.n=100", "--sampling.n0=5", "--ckpt_path=ours.ckpt"]
+    standard, srs = (str(ROOT / "configs" / "certify" / f"{name}.yaml") for name in ("standard", "srs_3a"))
+    assert main(["certify", "--config", standard, *run, "--ledger_dir=run"]) == 0
+    rows = read_tsv("run/certificates.tsv")
+    assert len(rows) == 2
+    capsys.readouterr()
+    assert main(["certify", "--config", srs, *run, "--ledger_dir=other"]) == 2
+    assert "sampling = 'Serialized': needs a DEQ; certify a ResNet50 by Standard" in capsys.readouterr().err
 
 
 def test_what_was_taken_on_trust_is_recorded_and_another_value_is_refused(public, tmp_path, capsys):

@@ -18,7 +18,7 @@ from torch import nn
 from deqcert.data import Digits, TensorImages
 from deqcert.errors import DataError, LedgerError, SettingError
 from deqcert.lightning import CertificationCallback, CertificationProgress, CertifiedRadius
-from deqcert.runs import read_tsv
+from deqcert.runs import Ledger, read_tsv
 from deqcert.smoothing import Execution, Serialized, Smoothing, Standard
 from deqcert.statistics import CertificationRule
 
@@ -204,6 +204,33 @@ def test_rank_zero_hears_of_every_image(tmp_path, expected):
     assert json.loads((tmp_path / "heard0.json").read_text()) == [each.index for each in expected[:5]]
 
 
+def test_other_ranks_look_for_votes_only_once_they_have_done_their_own(tmp_path, monkeypatch):
+    """N ranks that look into N files after each image would keep a file system busy."""
+    events = []
+    original_append, original_refresh = Ledger.append, Ledger.refresh
+
+    def append(self, votes):
+        events.append("append")
+        original_append(self, votes)
+
+    def refresh(self):
+        events.append("refresh")
+        return original_refresh(self)
+
+    class OnDisk(CertificationCallback):
+        def on_certify_end(self, trainer, module, votes):
+            (tmp_path / f"events{trainer.global_rank}.json").write_text(json.dumps(events))
+
+    monkeypatch.setattr(Ledger, "append", append)
+    monkeypatch.setattr(Ledger, "refresh", refresh)
+    certify(tmp_path, 7, devices=2, callbacks=[OnDisk()])
+    own = json.loads((tmp_path / "events1.json").read_text())
+    assert own[:4] == ["append"] * 3 + ["refresh"]
+    assert set(own[4:]) <= {"refresh"}
+    first = json.loads((tmp_path / "events0.json").read_text())
+    assert first[:8] == ["refresh", *["append", "refresh"] * 3, "append"]
+
+
 def test_another_sigma_than_in_training_is_warned_about(tmp_path):
     module = Module()
     module.checkpoint_sigma = 0.25
@@ -251,7 +278,6 @@ def test_another_run_in_the_same_directory_is_refused(tmp_path, changes, field):
 
 def test_a_rank_does_not_wait_for_ever(tmp_path, monkeypatch):
     from deqcert.lightning import loop
-    from deqcert.runs import Ledger
 
     monkeypatch.setattr(loop, "_POLL_SECONDS", 0.01)
     monkeypatch.setattr(Ledger, "append", lambda self, votes: None)  # rank 1's votes never arrive

@@ -10,6 +10,7 @@ import pytest
 
 from deqcert.errors import LedgerError
 from deqcert.runs import Ledger, read_ledger, votes_digest
+from deqcert.runs import ledger as module
 from deqcert.runs.lines import START, seal
 
 IDENTITY = {"sampling": {"sigma": 0.5, "n": 100}, "classifier": {"digest": "abc"}, "device": "cpu"}
@@ -59,6 +60,36 @@ def test_round_trip_of_all_ranks(tmp_path, make_votes):
                 writer.append(expected[index])
     assert {entry.index: entry for entry in ledger.refresh()} == ledger.votes == expected
     assert ledger.refresh() == []
+
+
+def test_only_files_that_have_grown_are_read(tmp_path, make_votes, monkeypatch):
+    """Ten thousand ranks look for news of each other: most files have none."""
+    for rank in range(3):
+        with Ledger(tmp_path, IDENTITY).open(rank) as writer:
+            writer.append(make_votes(rank))
+    ledger, read = Ledger(tmp_path, IDENTITY), []
+    original = module.lines_from
+    monkeypatch.setattr(module, "lines_from", lambda path, first: read.append(path.name) or original(path, first))
+    ledger.refresh()
+    assert read == [f"votes.rank{rank}.jsonl" for rank in range(3)]
+    read.clear()
+    assert ledger.refresh() == read == []
+    path = tmp_path / "votes.rank1.jsonl"
+    before = path.read_bytes()
+    with Ledger(tmp_path, IDENTITY).open(1) as writer:
+        writer.append(make_votes(7))
+    read.clear()
+    whole = path.read_bytes()
+    for size in (len(before) + 1, len(whole) - 1):  # a line that its writer is about to end
+        path.write_bytes(whole[:size])
+        assert ledger.refresh() == []
+    path.write_bytes(whole)
+    assert ledger.refresh() == [make_votes(7)]
+    assert read == ["votes.rank1.jsonl"] * 3
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to("elsewhere")
+    with pytest.raises(LedgerError, match=r"votes\.rank1\.jsonl: cannot be opened"):
+        ledger.refresh()
 
 
 def test_a_residual_of_nan_survives(tmp_path, make_votes):

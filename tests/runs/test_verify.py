@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+from importlib.metadata import version
 
 import pytest
 from certification_runs import ShippedModule, certify
@@ -14,7 +15,7 @@ from sampling_runs import CHECKPOINT
 from deqcert.cli import main
 from deqcert.errors import DataError, LedgerError
 from deqcert.lightning import CertifiedRadius
-from deqcert.runs import read_ledger, read_run, verify_run, votes_digest
+from deqcert.runs import read_ledger, read_run, verify, verify_run, votes_digest
 from deqcert.runs.lines import START, seal, unseal
 from deqcert.runs.results import sealed
 from deqcert.runs.verify import _unknown_classes
@@ -69,6 +70,14 @@ def reseal_ledger(run, change):
         new, sealed = seal(record, sealed)
         content += new
     path.write_bytes(content)
+
+
+def test_versions_are_not_read_again_for_each_image(run, monkeypatch):
+    """Each time takes longer than to certify an image."""
+    asked = []
+    monkeypatch.setattr(verify, "version", lambda name: asked.append(name) or version(name))
+    assert verify_run(run).findings == []
+    assert len(asked) < len(read_run(run).votes)
 
 
 def test_an_untouched_run_follows_from_its_votes(finished):
