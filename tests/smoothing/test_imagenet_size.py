@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tarfile
 from pathlib import Path
 
@@ -10,12 +9,13 @@ import pytest
 import torch
 import yaml
 from certification_runs import ledger_votes, trainer
-from lightning.pytorch import LightningDataModule, LightningModule
-from sampling_runs import measurement, smoothed
+from lightning.pytorch import LightningModule
+from sampling_runs import measurement
 from torchvision.io import decode_image
 from torchvision.transforms.v2.functional import center_crop
 
-from deqcert.data import TensorImages
+from deqcert.data import ImageDataModule, TensorImages
+from deqcert.lightning import CertifiedRadius
 from deqcert.models import MDEQ
 from deqcert.smoothing import Engine, Execution, Serialized, Smoothing, SolvedClassifier, Standard, Stream
 from deqcert.solvers import Anderson, Broyden
@@ -30,7 +30,7 @@ BROYDEN = Broyden(max_steps=4)
 
 @pytest.fixture(scope="module")
 def network():
-    """The network of the configuration with random weights, in a tenth of the classes' number of directions."""
+    """The network of the configuration with random weights, which tell noisy samples apart."""
     config = yaml.safe_load((ROOT / "configs" / "imagenet" / "mdeq_small.yaml").read_text())
     settings = config["model"]["network"]["init_args"]
     settings.pop("solver")
@@ -84,28 +84,29 @@ class Module(LightningModule):
         return self.network(batch[0])
 
 
-class Two(LightningDataModule):
+class Two(ImageDataModule):
+    num_classes, image_size, channels = 1000, 224, 3
+
     def __init__(self, images):
         super().__init__()
         self.images = images
 
-    def predict_dataloader(self):
-        return []
-
-    def certification_set(self):
-        return CERTIFICATION(self.images)
+    def load_split(self, split):
+        return TensorImages(self.images, torch.arange(2), tuple(map(str, range(1000))), "two")
 
 
 @pytest.mark.parametrize("kind", ["standard", "serialized"])
 def test_two_processes_have_the_votes_of_one(tmp_path, network, images, kind):
     sizes = {"n0": 2, "n": 8, "batch_size": 4}
-    sampling = Standard(**sizes) if kind == "standard" else Serialized(**sizes, warmup_steps=3, audit=FixedAudit(4))
-    smoothing = Smoothing(sigma=1.0, solver=BROYDEN)
+    sampling = Standard(**sizes) if kind == "standard" else Serialized(**sizes, warmup_steps=3, audit=FixedAudit(8))
+    smoothing = Smoothing(sigma=1.0, solver=Broyden(max_steps=2))
     for devices in (1, 2):
         rule = CertifiedRadius(alpha=0.4)
         run = trainer(devices, callbacks=[rule])
         run.certify(Module(network), Two(images), smoothing, sampling, ledger_dir=str(tmp_path / str(devices)))
-    one, two = ([measurement(each, "residual") for _, each in sorted(ledger_votes(tmp_path / name).items())] for name in "12")
+    one, two = (
+        [measurement(each, "residual") for _, each in sorted(ledger_votes(tmp_path / name).items())] for name in "12"
+    )
     assert one == two
     assert len(one) == 2
     g = smoothing.of(network)
