@@ -26,7 +26,7 @@ class CertificationProgress(CertificationCallback):
         """Open the bar at what the ledger holds."""
         total, done, hidden = len(run.examples), len(run.done), not trainer.is_global_zero
         self._evaluations = self._samples = 0
-        self._postfix, self._line = "", ((), 0)
+        self._postfix, self._line = "", ""
         for votes in run.done:
             self._add(votes)
         self._bar = tqdm(desc="certify", total=total, initial=done, unit="image", dynamic_ncols=True, disable=hidden)
@@ -47,8 +47,9 @@ class CertificationProgress(CertificationCallback):
         if sys.stderr.isatty():
             self._bar.set_postfix_str(", ".join(filter(None, [self._postfix, str(progress)])))
             return
-        line = progress.indices, int(progress.seconds // _LINE_SECONDS)
-        if line[1] and line != self._line:
+        lines = int(progress.seconds // _LINE_SECONDS)
+        line = f"{lines} {progress.indices}"
+        if lines and line != self._line:
             self._line = line
             tqdm.write(str(progress), file=sys.stderr)
 

@@ -76,11 +76,11 @@ def _evaluated(base: nn.Module, x: Tensor) -> _Evaluated:
         return _Evaluated(allocations.peak, state.nbytes)
 
 
-class _Allocations(TorchDispatchMode):
+class _Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Counts the bytes of all tensors that operations return, as long as these are alive."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = self._alive = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
