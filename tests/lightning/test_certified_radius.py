@@ -391,7 +391,7 @@ def test_the_cost_is_told_before_the_first_image_is_done(tmp_path, capsys, thres
     assert (forecast.nfe_audit > 0) == (kind is Serialized)
     assert forecast.seconds > 0
     assert (forecast.rows, forecast.side_by_side) == (64, 1)
-    assert 64 * 3 * 256 < forecast.memory < 2**20  # an image has 256 bytes, the state 4
+    assert 64 * 2 * 256 < forecast.memory < 2**20  # an image has 256 bytes, the state 4
     printed = capsys.readouterr().out
     largest = sampling.largest_radius(CertificationRule(), 0.5)
     assert f"n = 400 and alpha = 0.001 certify radii up to about {largest:.3g}" in printed
