@@ -27,6 +27,9 @@ class Forecast(NamedTuple):
         samples: Noisy samples per image, at most.
         nfe_fast: Evaluations per noisy sample, for the predictions; ``nfe_audit`` for audit and escalation.
         seconds: Time per image.
+        rows: Maximum number of noisy samples per batch.
+        side_by_side: Images whose samples share batches.
+        memory: Bytes to expect at most on this device, besides the network and libraries.
     """
 
     images: int
@@ -35,6 +38,9 @@ class Forecast(NamedTuple):
     nfe_fast: float
     nfe_audit: float
     seconds: float
+    rows: int
+    side_by_side: int
+    memory: int
 
     def __str__(self) -> str:
         """Say it in one sentence."""
@@ -42,9 +48,11 @@ class Forecast(NamedTuple):
         parts = f" ({self.nfe_fast:.1f} + {self.nfe_audit:.1f} for audit and escalation)" if self.nfe_audit else ""
         total = f"{nfe * self.samples * self.images:.2g} evaluations and {duration(self.seconds * self.own)}"
         shared = "" if self.own == self.images else f", {self.own} of them by this process"
+        beside = f" of {self.side_by_side} images side by side" if self.side_by_side > 1 else ""
         return (
             f"about {nfe:.1f} evaluations per noisy sample{parts} and {duration(self.seconds)} per image: "
-            f"{total} for {self.images} images{shared}"
+            f"{total} for {self.images} images{shared}; batches of {self.rows} noisy samples{beside}, "
+            f"{_two_digits(self.memory / 2**20)} MiB of memory besides the network"
         )
 
 
@@ -86,6 +94,7 @@ class Measurement:
     ) -> None:
         self._sampling, self._g, self._engine, self._tell, self._left = sampling, g, engine, tell, left
         self._side_by_side = len(images)
+        self._memory = engine.memory
         expected = sampling.anticipated(sampling.n, sampling.n, g.sigma)
         sizes = sampling.n0, expected[0].n  # an image may end at the first look
         self._batches = min(1 + _BATCHES, sum(math.ceil(size / sampling.batch_size) for size in sizes))
@@ -119,4 +128,5 @@ class Measurement:
         samples, asked = votes.n0 + votes.n, votes.escalations + votes.examined
         nfe_fast, nfe_audit = self._steps / self._samples, asked * self._steps_of_f / samples
         per_sample = seconds / self._samples * (1 + nfe_audit / nfe_fast)
-        return Forecast(*self._left, samples, nfe_fast, nfe_audit, samples * per_sample)
+        room = self._engine.rows, self._engine.images, self._memory
+        return Forecast(*self._left, samples, nfe_fast, nfe_audit, samples * per_sample, *room)

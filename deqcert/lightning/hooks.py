@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from deqcert.data import CertificationSet
 from deqcert.lightning.forecast import Forecast
 from deqcert.lightning.methods import Method
+from deqcert.lightning.sample_progress import SampleProgress
 from deqcert.statistics import CertificationRule, Record
 
 
@@ -48,6 +49,9 @@ class CertificationCallback(Callback):
 
     def on_certify_forecast(self, trainer: Trainer, module: LightningModule, forecast: Forecast) -> None:
         """Called once on rank 0 after the first batches, unless it has no image left to certify."""
+
+    def on_certify_samples(self, trainer: Trainer, module: LightningModule, progress: SampleProgress) -> None:
+        """Called on rank 0 about once a second while images take longer than that; it may be by another thread."""
 
     def on_certify_example_end(self, trainer: Trainer, module: LightningModule, votes: Record) -> None:
         """Called when the votes (or margins) of one more image are known and safe in a ledger."""

@@ -19,6 +19,7 @@ from deqcert.lightning.hooks import CertificationCallback, CertificationRun
 from deqcert.lightning.identity import run_identity
 from deqcert.lightning.methods import Method, Share
 from deqcert.lightning.ranks import Watch, joined
+from deqcert.lightning.sample_progress import SampleProgress
 from deqcert.runs import Ledger
 from deqcert.statistics import Record
 
@@ -76,8 +77,9 @@ class CertificationLoop(_Loop):
             self._notify("on_certify_start", run)
             remaining = [position for position, index in enumerate(examples.indices) if index not in known]
             own = remaining[trainer.global_rank :: trainer.world_size]
-            tell = partial(self._notify, "on_certify_forecast") if trainer.is_global_zero else None
-            share = Share(examples, own, len(remaining), module.device, tell)
+            told = ("on_certify_forecast", "on_certify_samples") if trainer.is_global_zero else ()
+            tell = (partial(self._notify, hook) for hook in told)
+            share = Share(examples, own, len(remaining), module.device, *tell)
             for votes in self.method.measure(share) if own else ():
                 self._share(ledger, votes, missing, watch)
             began = time.monotonic()
@@ -104,7 +106,9 @@ class CertificationLoop(_Loop):
             watch.check(news=bool(own or heard), missing=len(missing))
         return len(missing)
 
-    def _notify(self, hook: str, argument: CertificationRun | Forecast | Record | Sequence[Record]) -> None:
+    def _notify(
+        self, hook: str, argument: CertificationRun | Forecast | SampleProgress | Record | Sequence[Record]
+    ) -> None:
         for callback in self.trainer.callbacks:
             if isinstance(callback, CertificationCallback):
                 getattr(callback, hook)(self.trainer, self.trainer.lightning_module, argument)

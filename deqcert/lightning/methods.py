@@ -15,6 +15,7 @@ from deqcert.deterministic import Deterministic
 from deqcert.errors import require
 from deqcert.lightning.cautions import warn_of_another_sigma, warned_of_unconverged
 from deqcert.lightning.forecast import Forecast, Measurement
+from deqcert.lightning.sample_progress import SampleCounter, SampleProgress
 from deqcert.smoothing import Sampling, Serialized, Smoothing, Stream
 from deqcert.smoothing.identity import describe
 from deqcert.statistics import CertificationRule, MarginRule, Record
@@ -28,14 +29,16 @@ class Share(NamedTuple):
         positions: Where those of this process are among them, in the order in which they are measured.
         remaining: How many images of the run are not measured yet.
         device: Device of the classifier.
-        tell: Receives a forecast; None where another process makes it.
+        forecast: Receives a forecast; None where another process makes it.
+        progress: Receives from time to time how far the images are; None for nobody.
     """
 
     examples: CertificationSet
     positions: Sequence[int]
     remaining: int
     device: torch.device
-    tell: Callable[[Forecast], None] | None
+    forecast: Callable[[Forecast], None] | None = None
+    progress: Callable[[SampleProgress], None] | None = None
 
     def groups(self, size: int) -> Iterator[tuple[Tensor, list[tuple[int, int]]]]:
         """Yield at most ``size`` images at a time, shape (E, C, H, W), with label and index of each."""
@@ -84,13 +87,16 @@ class Smoothed(Method):
     def measure(self, share: Share) -> Iterator[list[Record]]:
         """Take the votes of images."""
         first = share.examples[share.positions[0]][0].to(share.device)
-        engine, warned, forecast = self.sampling.engine(self._g, first), False, share.tell
+        engine, warned, forecast = self.sampling.engine(self._g, first), False, share.forecast
         for images, labels in share.groups(engine.images):
             streams = [Stream(self.seed, index) for _, index in labels]
             if forecast is not None:
                 left = share.remaining, len(share.positions)
                 Measurement(self.sampling, self._g, engine, images, left, forecast)
                 forecast = None
+            if share.progress is not None:
+                samples = len(labels) * (self.sampling.n0 + self.sampling.n)
+                engine.counter = SampleCounter([index for _, index in labels], samples, share.progress)
             votes = self.sampling.group_votes(self._g, engine, images, streams)
             yield [each._replace(index=i, label=label) for each, (label, i) in zip(votes, labels, strict=True)]
             warned = warned or warned_of_unconverged(engine)

@@ -12,14 +12,18 @@ import torch
 from torch import Tensor
 
 from deqcert.errors import require_count
+from deqcert.smoothing.memory import Footprint
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 # Bytes of state per batch. On a CPU a batch then stays in its caches. On a GPU larger batches are faster up to a GiB
-# (docs/performance.md); a batch takes some 17 times its states, which must fit into half of the memory.
-_STATE_BYTES, _CUDA_STATE_BYTES, _CUDA_SHARE = 3 * 2**20, 2**30, 1 / 40
+# (docs/performance.md).
+_STATE_BYTES, _CUDA_STATE_BYTES = 3 * 2**20, 2**30
 _MINIMUM_ROWS = 8
+
+# Of the free memory of a GPU; the rest is for what kernels allocate for themselves and for gaps between blocks.
+_CUDA_SHARE = 0.8
 
 # Below the largest block that glibc's malloc will keep (mallopt(3), M_MMAP_THRESHOLD).
 _KEPT_BYTES = 31 * 2**20
@@ -30,8 +34,8 @@ class Execution:
     """How noisy samples are spread over batches. Votes depend on it through the rounding of kernels only.
 
     Args:
-        rows: Maximum number of noisy samples per batch, >= 1; null chooses by device and size of the state
-            (docs/performance.md).
+        rows: Maximum number of noisy samples per batch, >= 1; null chooses by device, size of the state
+            (docs/performance.md) and free memory of a GPU (docs/memory.md). Batches that do not fit are halved.
         images: Images side by side, >= 1; their samples share batches. null: one on a CPU, as many as fill a batch
             elsewhere.
         compile: Compile the network with ``torch.compile`` (needs a C++ compiler on a CPU; CUDA graphs on a GPU).
@@ -46,22 +50,31 @@ class Execution:
             if getattr(self, field) is not None:
                 require_count(f"execution.{field}", getattr(self, field), minimum=1)
 
-    def spread(self, state: Tensor | None, width: int) -> tuple[int, int]:
-        """Return how many images go side by side, ``width`` noisy samples of each, and the maximum of rows per batch.
+    def spread(
+        self, state: Tensor | None, width: int, footprint: Footprint | None = None, free: int = 0
+    ) -> tuple[int, int]:
+        """Return how many images go side by side, and the maximum of rows per batch.
 
-        ``state`` is that of one row, shape (1, ...); None for a classifier without one.
+        Args:
+            state: That of one row, shape (1, ...); None for a classifier without one.
+            width: Noisy samples of each image that go side by side.
+            footprint: On a GPU, what a noisy sample takes of the free memory; None on a CPU.
+            free: Bytes of free memory.
         """
         if state is None:
+            images, fitting = self.images or 1, width * (self.images or 1)
+        else:
+            room = _STATE_BYTES if footprint is None else _CUDA_STATE_BYTES
+            fitting = max(_MINIMUM_ROWS, room // state.nbytes)
+            # On a CPU a batch is smaller than a chain.
             images = self.images or 1
-            return images, self.rows or images * width
-        room = _STATE_BYTES
-        if state.is_cuda:
-            memory = torch.cuda.get_device_properties(state.device).total_memory
-            room = min(_CUDA_STATE_BYTES, int(_CUDA_SHARE * memory))
-        fitting = max(_MINIMUM_ROWS, room // state.nbytes)
-        # On a CPU a batch is smaller than a chain.
-        images = self.images or (1 if state.device.type == "cpu" else math.ceil(fitting / width))
-        total = images * width
+        if footprint is not None:
+            usable = int(_CUDA_SHARE * free)
+            fitting = min(fitting, usable // sum(footprint))
+            if state is not None:
+                images = self.images or max(1, math.ceil(fitting / width))
+            fitting = min(fitting, (usable - images * width * footprint.held) // footprint.row)
+        total, fitting = images * width, max(1, fitting)
         return images, self.rows or math.ceil(total / math.ceil(total / fitting))  # batches of equal size
 
 

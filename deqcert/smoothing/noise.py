@@ -76,7 +76,7 @@ def noisy_batches(
     for first in range(0, count, batch_size):
         shape = (min(batch_size, count - first), *image.shape)
         if levels is None:
-            yield image + sigma * torch.randn(shape, generator=generator, device=image.device, dtype=torch.float32)
+            yield image + torch.randn(shape, generator=generator, device=image.device, dtype=torch.float32).mul_(sigma)
         else:
             yield (levels + integer_noise(shape, sigma, generator)).div_(255)
 

@@ -18,6 +18,7 @@ from deqcert.smoothing.engine import Engine, Predictions, count_classes
 from deqcert.smoothing.execution import Execution
 from deqcert.smoothing.noise import Stream
 from deqcert.smoothing.smoothed import SmoothedClassifier
+from deqcert.solvers import Solver
 from deqcert.statistics import CertificationRule, Votes, noise_error
 
 _MAXIMUM = 10**9  # far beyond use, and within what the exact bounds compute
@@ -70,7 +71,12 @@ class Sampling(ABC):
 
     def engine(self, g: SmoothedClassifier, image: Tensor) -> Engine:
         """Prepare f for images like ``image``, shape (C, H, W); see :meth:`SmoothedClassifier.engine`."""
-        return g.engine(image, self.execution, self.batch_size)
+        return g.engine(image, self.execution, self.batch_size, self.proposals)
+
+    @property
+    def proposals(self) -> tuple[Solver, ...]:
+        """Solvers of the strategy's own; none without a chain."""
+        return ()
 
     def aimed_at(self, rule: CertificationRule) -> Sampling:
         """Return the strategy with its audit or stopping rule aimed at the certificates of ``rule``."""
@@ -149,11 +155,18 @@ def sample_under_noise(
     batches: list[list[Predictions]] = [[] for _ in noise]
     going = list(range(len(noise)))
     while samples := [batch for e in going for batch in islice(noise[e], 1)]:
-        predictions = predict(torch.stack(samples, dim=1).flatten(0, 1))
+        predictions = predict(taken(samples, dim=1).flatten(0, 1))
         for place, e in enumerate(going):
             batches[e].append(Predictions(*(tensor[place :: len(going)] for tensor in predictions)))
         going = [e for e in going if enough is None or not enough(e, batches[e])]
     return [Predictions(*(tensor.cpu() for tensor in Predictions.joined(each))) for each in batches]
+
+
+def taken(samples: list[Tensor], dim: int) -> Tensor:
+    """Stack the samples and empty the list: large images need not lie in memory twice."""
+    stacked = torch.stack(samples, dim)
+    samples.clear()
+    return stacked
 
 
 def count_votes(

@@ -19,7 +19,7 @@ from deqcert.seeding import Purpose
 from deqcert.smoothing.base_classifier import solver_name
 from deqcert.smoothing.engine import INVALID, Engine, Predictions, count_classes
 from deqcert.smoothing.noise import Stream, audit_subset
-from deqcert.smoothing.sampling import Sampling, count_votes, sample_under_noise
+from deqcert.smoothing.sampling import Sampling, count_votes, sample_under_noise, taken
 from deqcert.smoothing.smoothed import SmoothedClassifier
 from deqcert.solvers import Anderson, Solver
 from deqcert.statistics import AdaptiveAudit, AuditSize, CertificationRule, FixedAudit, Sides, Votes
@@ -69,6 +69,11 @@ class Serialized(Sampling):
         require(self.precision in precisions, "precision", self.precision, f"must be one of {precisions}")
         samples = self.audit.samples if isinstance(self.audit, FixedAudit) else 0
         require(samples <= self.n, "audit.samples", samples, f"must be at most n = {self.n}")
+
+    @property
+    def proposals(self) -> tuple[Solver, ...]:
+        """See :attr:`Sampling.proposals`."""
+        return self.proposal, Anderson(max_steps=self.warmup_steps)
 
     def aimed_at(self, rule: CertificationRule) -> Serialized:
         """See :meth:`Sampling.aimed_at`."""
@@ -140,7 +145,7 @@ class Serialized(Sampling):
         samples = (sample for each in zip(noise, positions, strict=True) for sample in _picked(*each))
         parts = []
         while batch := list(islice(samples, len(noise) * self.batch_size)):
-            true = engine.predict(torch.stack(batch))
+            true = engine.predict(taken(batch, dim=0))
             parts.append(torch.stack([true.classes, true.steps]).cpu())
         found = torch.cat(parts, dim=1) if parts else torch.zeros(2, 0, dtype=torch.int64)
         return [(classes, steps) for classes, steps in torch.split(found, [len(each) for each in positions], dim=1)]
@@ -212,7 +217,8 @@ class _Chain:
         elif size > filled:
             self._slots = self._slots[torch.arange(size, device=noisy.device) % filled]
         slots = self._slots[:size].flatten(0, 1)
-        solver = Anderson(max_steps=self.settings.warmup_steps) if cold else self.settings.proposal
+        proposal, warmup = self.settings.proposals
+        solver = warmup if cold else proposal
         keep = slots if cold or self.settings.start == "previous" else None
         precision = self.settings.precision
         with nullcontext() if precision is None else torch.autocast(noisy.device.type, getattr(torch, precision)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,10 +142,15 @@ class SmoothedClassifier:
         sampling.demand_decisive(rule)
         return rule.certify(sampling.votes(self, x, stream or Stream.fresh()))
 
-    def engine(self, image: Tensor, execution: Execution = Execution(), width: int = 400) -> Engine:
-        """Check f on noisy samples of an image and prepare it for ``width`` of each such image side by side."""
+    def engine(
+        self, image: Tensor, execution: Execution = Execution(), width: int = 400, proposals: Sequence[Solver] = ()
+    ) -> Engine:
+        """Check f on noisy samples of an image and prepare it for ``width`` of each such image side by side.
+
+        For ``proposals`` see :class:`~deqcert.smoothing.Engine`.
+        """
         samples = next(self.noisy(image, Stream(0, 0), Purpose.CHECK, SAMPLES, SAMPLES))
-        return Engine(checked(self.base, samples, self.sigma), execution, image, width)
+        return Engine(checked(self.base, samples, self.sigma), execution, image, width, proposals)
 
     def noisy(self, x: Tensor, stream: Stream, purpose: Purpose, count: int, batch_size: int) -> Iterator[Tensor]:
         """Return noisy samples of an image, batch by batch; see :func:`~deqcert.smoothing.noise.noisy_batches`."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deqcert.errors import require, require_count
 from deqcert.solvers.base import Iteration, Solver
-from deqcert.solvers.rows import Workspace, inner_products, weighted_sum
+from deqcert.solvers.rows import Workspace, inner_products, select_rows, weighted_sum
 
 
 @dataclass
@@ -43,7 +43,9 @@ class _History(Iteration):
 
     def select(self, rows: Tensor) -> None:
         """Keep the history of these rows."""
-        self.values, self.residuals, self.gram = self.values[:, rows], self.residuals[:, rows], self.gram[rows]
+        filled = min(self.pairs, len(self.values))
+        self.values, self.residuals = (select_rows(each, rows, filled) for each in (self.values, self.residuals))
+        self.gram = self.gram[rows]
 
     def _weights(self, filled: int, newest: int) -> Tensor:
         """Solve (G + ridge I) y = 1 and return α = y / Σy, shape (B, m); all on the ``newest`` where that fails.
@@ -85,10 +87,15 @@ class Anderson(Solver):
         require_count("memory", self.memory, minimum=1)
         require(self.ridge >= 0, "ridge", self.ridge, "must be >= 0")
 
+    @property
+    def history(self) -> int:
+        """See :attr:`Solver.history`."""
+        # A single step mixes nothing and needs no history.
+        return 2 * min(self.memory, self.max_steps) if self.max_steps > 1 else 0
+
     def init(self, start: Tensor, workspace: Workspace) -> Iteration:
         """Begin a solve with empty ring buffers."""
-        # A single step mixes nothing and needs no history.
-        slots = min(self.memory, self.max_steps) if self.max_steps > 1 else 0
-        values, residuals = (workspace.take(f"anderson.{name}", slots, start) for name in ("values", "residuals"))
+        slots = self.history // 2
+        values, residuals = workspace.take(self.history, start).tensor_split(2)
         gram = start.new_zeros(len(start), slots, slots, dtype=torch.float64)
         return _History(values, residuals, gram, self.ridge)

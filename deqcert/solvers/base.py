@@ -93,6 +93,16 @@ class Solver(ABC):
         require(self.stop in get_args(Stop), "stop", self.stop, f"must be one of {get_args(Stop)}")
         require(self.iterate in get_args(Iterate), "iterate", self.iterate, f"must be one of {get_args(Iterate)}")
 
+    @property
+    def history(self) -> int:
+        """How many vectors of the size of the state the method remembers of each row: what memory to expect."""
+        return 0
+
+    @property
+    def vectors(self) -> int:
+        """Those that are held of each row while F is evaluated: the history, start, iterate and best iterate."""
+        return self.history + 2 + (self.iterate == "best")
+
     @abstractmethod
     def init(self, start: Tensor, workspace: Workspace) -> Iteration:
         """Begin one solve from ``start``, shape (B, D); large buffers may come from ``workspace``."""
@@ -127,8 +137,8 @@ class Solver(ABC):
         while calls < limit:
             # F may compute in a lower precision than that of the state (autocast).
             fz = function(rows.iterate.view(-1, *shape)).flatten(1).to(start.dtype)
-            calls += 1
-            evaluations += len(fz)
+            calls, size = calls + 1, len(fz)
+            evaluations += size
             residual = fz - rows.iterate
             # The start is never the best iterate: its residual decides nothing then.
             unrated = best and calls == 1
@@ -136,7 +146,8 @@ class Solver(ABC):
             if best and calls == limit:
                 break
             following = iteration.step(rows.iterate, fz, residual)
-            rows.move(following, -1.0 if unrated else self.tolerance, all_run=watch.exact and running == len(fz))
+            rows.move(following, -1.0 if unrated else self.tolerance, all_run=watch.exact and running == size)
+            del fz, residual, following  # not to be held while F is evaluated
             if unrated:
                 rows.best = rows.iterate
             if calls == limit or (self.tolerance == 0 and not watch.exact):
@@ -147,10 +158,10 @@ class Solver(ABC):
                 continue
             if running == 0:
                 break
-            if restrict is not None and len(fz) // 2 >= max(running, minimum):
+            if restrict is not None and size // 2 >= max(running, minimum):
                 everything = rows.within(everything, places)
                 # The running rows come first; some that have stopped fill up the half.
-                kept = rows.running.to(torch.uint8).argsort(descending=True, stable=True)[: len(fz) // 2]
+                kept = rows.running.to(torch.uint8).argsort(descending=True, stable=True)[: size // 2]
                 rows, places = rows.select(kept), places[kept]
                 iteration.select(kept)
                 function = restrict(places)

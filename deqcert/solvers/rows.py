@@ -19,6 +19,16 @@ def weighted_sum(vectors: Tensor, weights: Tensor) -> Tensor:
         return torch.bmm(weights[:, None].to(vectors.dtype), vectors.transpose(0, 1))[:, 0]
 
 
+def select_rows(vectors: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Move ``rows``, positions of shape (b,), of the first ``count`` vectors to the front; (m, B, D) to (m, b, D).
+
+    The result is a view, so that a history needs no second room while a batch shrinks.
+    """
+    for vector in vectors[:count]:
+        vector[: len(rows)] = vector[rows]
+    return vectors[:, : len(rows)]
+
+
 def _full_precision(tensor: Tensor) -> torch.autocast:
     """Return a context without autocast, which is for evaluations of F: it would round the state itself."""
     return torch.autocast(tensor.device.type, enabled=False)
@@ -28,15 +38,16 @@ class Workspace:
     """Room for the history of a solve that the next solve takes over. For one solve at a time."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, Tensor] = {}
+        self._kept: Tensor | None = None
 
-    def take(self, name: str, vectors: int, start: Tensor) -> Tensor:
+    def take(self, vectors: int, start: Tensor) -> Tensor:
         """Return an uninitialized tensor of shape (vectors, B, D) for a batch like ``start``, shape (B, D)."""
-        kept = self._kept.get(name)
-        shape = (vectors, *start.shape)
-        if kept is None or kept.shape != shape or kept.dtype != start.dtype or kept.device != start.device:
-            kept = self._kept[name] = start.new_empty(shape)
-        return kept
+        kept = self._kept
+        fits = kept is not None and len(kept) >= vectors and kept.shape[1:] == start.shape
+        if kept is None or not fits or kept.dtype != start.dtype or kept.device != start.device:
+            kept = self._kept = None  # before the new room is taken
+            kept = self._kept = start.new_empty(vectors, *start.shape)
+        return kept[:vectors]
 
 
 class RunningRows:

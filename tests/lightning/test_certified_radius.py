@@ -390,6 +390,8 @@ def test_the_cost_is_told_before_the_first_image_is_done(tmp_path, capsys, thres
     assert forecast.nfe_audit == pytest.approx(audit, rel=0.5)
     assert (forecast.nfe_audit > 0) == (kind is Serialized)
     assert forecast.seconds > 0
+    assert (forecast.rows, forecast.side_by_side) == (64, 1)
+    assert 64 * 2 * 256 < forecast.memory < 2**20  # an image has 256 bytes, the state 4
     printed = capsys.readouterr().out
     largest = sampling.largest_radius(CertificationRule(), 0.5)
     assert f"n = 400 and alpha = 0.001 certify radii up to about {largest:.3g}" in printed
@@ -399,10 +401,15 @@ def test_the_cost_is_told_before_the_first_image_is_done(tmp_path, capsys, thres
 
 
 def test_a_forecast_reads_as_a_sentence():
-    forecast = Forecast(images=100, own=50, samples=1100, nfe_fast=3.1, nfe_audit=4.2, seconds=130.0)
+    cost = {"images": 100, "own": 50, "samples": 1100, "nfe_fast": 3.1, "nfe_audit": 4.2, "seconds": 130.0}
+    forecast = Forecast(**cost, rows=50, side_by_side=1, memory=300 * 2**20)
     assert str(forecast) == (
         "about 7.3 evaluations per noisy sample (3.1 + 4.2 for audit and escalation) and 2.2 min per image: "
-        "8e+05 evaluations and 1.8 h for 100 images, 50 of them by this process"
+        "8e+05 evaluations and 1.8 h for 100 images, 50 of them by this process; "
+        "batches of 50 noisy samples, 300 MiB of memory besides the network"
+    )
+    assert "batches of 3200 noisy samples of 8 images side by side, " in str(
+        forecast._replace(rows=3200, side_by_side=8)
     )
 
 

@@ -113,6 +113,28 @@ def test_certify(tmp_path, undisturbed, number, count, record_fault):
     )
 
 
+def test_a_kill_within_an_image_keeps_those_before_it(tmp_path):
+    """Images of a second or more: the second of two is cut off and measured again, with the votes of one run."""
+
+    def run(name: str) -> Ranks:
+        command = certify_command(tmp_path / name, images=2, n=5000, config="standard")
+        return Ranks(1, lambda: main(command), tmp_path / f"{name}.log")
+
+    assert run("whole").wait() == [0]
+    ranks = run("cut")
+    while lines_of(tmp_path / "cut") == 0:
+        assert not ranks.run_for(0.02)
+    assert not ranks.run_for(0.3)
+    assert ranks.kill(signal.SIGKILL) == 1
+    assert ranks.wait() == [-signal.SIGKILL]
+    kept = measured(tmp_path / "cut")
+    assert len(kept) == 1
+    assert run("cut").wait() == [0]
+    assert lines_of(tmp_path / "cut") == 2
+    assert kept.items() < measured(tmp_path / "cut").items()
+    assert measured(tmp_path / "cut") == measured(tmp_path / "whole")
+
+
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     return state

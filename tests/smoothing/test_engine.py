@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+import warnings
+import weakref
 
 import pytest
 import torch
@@ -14,7 +17,9 @@ from deqcert.data import Digits
 from deqcert.errors import SettingError
 from deqcert.models import MDEQ
 from deqcert.smoothing import Engine, Execution, Serialized, SolvedClassifier, Standard, Stream
-from deqcert.solvers import Anderson, Picard
+from deqcert.smoothing.engine import _margins
+from deqcert.smoothing.memory import Footprint, _Allocations, footprint
+from deqcert.solvers import Anderson, Broyden, Picard
 from deqcert.statistics import AdaptiveAudit, FixedAudit
 
 SIZES = {"n0": 10, "n": 60, "batch_size": 16}
@@ -251,7 +256,157 @@ def test_a_compiled_explicit_network():
     assert measured(compiled, g) == measured(Standard(**SIZES), g)
 
 
+# Memory
+
+
+def limited(threshold_deq, limit):
+    class Limited(threshold_deq):
+        """Has no memory for more than ``limit`` rows, which it notices after a few steps; keeps nothing that failed."""
+
+        limit = math.inf
+        failed: tuple[weakref.ref, ...] = ()
+
+        def cell(self, z, injection):
+            assert all(each() is None for each in Limited.failed)
+            if len(z) > Limited.limit and z.any():
+                Limited.failed += (weakref.ref(z),)
+                raise torch.OutOfMemoryError("simulated")
+            return super().cell(z, injection)
+
+    network = Limited(threshold=0.62)
+    return network, lambda: setattr(Limited, "limit", limit)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("strategy", [STRATEGIES[0], STRATEGIES[1], STRATEGIES[3]], ids=["standard", "srs", "clean"])
+def test_a_batch_that_does_not_fit_is_halved_with_the_same_votes(threshold_deq, two_threads, strategy, threads):
+    torch.set_num_threads(threads)
+    network, restrict = limited(threshold_deq, 5)
+    g = smoothed(network, solver=Picard(max_steps=9))
+    expected = measured(dataclasses.replace(strategy, execution=Execution(rows=4)), g)
+    engine = dataclasses.replace(strategy, execution=Execution(rows=16)).engine(g, IMAGES[0])
+    restrict()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        votes = [strategy.group_votes(g, engine, IMAGES[i : i + 1], [Stream(0, INDICES[i])])[0] for i in range(5)]
+    assert [measurement(each, "residual") for each in votes] == expected
+    assert len({str(each["estimation"]) for each in expected}) > 1
+    # Selection has 10 samples, less than a batch.
+    sizes = [re.findall(r"\d+", str(each.message)) for each in caught]
+    assert sizes == [["10", "5"]]
+    assert engine.rows == 5
+
+
+@pytest.mark.parametrize("rows", [7, 1000])
+def test_the_start_is_still_there_when_the_last_allocation_fails(g, monkeypatch, rows):
+    strategy = Serialized(**SIZES, audit=FixedAudit(40), execution=Execution(rows=rows))
+    expected = measured(strategy, g)
+
+    def margins(logits):
+        if len(logits) > 6:
+            raise torch.OutOfMemoryError("simulated")
+        return _margins(logits)
+
+    monkeypatch.setattr("deqcert.smoothing.engine._margins", margins)
+    with pytest.warns(UserWarning, match="noisy samples per batch; going on with"):
+        assert measured(strategy, g) == expected
+
+
+def test_a_row_that_does_not_fit_is_an_error(threshold_deq):
+    network, restrict = limited(threshold_deq, 0)
+    strategy = Standard(**SIZES)
+    g = smoothed(network)
+    engine = strategy.engine(g, IMAGES[0])
+    restrict()
+    halved = pytest.warns(UserWarning, match="Out of memory with 2 noisy samples per batch; going on with 1")
+    with halved, pytest.raises(SettingError, match=r"^execution\.rows = 1: not even one noisy"):
+        strategy.group_votes(g, engine, IMAGES[:1], [Stream(0, 0)])
+
+
+@pytest.mark.slow
+def test_compiled_batches_are_halved(g, monkeypatch):
+    strategy = Standard(**SIZES, execution=Execution(compile=True, rows=16))
+    expected = measured(Standard(**SIZES), g)
+
+    def margins(logits):
+        if len(logits) > 8:
+            raise torch.OutOfMemoryError("simulated")
+        return _margins(logits)
+
+    monkeypatch.setattr("deqcert.smoothing.engine._margins", margins)
+    with pytest.warns(UserWarning, match="Out of memory with 10 noisy samples per batch; going on with 5"):
+        assert measured(strategy, g) == expected
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize("free", [2 * GIB, 16 * GIB, 80 * GIB, 1000 * GIB])
+@pytest.mark.parametrize("width", [50, 400])
+@pytest.mark.parametrize("size", [15_360, 188_160])
+def test_batches_fit_into_the_free_memory_of_a_gpu(free, width, size):
+    state = torch.empty(1, size)
+    footprint = Footprint(row=20 * state.nbytes, held=3 * state.nbytes)
+    images, rows = Execution().spread(state, width, footprint, free)
+    assert 1 <= rows <= images * width
+    assert rows * footprint.row + images * width * footprint.held <= free
+    assert rows * state.nbytes <= GIB
+    larger = Execution(images=images).spread(state, width, footprint, 2 * free)[1]
+    assert rows <= larger
+    if free == 1000 * GIB:
+        assert rows * state.nbytes > GIB / 3  # the limit is then the size that is fast
+    assert Execution(rows=7, images=3).spread(state, width, footprint, free) == (3, 7)
+
+
+def test_a_gpu_without_free_memory_is_tried_with_one_row():
+    footprint = Footprint(row=20 * 2**20, held=2**20)
+    assert Execution().spread(torch.empty(1, 2**18), 400, footprint, 10 * 2**20) == (1, 1)
+    assert Execution().spread(None, 400, footprint, 2**30) == (1, 20)  # 0.8 GiB less what waits
+
+
+@pytest.mark.parametrize(
+    ("solver", "proposals"),
+    [
+        (Broyden(max_steps=14), ()),
+        (Broyden(max_steps=3, iterate="last"), ()),
+        (Anderson(max_steps=30), ()),
+        (Picard(max_steps=3), ()),
+        (Anderson(max_steps=3), (Broyden(max_steps=8),)),
+    ],
+    ids=["14B", "3B-last", "30A", "3N", "8B on 3A"],
+)
+def test_the_footprint_is_what_a_solve_allocates(solver, proposals):
+    """Predictions of 32 samples, with everything that they need besides the network, the images and the chain."""
+    network, image = shipped_network().for_inference(), IMAGES[0]
+    base = SolvedClassifier(network, solver)
+    found = footprint(base, image, proposals)
+    state = 8 * 8 * 8 + 16 * 4 * 4
+    assert found.held == (3 if proposals else 2) * image.nbytes + (4 * state if proposals else 0)
+    engine, x = Engine(base, Execution(rows=32), image, 32), IMAGES[0].repeat(32, 1, 1, 1)
+    with _Allocations() as allocations:
+        engine.predict(x, *proposals)
+    assert 0.9 * allocations.peak < 32 * found.row < 1.25 * allocations.peak
+
+
 # On a GPU, where there is one.
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Out of memory")
+@pytest.mark.parametrize("strategy", STRATEGIES[:2], ids=["standard", "srs"])
+def test_a_gpu_short_of_memory_gives_the_same_votes(strategy):
+    g = smoothed(shipped_network().cuda())
+    streams = [Stream(0, index) for index in INDICES]
+    expected = [measurement(each, "residual") for each in group_votes_of(strategy, g, IMAGES.cuda(), INDICES)]
+    engine = strategy.engine(g, IMAGES[0].cuda())
+    total = torch.cuda.mem_get_info()[1]
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**22) / total)
+    try:
+        votes = strategy.group_votes(g, engine, IMAGES.cuda(), streams)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert [measurement(each, "residual") for each in votes] == expected
 
 
 @pytest.mark.gpu

@@ -95,8 +95,8 @@ def test_what_a_workspace_holds_does_not_matter(solver: Solver) -> None:
         solution = solver.solve(Rows(), START, workspace=workspace)
         assert torch.equal(solution.steps, expected.steps)
         assert torch.equal(solution.value.nan_to_num(7.0), expected.value.nan_to_num(7.0))
-        for kept in workspace._kept.values():
-            kept.fill_(torch.nan)
+        if solver.history:
+            workspace._kept.fill_(torch.nan)
     # Other shapes and precisions get room of their own.
     part = solver.solve(Rows(torch.arange(4, 9)), START[4:9], workspace=workspace)
     assert torch.equal(part.steps, expected.steps[4:9])

@@ -10,10 +10,12 @@ import scipy.optimize
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampling_runs import shipped_network
 from torch import Tensor
 
 from deqcert.errors import SettingError
-from deqcert.solvers import Anderson, Broyden, Picard, Solver
+from deqcert.models import MDEQInjection
+from deqcert.solvers import Anderson, Broyden, Picard, Solver, Workspace
 
 SEEDS = st.integers(0, 2**32 - 1)
 quickly = settings(max_examples=25, deadline=None)
@@ -235,6 +237,75 @@ def test_broyden_returns_the_textbook_iterate_at_k_evaluations(k):
             lambda z, one=one: one(torch.from_numpy(z)[None])[0].numpy(), problem.start[row].numpy(), k
         )
         np.testing.assert_allclose(solution.value[row].numpy(), expected, rtol=1e-8, atol=1e-8)
+
+
+def explicit_broyden(gaps: list[np.ndarray]) -> tuple[np.ndarray, list[int]]:
+    """Return the sum of all moves for the given values of G, from the explicit inverse, and where it began anew."""
+    inverse, total, anew = -np.eye(len(gaps[0])), np.zeros(len(gaps[0])), []
+    move = gap = None
+    for number, new_gap in enumerate(gaps):
+        if move is not None:
+            change = new_gap - gap
+            denominator = move @ inverse @ change
+            if abs(denominator) > 1e-12 * (move @ move):
+                inverse = inverse + np.outer(move - inverse @ change, move @ inverse) / denominator
+            else:
+                inverse, anew = -np.eye(len(gap)), [*anew, number]
+        move, gap = -inverse @ new_gap, new_gap
+        total = total + move
+    return total, anew
+
+
+def test_a_row_of_broyden_begins_anew_by_itself():
+    generator = np.random.default_rng(5)
+    gaps = generator.normal(size=(9, 3, 12))
+    gaps[3, 1] = 0.0  # after a fixed point that is none any more: the move before the next change is zero
+    for row, calls in ((0, (0, 1)), (2, (4, 5))):
+        # The change is orthogonal to what the inverse makes of the move, whatever that is after a restart.
+        gaps[calls[0] - 1 if calls[0] else 0, row] = 0.0
+        gaps[calls[0], row], gaps[calls[1], row] = np.eye(12)[0], np.eye(12)[0] + np.eye(12)[1]
+    given = iter(torch.from_numpy(gaps))
+    solver = Broyden(max_steps=9, iterate="last", stop="absolute", tolerance=0.0)
+    iteration = solver.init(torch.zeros(3, 12, dtype=torch.float64), Workspace())
+    z = torch.zeros(3, 12, dtype=torch.float64)
+    for gap in given:
+        z = iteration.step(z, z + gap, gap)
+    restarts = []
+    for row in range(3):
+        expected, anew = explicit_broyden(list(gaps[:, row]))
+        restarts.append(anew)
+        np.testing.assert_allclose(z[row].numpy(), expected, rtol=1e-9, atol=1e-9)
+    assert all(restarts)
+    assert len({tuple(each) for each in restarts}) > 1
+
+
+@pytest.mark.parametrize("k", [1, 2, 6, 14])
+def test_broyden_takes_the_steps_of_scipy_on_a_multiscale_network(k):
+    network = shipped_network().double()
+    x = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        injection = network.inject(x)
+        start = network.initial_state(injection)
+        solution = Broyden(max_steps=k, iterate="last").solve(lambda z: network.cell(z, injection), start)
+
+        for row in range(3):
+            alone = MDEQInjection(injection.features[row : row + 1], None)
+
+            def gap(z, alone=alone):
+                state = torch.from_numpy(z)[None]
+                return (network.cell(state, alone) - state)[0].numpy()
+
+            # alpha = 1 begins with the Jacobian -I, as we do.
+            expected = scipy.optimize.broyden1(gap, start[row].numpy(), iter=k, alpha=1.0, line_search=None)
+            np.testing.assert_allclose(solution.value[row].numpy(), expected, rtol=0, atol=1e-8)
+
+
+def test_broyden_remembers_one_vector_per_step_but_the_last():
+    workspace, start = Workspace(), torch.zeros(2, 7)
+    Broyden(max_steps=14).solve(torch.cos, start, workspace=workspace)
+    assert workspace.take(13, start).untyped_storage().nbytes() == 13 * start.nbytes
+    assert (Broyden(max_steps=14).vectors, Broyden(max_steps=14, iterate="last").vectors) == (16, 15)
+    assert (Anderson(max_steps=30).vectors, Anderson(max_steps=3).vectors, Picard().vectors) == (14, 8, 2)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
