@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deqcert.errors import SettingError
 from deqcert.models import compile_deq
 from deqcert.smoothing.base_classifier import SolvedClassifier
-from deqcert.smoothing.execution import Execution, Workers
+from deqcert.smoothing.execution import FREE_BYTES, Execution, Workers
 from deqcert.smoothing.memory import Footprint, footprint, free_memory
 from deqcert.solvers import Solver, Workspace
 
@@ -79,8 +79,9 @@ class Engine:
         if isinstance(base, SolvedClassifier):
             with torch.no_grad():
                 self.state = base.network.initial_state(base.network.inject(image[None]))
-        on_gpu = (self.footprint, free_memory(image.device)) if image.is_cuda else ()
-        self.images, self.rows = execution.spread(self.state, width, *on_gpu)
+        free = free_memory(image.device) if image.is_cuda else FREE_BYTES
+        limited = image.is_cuda or self.state is None
+        self.images, self.rows = execution.spread(self.state, width, *((self.footprint, free) if limited else ()))
         self._workers: Workers | None = None
         self._halving = threading.Lock()
         self._workspace = _Workspaces()

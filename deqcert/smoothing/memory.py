@@ -43,7 +43,7 @@ def footprint(base: nn.Module, image: Tensor, proposals: Sequence[Solver] = ()) 
         proposals: Solvers of the chain besides that of f; none without a chain.
     """
     one, two = (_evaluated(base, image.expand(rows, *image.shape)) for rows in (1, 2))
-    row, images = two.peak - one.peak, _COPIES_AUDITED if proposals else _COPIES
+    row, images = max(1, two.peak - one.peak), _COPIES_AUDITED if proposals else _COPIES
     if not isinstance(base, SolvedClassifier):
         return Footprint(row, images * image.nbytes)
     vectors = max(solver.vectors for solver in (base.solver, *proposals))

@@ -318,9 +318,11 @@ def test_a_row_that_does_not_fit_is_an_error(threshold_deq):
     g = smoothed(network)
     engine = strategy.engine(g, IMAGES[0])
     restrict()
-    halved = pytest.warns(UserWarning, match="Out of memory with 2 noisy samples per batch; going on with 1")
-    with halved, pytest.raises(SettingError, match=r"^execution\.rows = 1: not even one noisy"):
-        strategy.group_votes(g, engine, IMAGES[:1], [Stream(0, 0)])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(SettingError, match=r"^execution\.rows = 1: not even one noisy"):
+            strategy.group_votes(g, engine, IMAGES[:1], [Stream(0, 0)])
+    assert "Out of memory with 2 noisy samples per batch; going on with 1" in str(caught[-1].message)
 
 
 @pytest.mark.slow
