@@ -1,7 +1,7 @@
 """Gradient estimators on MDEQ-SMALL: time and memory of a training step, and the direction of their gradients.
 
     python benchmarks/gradient_estimators.py [--data DATA] [--checkpoint MODEL.ckpt] [--device cuda]
-    python benchmarks/gradient_estimators.py --network imagenet --batch 2
+    python benchmarks/gradient_estimators.py --model imagenet --batch 2
 
 Prints a Markdown table. A step is forward solve, cross-entropy and backward pass, under noise and without dropout; its
 times are medians of this one run, taken in turn (CPU time without a GPU). The cosine is to the converged implicit
@@ -16,10 +16,10 @@ import argparse
 import multiprocessing
 import resource
 import statistics
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from certification_speed import MODELS
 from clock import Clock
 from torch import Tensor
 
@@ -31,18 +31,6 @@ from deqcert.models import MDEQ
 from deqcert.solvers import Anderson, Broyden, Solution, Solver
 
 SIGMA = 0.5
-NETWORKS: dict[str, dict[str, Any]] = {
-    "cifar10": {"dropout": 0.0},
-    "imagenet": {
-        "channels": (32, 64, 128, 256),
-        "head_channels": (28, 56, 112, 224),
-        "final_channels": 2048,
-        "num_classes": 1000,
-        "image_size": 224,
-        "downsample_times": 2,
-        "dropout": 0.0,
-    },
-}
 PUBLISHED = Broyden(max_steps=8, tolerance=1e-3)
 CONVERGED = Broyden(max_steps=100, tolerance=1e-6)
 REACHED = 1e-4  # relative residual
@@ -92,8 +80,12 @@ class Step:
         return clock.lap()
 
 
-def random_step(settings: dict[str, Any], batch: int, device: str) -> Step:
-    network = MDEQ(**settings)
+def untrained(model: str) -> MDEQ:
+    return MDEQ(**MODELS[model], dropout=0)
+
+
+def random_step(model: str, batch: int, device: str) -> Step:
+    network = untrained(model)
     images, labels = random_batch(network, batch)
     return Step(network.to(device), images.to(device), labels.to(device))
 
@@ -103,16 +95,16 @@ def random_batch(network: MDEQ, batch: int) -> tuple[Tensor, Tensor]:
     return torch.rand(batch, 3, size, size), torch.randint(network.num_classes, (batch,))
 
 
-def peak_memory(name: str, settings: dict[str, Any], batch: int, device: str) -> float:
+def peak_memory(name: str, model: str, batch: int, device: str) -> float:
     """Return by how many MiB one step raises the peak: of the allocator on CUDA, of the process elsewhere."""
-    step = random_step(settings, batch, device)
+    step = random_step(model, batch, device)
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step.train(ESTIMATORS[name])
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     # What libraries keep from their first use on is not the step's.
-    random_step(NETWORKS["cifar10"], 2, device).train(OneStep())
+    random_step("small", 2, device).train(OneStep())
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step.train(ESTIMATORS[name])
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
@@ -128,8 +120,8 @@ def load_batch(root: str | None, network: MDEQ, batch: int, device: str) -> tupl
     return (images + SIGMA * torch.randn_like(images)).to(device), labels.to(device)
 
 
-def trained_network(settings: dict[str, Any], checkpoint: str | None, device: str) -> MDEQ:
-    network = MDEQ(**settings)
+def trained_network(model: str, checkpoint: str | None, device: str) -> MDEQ:
+    network = untrained(model)
     if checkpoint is not None:
         load_network(checkpoint, network)
     return network.train().to(device)
@@ -154,20 +146,21 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--network", choices=NETWORKS, default="cifar10", help="MDEQ-SMALL of which data")
+    parser.add_argument("--model", choices=MODELS, default="small")
     parser.add_argument("--checkpoint", help="its weights; untrained without")
     parser.add_argument("--data", help="root of CIFAR-10, as data.root; random images without")
     options = parser.parse_args()
-    if options.data is not None and options.network != "cifar10":
-        parser.error("--data is for --network cifar10")
-    settings = NETWORKS[options.network]
+    if options.data is not None and MODELS[options.model].get("image_size", 32) != 32:
+        parser.error("--data is for models of CIFAR-10")
 
     # Before anything is loaded: a process begins with the peak of the one that started it.
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        memory = {name: pool.apply(peak_memory, (name, settings, options.batch, options.device)) for name in ESTIMATORS}
+        memory = {
+            name: pool.apply(peak_memory, (name, options.model, options.batch, options.device)) for name in ESTIMATORS
+        }
 
     torch.manual_seed(0)
-    network = trained_network(settings, options.checkpoint, options.device)
+    network = trained_network(options.model, options.checkpoint, options.device)
     step = Step(network, *load_batch(options.data, network, options.batch, options.device))
     rounds = [{name: step.seconds(ESTIMATORS[name]) for name in ESTIMATORS} for _ in range(options.repeats + 1)]
     times = {name: statistics.median(taken[name] for taken in rounds[1:]) for name in ESTIMATORS}
