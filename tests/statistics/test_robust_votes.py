@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.stats import binom, norm
@@ -33,14 +33,19 @@ def test_a_half_space_is_certified_exactly(distance, sigma, margin):
 
 
 @given(low=st.floats(0, 2), high=st.floats(0, 2), sigma=SIGMAS, share=st.floats(0, 1))
+@example(low=0.0, high=1.0, sigma=0.0625, share=0.875)
 def test_an_interval_never_loses_its_class_within_the_radius(low, high, sigma, share):
     """f = A on [−low, high], the image being 0: the radius that holds is that of the nearer side."""
 
+    def probability(a, b):
+        a, b = a / sigma, b / sigma
+        return norm.sf(a) - norm.sf(b) if a > 0 else norm.cdf(b) - norm.cdf(a)  # without cancellation in the tails
+
     def p_a(x):
-        return norm.cdf((high - x) / sigma) - norm.cdf((-low - x) / sigma)
+        return probability(-low - x, high - x)
 
     margin = share * (low + high) / 2
-    p = norm.cdf((high - margin) / sigma) - norm.cdf((-low + margin) / sigma)
+    p = probability(-low + margin, high - margin)
     p = min(max(p, 0.0), 1 - 1e-9)  # a lower bound, with a finite quantile
     certified = radius(p, sigma, margin)
     if p_a(0) <= 0.5:
