@@ -129,6 +129,7 @@ def test_fit_imagenet_small_at_reduced_size(name: str, overlay: str, tmp_path: P
         "--data.resize=36",
         "--data.num_classes=2",
         "--data.num_workers=0",
+        "--data.validation_size=0",
         "--model.network.image_size=32",
         "--model.network.num_classes=2",
         "--model.pretraining_gradient.steps=1",
