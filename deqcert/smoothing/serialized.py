@@ -72,7 +72,7 @@ class Serialized(Sampling):
 
     @property
     def proposals(self) -> tuple[Solver, ...]:
-        """See :attr:`Sampling.proposals`."""
+        """The solver of the warm-started steps, and that of the first batch."""
         return self.proposal, Anderson(max_steps=self.warmup_steps)
 
     def aimed_at(self, rule: CertificationRule) -> Serialized:

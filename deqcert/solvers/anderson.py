@@ -89,7 +89,7 @@ class Anderson(Solver):
 
     @property
     def history(self) -> int:
-        """See :attr:`Solver.history`."""
+        """Values of F and residuals of the pairs that are mixed: two vectors of each row for each pair."""
         # A single step mixes nothing and needs no history.
         return 2 * min(self.memory, self.max_steps) if self.max_steps > 1 else 0
 

@@ -85,7 +85,7 @@ class Broyden(Solver):
 
     @property
     def history(self) -> int:
-        """See :attr:`Solver.history`."""
+        """The moves: max_steps − 1 vectors of each row."""
         return self.max_steps - 1
 
     def init(self, start: Tensor, workspace: Workspace) -> Iteration:
