@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -43,6 +43,23 @@ _EVALUATED = (
 
 _SHAPE = {"num_classes": "num_classes", "image_size": "image_size", "image_channels": "channels"}
 """Attributes of a network and of a data module that must be equal."""
+
+
+class _Kept:
+    """A function that copies of the module share.
+
+    Weight averaging copies modules, and what the command line binds to an optimizer leads to the trainer and its
+    processes, which cannot be copied.
+    """
+
+    def __init__(self, function: OptimizerCallable) -> None:
+        self.function = function
+
+    def __call__(self, parameters: Iterable[Any]) -> torch.optim.Optimizer:
+        return self.function(parameters)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Kept:
+        return self
 
 
 class DEQClassifier(LightningModule):
@@ -101,7 +118,7 @@ class DEQClassifier(LightningModule):
         self.pretraining_steps = pretraining_steps
         self.pretraining_gradient = pretraining_gradient
         self.jacobian = jacobian
-        self.optimizer_callable = optimizer
+        self.optimizer_callable = _Kept(optimizer)
         self.schedule = schedule
         self.weights = weights
         self.guard = NonFiniteGuard(max_skipped_steps)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -210,6 +212,16 @@ def test_checkpoints_hold_the_averaged_weights_and_resume_exactly(tmp_path):
         torch.load(tmp_path / folder / "step=7.ckpt", weights_only=True)["state_dict"] for folder in ("whole", "rest")
     )
     assert same(first, second)
+
+
+def test_weights_are_averaged_whatever_the_optimizer_is_bound_to():
+    # As the command line does it: what it binds leads to the processes of DDP.
+    def adam(lock, parameters):
+        return torch.optim.Adam(parameters)
+
+    module = model(gradient=OneStep(), optimizer=partial(adam, threading.Lock()))
+    fit(module, 2, callbacks=[EMAWeightAveraging(decay=0.5)])
+    assert module.optimizer_callable(module.parameters()).defaults["lr"] == 1e-3
 
 
 # Schedule.
