@@ -13,6 +13,7 @@ from certification_runs import ledger_votes, trainer
 from lightning.pytorch import LightningModule
 from PIL import Image
 from sampling_runs import measurement
+from scipy_solves import broyden_by_scipy
 from torchvision.transforms.v2.functional import center_crop
 
 from deqcert.data import ImageDataModule, TensorImages
@@ -29,14 +30,18 @@ SAMPLE = ROOT.parent / "shared" / "data" / "imagenet_sample_256.tar"
 BROYDEN = Broyden(max_steps=4)
 
 
-@pytest.fixture(scope="module")
-def network():
-    """The network of the configuration with random weights, which tell noisy samples apart."""
+def configured(**changed):
     config = yaml.safe_load((ROOT / "configs" / "imagenet" / "mdeq_small.yaml").read_text())
     settings = config["model"]["network"]["init_args"]
     settings.pop("solver")
+    return MDEQ(**settings | changed).eval()
+
+
+@pytest.fixture(scope="module")
+def network():
+    """The network of the configuration with random weights, which tell noisy samples apart."""
     torch.manual_seed(0)
-    network = MDEQ(**settings).eval()
+    network = configured()
     # The published initialization is so small that all logits are those of the bias.
     for part in (network.stem, network.mdeq_head):
         for weight in part.parameters():
@@ -116,3 +121,15 @@ def test_two_processes_have_the_votes_of_one(tmp_path, network, images, kind):
     g = smoothing.of(network)
     alone = sampling.votes(g, images[1] / 255, Stream(0, 1))
     assert measurement(alone._replace(index=1, label=1), "residual") == one[1]
+
+
+@pytest.mark.parametrize("k", [3, 8])
+def test_broyden_takes_the_steps_of_scipy_on_a_crop(network, images, k):
+    precise = configured(image_size=32)
+    precise.load_state_dict(network.state_dict())
+    precise.double()
+    crop = images[:1, :, 96:128, 96:128].double() / 255
+    _, solution = precise.solve(crop, Broyden(max_steps=k, iterate="last"))
+    expected = broyden_by_scipy(precise, crop, k)
+    assert solution.value.numel() == 3840
+    np.testing.assert_allclose(solution.value.flatten().numpy(), expected, rtol=0, atol=1e-8 * np.abs(expected).max())
