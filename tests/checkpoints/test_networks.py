@@ -32,7 +32,7 @@ def test_shipped_checkpoints_say_what_network_they_hold(path):
     weights = network_weights(read_checkpoint(path)["state_dict"])
     assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
     x = torch.rand(2, network.image_channels, network.image_size, network.image_size)
-    assert network(x).shape == (2, 10)
+    assert network(x).shape == (2, network.num_classes)
 
 
 @pytest.fixture
