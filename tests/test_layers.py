@@ -14,6 +14,7 @@ LAYERS = [
     {"solvers"},
     {"implicit"},
     {"models"},
+    {"reuse"},
     {"monotone"},
     {"checkpoints"},
     {"statistics"},

@@ -71,18 +71,26 @@ class DEQ(nn.Module, ABC):
         """Return the logits of the states ``z``, shape (B, classes)."""
 
     def solve(
-        self, x: Tensor, solver: Solver, start: Tensor | Start = "zero", workspace: Workspace | None = None
+        self,
+        x: Tensor,
+        solver: Solver,
+        start: Tensor | Start | Callable[[Any], Tensor] = "zero",
+        workspace: Workspace | None = None,
     ) -> tuple[Tensor, Solution]:
         """Inject, solve without a graph, and classify images ``x``, shape (B, C, H, W).
 
-        It starts from a state, the cold start "zero" or the :meth:`anchor`; for ``workspace`` see :meth:`Solver.solve`.
+        It starts from a state, from what a function makes of the injection, from the cold start "zero" or from the
+        :meth:`anchor`; for ``workspace`` see :meth:`Solver.solve`.
 
         Returns:
             Logits, shape (B, classes), and the solution.
         """
         with torch.no_grad():
             injection = self.inject(x)
-            state = start if isinstance(start, Tensor) else self.start_state(injection, start)
+            if isinstance(start, str):
+                state = self.start_state(injection, start)
+            else:
+                state = start if isinstance(start, Tensor) else start(injection)
 
             def function(injection: Any) -> Function:
                 return lambda z: self.cell(z, injection)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deqcert.errors import SettingError, is_real, require, require_count
+from deqcert.reuse import FixedPointCache
 from deqcert.seeding import Purpose
 from deqcert.smoothing.base_classifier import solver_name
 from deqcert.smoothing.engine import INVALID, Engine, Predictions, count_classes
@@ -192,9 +193,9 @@ def _picked(batches: Iterator[Tensor], positions: NDArray[np.int64]) -> Iterator
 
 
 class _Chain:
-    """The warm-started solves of E images: sample i starts from slot i, the fixed point of an earlier sample i.
+    """The warm-started solves of E images: a noisy sample starts from the fixed point of one of the same image.
 
-    Slots have shape (W, E, ...): with E innermost, the first slots of all images lie together, as their samples do.
+    Sample i of image e is row i·E + e, so that row r modulo any number of filled rows belongs to the same image.
     """
 
     def __init__(self, settings: Serialized, engine: Engine, images: Tensor) -> None:
@@ -203,23 +204,20 @@ class _Chain:
             raise SettingError("sampling", "Serialized", f"needs a DEQ; certify a {kind} by Standard")
         self.settings, self.engine, self.count = settings, engine, len(images)
         self.clean_steps = [0] * self.count
-        clean = settings.start == "clean"
-        self._slots = engine.state.new_empty(int(clean), self.count, *engine.state.shape[1:])
-        if clean:
-            self.clean_steps = engine.predict(images, keep=self._slots[0]).steps.tolist()
+        self._cache = FixedPointCache("previous" if settings.start == "previous" else "first")
+        self._cold = engine.state
+        if settings.start == "clean":
+            _, keep = self._hold(self.count)
+            self.clean_steps = engine.predict(images, keep=keep).steps.tolist()
 
     def advance(self, noisy: Tensor) -> Predictions:
         """Classify one batch, shape (size · E, C, H, W), and remember its fixed points."""
-        size, filled = len(noisy) // self.count, len(self._slots)
-        cold = filled == 0
-        if cold:
-            self._slots = self._slots.new_empty(size, *self._slots.shape[1:])
-        elif size > filled:
-            self._slots = self._slots[torch.arange(size, device=noisy.device) % filled]
-        slots = self._slots[:size].flatten(0, 1)
+        start, keep = self._hold(len(noisy))
         proposal, warmup = self.settings.proposals
-        solver = warmup if cold else proposal
-        keep = slots if cold or self.settings.start == "previous" else None
         precision = self.settings.precision
         with nullcontext() if precision is None else torch.autocast(noisy.device.type, getattr(torch, precision)):
-            return self.engine.predict(noisy, solver, None if cold else slots, keep)
+            return self.engine.predict(noisy, warmup if start is None else proposal, start, keep)
+
+    def _hold(self, rows: int) -> tuple[Tensor | None, Tensor | None]:
+        """Return the states to start from and those to keep fixed points in."""
+        return self._cache.hold("chain", self._cold.expand(rows, *self._cold.shape[1:]))
