@@ -3,8 +3,8 @@
 numpy and scipy only; nothing here knows a model, a device or a training framework. Read :mod:`bounds` (the exact
 confidence bounds), :mod:`votes` (the measurement of one image), :mod:`stopping` (when it ends), :mod:`joint` and
 :mod:`audit` (what dependent predictions are worth), :mod:`certificate` (votes and alpha to class and radius),
-:mod:`claims` (what certificates claim, and what refutes one), :mod:`predict` and :mod:`margins` (certificates without
-noise), in this order.
+:mod:`claims` (what certificates claim, and what refutes one), :mod:`predict`, :mod:`margins` (certificates without
+noise) and :mod:`audited_mean` (means of anything that is cheap but possibly wrong), in this order.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from deqcert.statistics.audit import (
     exact_effective_count,
     split_alpha,
 )
+from deqcert.statistics.audited_mean import AuditedMean, audited_mean
 from deqcert.statistics.authors import binomial_effective_count, published_p_a_lower
 from deqcert.statistics.bounds import (
     certified_radius,
@@ -39,6 +40,7 @@ __all__ = [
     "AdaptiveAudit",
     "AuditRule",
     "AuditSize",
+    "AuditedMean",
     "Certificate",
     "CertificationRule",
     "Cost",
@@ -50,6 +52,7 @@ __all__ = [
     "Record",
     "Sides",
     "Votes",
+    "audited_mean",
     "binomial_effective_count",
     "certified_radius",
     "claimed_probability",
