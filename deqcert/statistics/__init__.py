@@ -16,7 +16,7 @@ from deqcert.statistics.audit import (
     exact_effective_count,
     split_alpha,
 )
-from deqcert.statistics.audited_mean import AuditedMean, audited_mean
+from deqcert.statistics.means import AuditedMean, audited_mean
 from deqcert.statistics.authors import binomial_effective_count, published_p_a_lower
 from deqcert.statistics.bounds import (
     certified_radius,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from deqcert.errors import DataError, SettingError
 from deqcert.statistics import audited_mean, hypergeometric_upper
-from deqcert.statistics.audited_mean import _lower
+from deqcert.statistics.means import _lower
 
 SMALL = {  # (cheap, true) of 8 items
     "right": [(0, 0)] * 4 + [(1, 1)] * 4,
