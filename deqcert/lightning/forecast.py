@@ -111,7 +111,8 @@ class Measurement:
     def add(self, predictions: Predictions) -> None:
         """Take a batch of the predictions into account."""
         self._heard += 1
-        self._votes.update(predictions.classes[:: self._side_by_side].tolist())
+        if self._votes.total() < self._sampling.predicted:  # not what f is asked because it is in doubt
+            self._votes.update(predictions.classes[:: self._side_by_side].tolist())
         if self._heard == 1:
             self._since = time.perf_counter()
             return
@@ -126,7 +127,8 @@ class Measurement:
         share = self._votes.most_common(1)[0][1] / self._votes.total()
         votes = sampling.anticipated(sampling.n, round(share * sampling.n), self._g.sigma)[-1]
         samples, asked = votes.n0 + votes.n, votes.escalations + votes.examined
-        nfe_fast, nfe_audit = self._steps / self._samples, asked * self._steps_of_f / samples
-        per_sample = seconds / self._samples * (1 + nfe_audit / nfe_fast)
+        nfe_fast = self._steps / self._samples * sampling.predicted / (sampling.n0 + sampling.n)
+        nfe_audit = asked * self._steps_of_f / samples
+        per_sample = seconds / self._steps * (nfe_fast + nfe_audit)
         room = self._engine.rows, self._engine.images, self._memory
         return Forecast(*self._left, samples, nfe_fast, nfe_audit, samples * per_sample, *room)

@@ -63,6 +63,7 @@ class CertificationLoop(_Loop):
         name = self.method.prepare(module)
         identity = run_identity(self.method.settings(), module, examples, trainer.precision)
         ledger = Ledger(self.directory, identity)
+        self.method.demand_fitting(ledger.identity, examples)
         with joined(ledger, trainer), torch.no_grad(), trainer.precision_plugin.predict_step_context():
             known, wanted, watch = ledger.votes, set(examples.indices), Watch(trainer, self.patience)
             missing = wanted - known.keys()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from deqcert.errors import require
 from deqcert.lightning.cautions import warn_of_another_sigma, warned_of_unconverged
 from deqcert.lightning.forecast import Forecast, Measurement
 from deqcert.lightning.sample_progress import SampleCounter, SampleProgress
-from deqcert.smoothing import Sampling, Serialized, Smoothing, Stream
+from deqcert.smoothing import Incremental, Sampling, Serialized, Smoothing, Stream
 from deqcert.smoothing.identity import describe
 from deqcert.statistics import CertificationRule, MarginRule, Record
 
@@ -58,6 +58,10 @@ class Method(ABC):
         """Return what determines the measurements besides classifier, data and machine, JSON-able."""
 
     @abstractmethod
+    def demand_fitting(self, identity: Mapping[str, Any], examples: CertificationSet) -> None:
+        """Refuse a run of this identity, before any work, that the settings do not suit."""
+
+    @abstractmethod
     def prepare(self, module: LightningModule) -> str:
         """Take the network of a module; return the name of what is certified, for tables."""
 
@@ -76,7 +80,12 @@ class Smoothed(Method):
 
     def settings(self) -> dict[str, Any]:
         """Return smoothing, sampling and seed."""
-        return {"smoothing": describe(self.smoothing), "sampling": describe(self.sampling), "seed": self.seed}
+        return {"smoothing": describe(self.smoothing), "sampling": self.sampling.identity(), "seed": self.seed}
+
+    def demand_fitting(self, identity: Mapping[str, Any], examples: CertificationSet) -> None:
+        """Compare the run with the one that it builds on, if it does."""
+        if isinstance(self.sampling, Incremental):
+            self.sampling.demand_fitting(identity, examples.indices)
 
     def prepare(self, module: LightningModule) -> str:
         """Build g; its name is that of the strategy on f."""
@@ -95,7 +104,7 @@ class Smoothed(Method):
                 Measurement(self.sampling, self._g, engine, images, left, forecast)
                 forecast = None
             if share.progress is not None:
-                samples = len(labels) * (self.sampling.n0 + self.sampling.n)
+                samples = len(labels) * self.sampling.predicted
                 engine.counter = SampleCounter([index for _, index in labels], samples, share.progress)
             votes = self.sampling.group_votes(self._g, engine, images, streams)
             yield [each._replace(index=i, label=label) for each, (label, i) in zip(votes, labels, strict=True)]
@@ -113,6 +122,9 @@ class WithoutNoise(Method):
     def settings(self) -> dict[str, Any]:
         """Return the certification."""
         return {"certification": describe(self.certification)}
+
+    def demand_fitting(self, identity: Mapping[str, Any], examples: CertificationSet) -> None:
+        """Every run suits."""
 
     def prepare(self, module: LightningModule) -> str:
         """Compute what does not depend on the image."""

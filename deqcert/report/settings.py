@@ -19,7 +19,7 @@ DETERMINISTIC = "deterministic"
 
 _AT_THE_LIMIT = 0.9  # mean share of the step limit from where most solves are taken to end there
 _OF_A_SOLVER = ("class", "max_steps", "tolerance")
-_ELSEWHERE = ("class", "n0", "n", "batch_size", "execution")
+_ELSEWHERE = ("class", "n0", "n", "batch_size", "execution", "previous", "store_predictions")
 
 
 def run_settings(

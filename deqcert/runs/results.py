@@ -62,12 +62,16 @@ def write_results(
 
 
 def example_records(certificates: Sequence[Certificate], votes: Sequence[Record]) -> list[dict[str, object]]:
-    """Return what ``certificates.json`` says: certificate, votes, ``correct`` and ``n_a``; bounds that there are."""
+    """Return what ``certificates.json`` says: certificate, votes, ``correct`` and ``n_a``; bounds that there are.
+
+    Predictions of single samples stand in the ledger only.
+    """
     records: list[dict[str, object]] = []
     for certificate, vote in match_votes(certificates, votes):
         counted = {"n_a": vote.n_a} if isinstance(vote, Votes) else {}
         known = {key: value for key, value in certificate._asdict().items() if key not in _BOUNDS or value is not None}
-        records.append({**known, "correct": certificate.correct, **counted, **vote.to_json()})
+        measured = {key: value for key, value in vote.to_json().items() if key != "predictions"}
+        records.append({**known, "correct": certificate.correct, **counted, **measured})
     return records
 
 

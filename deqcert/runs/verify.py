@@ -22,7 +22,7 @@ from deqcert.runs.summary import summarize
 from deqcert.runs.tsv import format_tsv
 from deqcert.statistics import AdaptiveAudit, FixedAudit, GroupSequential, Margins, Sides, Votes, noise_error
 
-_STRATEGIES = ("Serialized", "Standard")
+_STRATEGIES = ("Incremental", "Serialized", "Standard")
 _RULES = {kind.__name__: kind for kind in (AdaptiveAudit, FixedAudit, GroupSequential)}
 """What decides how many votes are taken, by its name in an identity."""
 
@@ -189,12 +189,14 @@ def _built(settings: Mapping[str, Any]) -> Any:
 
 def _vote_findings(votes: Votes, sampling: Mapping[str, Any]) -> list[str]:
     """Check the votes of an image against the settings they were taken with."""
-    audit, stopping = sampling.get("audit"), sampling.get("stopping")
+    audit, stopping, stored = sampling.get("audit"), sampling.get("stopping"), sampling.get("store_predictions", False)
     found = [
         f"{field} = {getattr(votes, field)}, but the run has {sampling[field]}"
         for field in (("n0",) if stopping is not None else ("n0", "n"))
         if getattr(votes, field) != sampling[field]
     ]
+    if stored != bool(votes.predictions):
+        found.append(f"predictions {'are' if votes.predictions else 'are not'} stored, but the run has {stored}")
     if (audit is None) != (votes.audited is None):
         return [*found, f"audited = {votes.audited}, but the run has audit = {audit}"]
     if stopping is not None:
@@ -207,8 +209,11 @@ def _vote_findings(votes: Votes, sampling: Mapping[str, Any]) -> list[str]:
     if (sides == "two") != bool(votes.audited_as):
         return [*found, f"audited_as = {votes.audited_as}, but the run has sides = {sides!r}"]
     limit = int(sampling.get("escalation", 0.0) * votes.n)
-    all_doubtful = sides == "one" and votes.escalated_a == votes.n_a
-    if votes.escalations > limit or (votes.escalations < limit and not all_doubtful):
+    if sampling["class"] == "Incremental":  # what is left says A
+        no_more = votes.population == votes.n - votes.escalations
+    else:
+        no_more = sides == "one" and votes.escalated_a == votes.n_a
+    if votes.escalations > limit or (votes.escalations < limit and not no_more):
         found.append(f"escalations = {votes.escalations}, but the run escalates {limit}")
     rule = _built(audit)
     if rule is not None and votes.examined != (wanted := rule.size(votes, sides)):

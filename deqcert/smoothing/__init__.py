@@ -3,6 +3,7 @@
 from deqcert.smoothing.base_classifier import SolvedClassifier
 from deqcert.smoothing.engine import Engine
 from deqcert.smoothing.execution import Execution
+from deqcert.smoothing.incremental import Incremental
 from deqcert.smoothing.noise import Stream
 from deqcert.smoothing.sampling import Sampling
 from deqcert.smoothing.serialized import Serialized
@@ -12,6 +13,7 @@ from deqcert.smoothing.standard import Standard
 __all__ = [
     "Engine",
     "Execution",
+    "Incremental",
     "Sampling",
     "Serialized",
     "SmoothedClassifier",

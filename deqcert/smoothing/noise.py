@@ -81,7 +81,7 @@ def noisy_batches(
             yield (levels + integer_noise(shape, sigma, generator)).div_(255)
 
 
-def audit_subset(positions: NDArray[np.int64], size: int, stream: Stream) -> NDArray[np.int64]:
-    """Draw ``size`` of ``positions`` uniformly without replacement, sorted; independent of all noise."""
-    generator = np.random.default_rng(stream.seed_of(Purpose.AUDIT_SUBSET))
+def audit_subset(positions: NDArray[np.int64], size: int, stream: Stream, part: int = 0) -> NDArray[np.int64]:
+    """Draw ``size`` of ``positions`` uniformly without replacement, sorted; independent of all noise and parts."""
+    generator = np.random.default_rng(stream.seed_of(Purpose.AUDIT_SUBSET, part))
     return np.sort(generator.choice(positions, size=size, replace=False, shuffle=True))

@@ -6,8 +6,9 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,12 @@ from deqcert.errors import SettingError, require, require_count
 from deqcert.seeding import Purpose
 from deqcert.smoothing.engine import Engine, Predictions, count_classes
 from deqcert.smoothing.execution import Execution
+from deqcert.smoothing.identity import describe
 from deqcert.smoothing.noise import Stream
 from deqcert.smoothing.smoothed import SmoothedClassifier
 from deqcert.solvers import Solver
 from deqcert.statistics import CertificationRule, Votes, noise_error
+from deqcert.statistics.packing import packed
 
 _MAXIMUM = 10**9  # far beyond use, and within what the exact bounds compute
 
@@ -36,17 +39,20 @@ class Sampling(ABC):
         n: Fresh noisy samples that estimate its probability, >= 1.
         batch_size: Noisy samples of an image side by side (serialized: width of the chain), >= 1.
         execution: How noisy samples are spread over batches.
+        store_predictions: Store the prediction of each estimation sample with the votes, about half a byte each, for
+            :class:`~deqcert.smoothing.Incremental` certification of another network to start from.
     """
 
     n0: int = 100
     n: int = 10_000
     batch_size: int = 400
     execution: Execution = Execution()
+    store_predictions: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        for field in ("n0", "n", "batch_size"):
-            require_count(field, getattr(self, field), minimum=1)
-            require(getattr(self, field) <= _MAXIMUM, field, getattr(self, field), f"must be <= {_MAXIMUM}")
+        for name in ("n0", "n", "batch_size"):
+            require_count(name, getattr(self, name), minimum=1)
+            require(getattr(self, name) <= _MAXIMUM, name, getattr(self, name), f"must be <= {_MAXIMUM}")
 
     @abstractmethod
     def name(self, base: nn.Module) -> str:
@@ -72,6 +78,21 @@ class Sampling(ABC):
     def engine(self, g: SmoothedClassifier, image: Tensor) -> Engine:
         """Prepare f for images like ``image``, shape (C, H, W); see :meth:`SmoothedClassifier.engine`."""
         return g.engine(image, self.execution, self.batch_size, self.proposals)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings as the identity of a run has them, JSON-able.
+
+        Stored predictions do not change votes, but the lines of one ledger either have them or do not.
+        """
+        settings: dict[str, Any] = describe(self)
+        if not self.store_predictions:
+            del settings["store_predictions"]  # as in runs from before there were any
+        return settings
+
+    @property
+    def predicted(self) -> int:
+        """Noisy samples of an image that the strategy predicts; what it asks f about comes on top of them."""
+        return self.n0 + self.n
 
     @property
     def proposals(self) -> tuple[Solver, ...]:
@@ -131,6 +152,16 @@ class Sampling(ABC):
         least = bisect_left(range(enough), True, lo=self.n, key=decides)
         few = "a larger audit is needed" if least == self.n else f"must be at least {least}"
         raise SettingError("sampling.n", self.n, f"{problem}; {few}")
+
+    def with_predictions(self, votes: Votes, classes: Tensor) -> Votes:
+        """Return the votes with the predictions of the estimation samples, shape (n,), if they are to be stored.
+
+        Args:
+            votes: The votes of an image.
+            classes: What each sample was classified as, and by f where it was escalated; on the CPU.
+        """
+        stored = packed(classes.numpy(), len(votes.estimation)) if self.store_predictions else ""
+        return votes._replace(predictions=stored)
 
     def noise(
         self, g: SmoothedClassifier, images: Tensor, streams: Sequence[Stream], purpose: Purpose

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -17,20 +16,21 @@ from torch import Tensor, nn
 from deqcert.errors import SettingError, is_real, require, require_count
 from deqcert.reuse import FixedPointCache
 from deqcert.seeding import Purpose
+from deqcert.smoothing.audited import Audited
 from deqcert.smoothing.base_classifier import solver_name
-from deqcert.smoothing.engine import INVALID, Engine, Predictions, count_classes
-from deqcert.smoothing.noise import Stream, audit_subset
-from deqcert.smoothing.sampling import Sampling, count_votes, sample_under_noise, taken
+from deqcert.smoothing.engine import Engine, Predictions, count_classes
+from deqcert.smoothing.noise import Stream
+from deqcert.smoothing.sampling import count_votes, sample_under_noise
 from deqcert.smoothing.smoothed import SmoothedClassifier
 from deqcert.solvers import Anderson, Solver
-from deqcert.statistics import AdaptiveAudit, AuditSize, CertificationRule, FixedAudit, Sides, Votes
+from deqcert.statistics import AdaptiveAudit, AuditSize, Sides, Votes
 
 ChainStart = Literal["previous", "first", "clean"]
 Precision = Literal["bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
-class Serialized(Sampling):
+class Serialized(Audited):
     """Starts each solve from the fixed points of an earlier batch (SRS; Gao et al., NeurIPS 2024).
 
     The certificate is about g, whatever the shortcut: every noisy sample gets an SRS prediction S from a few
@@ -65,35 +65,21 @@ class Serialized(Sampling):
         require_count("warmup_steps", self.warmup_steps, minimum=1)
         share = is_real(self.escalation) and 0 <= self.escalation < 1
         require(share, "escalation", self.escalation, "must be in [0, 1)")
-        require(self.sides in (None, *get_args(Sides)), "sides", self.sides, "must be one, two or None")
         precisions = (None, *get_args(Precision))
         require(self.precision in precisions, "precision", self.precision, f"must be one of {precisions}")
-        samples = self.audit.samples if isinstance(self.audit, FixedAudit) else 0
-        require(samples <= self.n, "audit.samples", samples, f"must be at most n = {self.n}")
 
     @property
     def proposals(self) -> tuple[Solver, ...]:
         """The solver of the warm-started steps, and that of the first batch."""
         return self.proposal, Anderson(max_steps=self.warmup_steps)
 
-    def aimed_at(self, rule: CertificationRule) -> Serialized:
-        """See :meth:`Sampling.aimed_at`."""
-        allowed = "must be joint with two sides: no other rule bounds p_B of audited votes"
-        require(rule.sides == "one" or rule.audit == "joint", "certificate.audit", rule.audit, allowed)
-        audit = self.audit.aimed_at(rule.alpha, rule.alpha_audit, rule.audit)
-        return replace(self, audit=audit, sides=self.sides or rule.sides)
-
     def anticipated(self, n: int, n_a: int, sigma: float) -> list[Votes]:
         """See :meth:`Sampling.anticipated`."""
         (votes,) = super().anticipated(n, n_a, sigma)
-        count, sides = min(int(self.escalation * n), n_a), self.sides or "one"
+        count = min(int(self.escalation * n), n_a)
         escalated = (count, 0) if count else ()
         votes = votes._replace(audited=0, escalations=count, escalated=escalated, escalated_from=escalated)
-        size = self.audit.size(votes, sides)
-        if sides == "one":
-            return [votes._replace(audited=size)]
-        of_a = round(size * votes.population / max(1, votes.auditable("two")))
-        return [votes._replace(audited=of_a, audited_as=(of_a, size - of_a), mistaken=(0, 0))]
+        return [self.anticipated_audit(votes)]
 
     def name(self, base: nn.Module) -> str:
         """E.g. ``SRS-3A``."""
@@ -113,18 +99,16 @@ class Serialized(Sampling):
         estimation = sample_under_noise(chain.advance, self.noise(g, images, streams, Purpose.ESTIMATION))
         votes = count_votes(g, engine, images, selection, estimation)
         asked = [self._asked(*each) for each in zip(votes, estimation, streams, strict=True)]
-        true = self._classified(
-            engine, self.noise(g, images, streams, Purpose.ESTIMATION), [each.positions for each in asked]
-        )
+        true = self.ask(engine, self.noise(g, images, streams, Purpose.ESTIMATION), [each.positions for each in asked])
         seconds = (time.perf_counter() - started) / len(images)
         return [
-            each.answered(*answers)._replace(nfe_fast=each.votes.nfe_fast + cleaning, seconds=seconds)
+            self._answered(each, *answers)._replace(nfe_fast=each.votes.nfe_fast + cleaning, seconds=seconds)
             for each, answers, cleaning in zip(asked, true, chain.clean_steps, strict=True)
         ]
 
     def _asked(self, votes: Votes, predicted: Predictions, stream: Stream) -> _Asked:
         """Choose what f is asked of an image: where S leaves most doubt, and an audit of the others."""
-        classes, sides = predicted.classes, self.sides or "one"
+        classes, sides = predicted.classes, self.known_sides
         says_a = classes == votes.selected
         # A margin may be infinite; whom to ask must not depend on that.
         doubt = predicted.margin.clamp(max=torch.finfo(predicted.margin.dtype).max)
@@ -134,22 +118,17 @@ class Serialized(Sampling):
         escalated = doubt.argsort(stable=True)[:count]
         asked_of = count_classes(classes[escalated], len(votes.estimation)) if count else ()
         votes = votes._replace(escalations=count, escalated_from=asked_of, audited=0)
-        left = says_a if sides == "one" else classes != INVALID
-        left[escalated] = False
-        audited = audit_subset(np.flatnonzero(left.numpy()), self.audit.size(votes, sides), stream)
-        return _Asked(votes, classes, escalated.numpy(), audited, sides)
+        return _Asked(votes, classes, escalated.numpy(), self.draw_audit(votes, classes, escalated.numpy(), stream))
 
-    def _classified(
-        self, engine: Engine, noise: Sequence[Iterator[Tensor]], positions: Sequence[NDArray[np.int64]]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Classify by f the samples at ``positions`` of each image's noise; return their predictions and steps."""
-        samples = (sample for each in zip(noise, positions, strict=True) for sample in _picked(*each))
-        parts = []
-        while batch := list(islice(samples, len(noise) * self.batch_size)):
-            true = engine.predict(taken(batch, dim=0))
-            parts.append(torch.stack([true.classes, true.steps]).cpu())
-        found = torch.cat(parts, dim=1) if parts else torch.zeros(2, 0, dtype=torch.int64)
-        return [(classes, steps) for classes, steps in torch.split(found, [len(each) for each in positions], dim=1)]
+    def _answered(self, asked: _Asked, classes: Tensor, steps: Tensor) -> Votes:
+        """Return the votes with what f says of what it was asked, and what it took."""
+        audited = torch.from_numpy(np.isin(asked.positions, asked.audited))
+        votes, said = asked.votes._replace(nfe_audit=int(steps.sum())), classes[~audited]
+        if votes.escalations:
+            votes = votes._replace(escalated=count_classes(said, len(votes.estimation)))
+        known = asked.predicted.clone()
+        known[np.sort(asked.escalated)] = said
+        return self.with_predictions(self.with_audit(votes, asked.predicted[asked.audited], classes[audited]), known)
 
 
 class _Asked(NamedTuple):
@@ -159,37 +138,11 @@ class _Asked(NamedTuple):
     predicted: Tensor
     escalated: NDArray[np.int64]
     audited: NDArray[np.int64]
-    sides: Sides
 
     @property
     def positions(self) -> NDArray[np.int64]:
         """All of them, ascending."""
         return np.union1d(self.escalated, self.audited)
-
-    def answered(self, classes: Tensor, steps: Tensor) -> Votes:
-        """Return the votes with what f says of ``positions``, and what it took."""
-        audited = torch.from_numpy(np.isin(self.positions, self.audited))
-        said, cheap = classes[audited], self.predicted[self.audited]
-        says_a, a, num_classes = cheap == self.votes.selected, self.votes.selected, len(self.votes.estimation)
-        votes = self.votes._replace(
-            audited=int(says_a.sum()),
-            mismatches=int((said[says_a] != a).sum()),
-            escalated=count_classes(classes[~audited], num_classes) if self.votes.escalations else (),
-            nfe_audit=int(steps.sum()),
-        )
-        if self.sides == "one":
-            return votes
-        mistaken = count_classes(said[said != cheap], num_classes)
-        return votes._replace(audited_as=count_classes(cheap, num_classes), mistaken=mistaken)
-
-
-def _picked(batches: Iterator[Tensor], positions: NDArray[np.int64]) -> Iterator[Tensor]:
-    """Yield the samples at ascending ``positions``."""
-    while len(positions):
-        noisy = next(batches)
-        inside = positions < len(noisy)
-        yield from noisy[torch.from_numpy(positions[inside]).to(noisy.device)]
-        positions = positions[~inside] - len(noisy)
 
 
 class _Chain:

@@ -72,7 +72,9 @@ class Standard(Sampling):
             return rule.settled(k, n, schedule)
 
         noise = self.noise(g, images, streams, Purpose.ESTIMATION)
-        votes = count_votes(g, engine, images, selection, sample_under_noise(engine.predict, noise, enough))
+        estimation = sample_under_noise(engine.predict, noise, enough)
+        votes = count_votes(g, engine, images, selection, estimation)
+        votes = [self.with_predictions(each, drawn.classes) for each, drawn in zip(votes, estimation, strict=True)]
         if rule is not None:
             votes = [each._replace(anytime=True, alpha_share=schedule[each.n]) for each in votes]
         seconds = (time.perf_counter() - started) / sum(each.n0 + each.n for each in votes)

@@ -10,11 +10,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from deqcert.errors import DataError
+from deqcert.statistics.packing import unpacked
 
 Sides = Literal["one", "two"]
 
-_OPTIONAL = ("alpha_share", "escalations", "escalated", "escalated_from", "audited_as", "mistaken")
+_OPTIONAL = ("alpha_share", "escalations", "escalated", "escalated_from", "audited_as", "mistaken", "predictions")
 _LARGEST = 2**53  # what every reader of JSON, and float64, holds exactly
 
 
@@ -61,7 +65,8 @@ class Votes(NamedTuple):
         nfe_fast: Evaluations of the DEQ cell that the predictions take, selection included, summed over samples. What
             a batch evaluates of a sample that has stopped is not counted.
         nfe_audit: The same for the predictions of the base classifier: audited and escalated samples.
-        residual: Mean relative residual of the estimation solves; nan if the classifier is no DEQ.
+        residual: Mean relative residual of the estimation solves, of the selection solves where an earlier run has
+            predicted the others; nan if the classifier is no DEQ.
         seconds: Wall-clock time.
         sigma: Standard deviation of the noise, in pixels of [0, 1], > 0.
         noise_error: Bound, in [0, 1), on how much a class is more probable under the noise that was drawn than under
@@ -79,6 +84,8 @@ class Votes(NamedTuple):
             classified as; () where the audit is of class A only.
         mistaken: For each class, how many of these samples the base classifier says it of, but the cheap prediction did
             not; () as above.
+        predictions: The estimation samples one by one, in order, as :func:`~deqcert.statistics.packing.packed` writes
+            them: what each was classified as, and by the base classifier where it was escalated; "" if not stored.
     """
 
     n0: int
@@ -102,6 +109,7 @@ class Votes(NamedTuple):
     escalated_from: tuple[int, ...] = ()
     audited_as: tuple[int, ...] = ()
     mistaken: tuple[int, ...] = ()
+    predictions: str = ""
 
     @property
     def selected(self) -> int:
@@ -150,6 +158,14 @@ class Votes(NamedTuple):
             return self
         return self._replace(audited=self.population, audited_as=self.rest if self.audited_as else ())
 
+    def sample_predictions(self) -> NDArray[np.int64]:
+        """Return the stored predictions of the estimation samples, shape (n,), -1 where a sample votes for nobody.
+
+        Raises:
+            ValueError: None are stored, or they cannot be read.
+        """
+        return unpacked(self.predictions, self.n, len(self.estimation))
+
     def known(self, c: int) -> int:
         """Return how many samples are known to be classified ``c`` by the base classifier, the audit left aside."""
         return self.escalated[c] if self.escalated else 0
@@ -183,6 +199,7 @@ class Votes(NamedTuple):
             )
             expect(self, "mismatches", self.mismatches <= self.audited, f"at most {self.audited} audited samples")
         self._validate_audit_of_all()
+        self._validate_predictions()
         expect(self, "anytime", isinstance(self.anytime, bool), "true or false")
         expect(self, "alpha_share", _is_number(self.alpha_share) and 0 < self.alpha_share <= 1, "a number in (0, 1]")
         expect(self, "alpha_share", self.anytime or self.alpha_share == 1, "1 where sampling could not stop")
@@ -216,6 +233,20 @@ class Votes(NamedTuple):
         self._expect_counts("mistaken", len(self.selection), examined)
         others = all(count <= examined - own for count, own in zip(self.mistaken, self.audited_as, strict=True))
         expect(self, "mistaken", others, f"at most the audited samples of other classes of {self.audited_as}")
+
+    def _validate_predictions(self) -> None:
+        if self.predictions == "":
+            return
+        expect(self, "predictions", isinstance(self.predictions, str), "text")
+        try:
+            classes = self.sample_predictions()
+        except ValueError as error:
+            raise DataError(f"votes of image {self.index!r}: predictions: {error}") from error
+        counts = np.bincount(classes[classes >= 0], minlength=len(self.estimation)).tolist()
+        wanted = [self.known(c) + count for c, count in enumerate(self.rest)]
+        if counts != wanted:
+            problem = f"are {counts} class by class: expected {wanted} by the counts"
+            raise DataError(f"votes of image {self.index!r}: predictions {problem}")
 
     def _expect_counts(self, field: str, length: int, limit: int) -> None:
         counts = getattr(self, field)

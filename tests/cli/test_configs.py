@@ -45,6 +45,7 @@ TESTED = {
     "certify/srs_1n.yaml",
     "certify/srs_1a.yaml",
     "certify/srs_3a.yaml",
+    "certify/incremental.yaml",  # test_incremental.py
     "certify/anchored_3a.yaml",  # test_anchor.py
     "train/gaussian.yaml",
     "train/smoothadv.yaml",

@@ -72,7 +72,7 @@ def test_settings_out_of_range_are_refused_by_name(kind, field, value):
 CHANGES = {
     "n0": 11, "n": 51, "batch_size": 9, "execution": Execution(rows=7), "stopping": GroupSequential(),
     "proposal": Anderson(max_steps=2), "start": "clean", "warmup_steps": 9, "audit": AdaptiveAudit(),
-    "escalation": 0.1, "sides": "two", "precision": "bfloat16",
+    "escalation": 0.1, "sides": "two", "precision": "bfloat16", "store_predictions": True,
 }  # fmt: skip
 
 
