@@ -101,8 +101,8 @@ class Incremental(Audited):
     ) -> list[Votes]:
         """Take votes; see :meth:`Sampling.group_votes`.
 
-        From where f was asked, its answer is the prediction of a sample. All predictions are known before the audit is
-        drawn, and its size K may depend on them.
+        Where f was asked, its answer takes the place of S. All predictions are known before the audit is drawn, and its
+        size K may depend on them.
         """
         started = time.perf_counter()
         for stream in streams:
@@ -132,7 +132,7 @@ class Incremental(Audited):
                 count_votes(g, engine, images, selection, free), selection, answers, strict=True
             )
         ]
-        # Not the part that has audited the earlier run, in case its audits were looked at to choose this network.
+        # Not the part that audited the earlier run: nothing that is known of that audit says what this one draws.
         part = int(self._run.digest[:8], 16)
         audited = [self.draw_audit(*each, part) for each in zip(votes, predicted, escalated, streams, strict=True)]
         answers = self.ask(engine, self.noise(g, images, streams, Purpose.ESTIMATION), audited)

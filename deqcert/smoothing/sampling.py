@@ -39,7 +39,7 @@ class Sampling(ABC):
         n: Fresh noisy samples that estimate its probability, >= 1.
         batch_size: Noisy samples of an image side by side (serialized: width of the chain), >= 1.
         execution: How noisy samples are spread over batches.
-        store_predictions: Store the prediction of each estimation sample with the votes, about half a byte each, for
+        store_predictions: Store the prediction of each estimation sample with the votes, half a byte each or less, for
             :class:`~deqcert.smoothing.Incremental` certification of another network to start from.
     """
 
