@@ -5,10 +5,10 @@
 
 Certifies what is not certified yet (by ``deqcert``, so a run that was stopped goes on) and prints a Markdown table:
 estimation samples of an image that the base classifier of the new network solves, evaluations of the cell per image
-(selection included), average certified radius and its share of that of certifying anew. The rows "p_A less disagreement" are the published formula
-for incremental certification (Ugare et al., ICLR 2024): a lower bound on the old p_A less an upper bound on the
-probability that the networks disagree, of as many noisy samples as the row above asks about; each bound has half of
-alpha.
+(selection included), average certified radius and its share of that of certifying anew. The rows "p_A less
+disagreement" are the published formula for incremental certification (Ugare et al., ICLR 2024): a lower bound on the
+old p_A less an upper bound on the probability that the networks disagree, of as many noisy samples as the row above
+asks about; each bound has half of alpha.
 """
 
 from __future__ import annotations
