@@ -16,7 +16,6 @@ from deqcert.statistics.audit import (
     exact_effective_count,
     split_alpha,
 )
-from deqcert.statistics.means import AuditedMean, audited_mean
 from deqcert.statistics.authors import binomial_effective_count, published_p_a_lower
 from deqcert.statistics.bounds import (
     certified_radius,
@@ -30,6 +29,7 @@ from deqcert.statistics.certificate import ABSTAIN, AuditRule, Certificate, Cert
 from deqcert.statistics.claims import claimed_probability, false_certificates_upper
 from deqcert.statistics.joint import joint_p_a_lower, joint_p_b_upper
 from deqcert.statistics.margins import MarginRule, Margins, Record
+from deqcert.statistics.means import AuditedMean, audited_mean
 from deqcert.statistics.noise_error import Noise, noise_error
 from deqcert.statistics.predict import predict
 from deqcert.statistics.stopping import GroupSequential
