@@ -17,6 +17,7 @@ LAYERS = [
     {"reuse"},
     {"monotone"},
     {"checkpoints"},
+    {"uncertainty"},
     {"statistics"},
     {"metrics"},
     {"runs"},
@@ -62,5 +63,5 @@ def test_imports_only_go_up(path: Path) -> None:
                 assert ".".join(parts[1:3]) not in WITH_TORCH
         if without_torch:
             assert parts[0] not in {"torch", "torchvision", "torchmetrics", "lightning"}
-        if own in {"solvers", "implicit", "models", "checkpoints", "smoothing", "attacks"}:
+        if own in {"solvers", "implicit", "models", "checkpoints", "uncertainty", "smoothing", "attacks"}:
             assert parts[0] != "lightning"

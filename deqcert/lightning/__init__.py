@@ -1,6 +1,7 @@
 """The seam to Lightning: the trainer with ``certify``, its loop and hooks, and all callbacks."""
 
 from deqcert.lightning.certified_radius import CertifiedRadius
+from deqcert.lightning.collect_weights import CollectWeights
 from deqcert.lightning.convergence_health import ConvergenceHealth
 from deqcert.lightning.forecast import Forecast
 from deqcert.lightning.hooks import CertificationCallback, CertificationRun
@@ -14,6 +15,7 @@ __all__ = [
     "CertificationProgress",
     "CertificationRun",
     "CertifiedRadius",
+    "CollectWeights",
     "ConvergenceHealth",
     "Forecast",
     "StandingRecord",

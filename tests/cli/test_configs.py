@@ -10,8 +10,13 @@ from command_lines import CHECKPOINT, DIGITS, ROOT
 from command_lines import QUIET as WITHOUT_LOGGER
 from image_folders import write_images
 
+from deqcert.checkpoints import load_network
 from deqcert.cli import main
+from deqcert.data import Digits
+from deqcert.models import DEQ
+from deqcert.reuse import FixedPointCache
 from deqcert.runs import read_tsv
+from deqcert.uncertainty import WeightPosterior, predictive, weight_samples
 
 # Whole runs pass through much code that is not ours; our own warnings are errors in every other test.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -52,6 +57,7 @@ TESTED = {
     "train/catrs.yaml",
     "train/consistency.yaml",
     "train/decay.yaml",
+    "train/swag.yaml",
     "validate/convergence.yaml",
     "cluster/slurm.yaml",  # tests/cluster
 }
@@ -218,3 +224,20 @@ def test_convergence_overlay(verb: str, capsys: pytest.CaptureFixture[str]) -> N
     configuration = table.with_name(f"{verb}.yaml").read_text()
     assert "ModelCheckpoint" in configuration
     assert "noisy_samples: 16" in configuration
+
+
+def test_swag_overlay() -> None:
+    """Samples of all weights from trained ones: the example of docs/reuse.md, from its beginning."""
+    arguments = ["--trainer.max_epochs=3", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", *QUIET]
+    overlay = ["--config", str(CONFIGS / "train" / "swag.yaml"), "--model.weights", str(CHECKPOINT)]
+    assert main(["fit", "--config", str(DIGITS), *overlay, *arguments]) == 0
+    posterior = WeightPosterior.load(Path("runs", "posterior.ckpt"))
+    assert posterior.snapshots == 3
+
+    network = load_network(CHECKPOINT).network
+    assert isinstance(network, DEQ)
+    images, labels, _ = Digits().load_split("train").__getitems__(list(range(128)))
+    samples = weight_samples(network, posterior, 3, [images / 255])
+    found = predictive(network, samples, images / 255, cache=FixedPointCache(across_weights=True))
+    assert (found.probabilities.argmax(dim=1) == labels).double().mean() > 0.9
+    assert found.steps[1:].double().mean() < found.steps[0].double().mean()
