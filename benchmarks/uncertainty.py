@@ -88,7 +88,7 @@ def quality(arm: Arm, cold: Arm, labels: Tensor) -> list[str]:
         F.nll_loss(known.clamp_min(1e-12).log(), labels),
         brier(known, labels).mean(),
         *(100 * binary_auroc(torch.cat([entropy[0], other]), origin) for other in entropy[1:]),
-        100 * (known - cold.probabilities[:count]).abs().sum(dim=1).mean() / 2,
+        distance(arm, cold, count),
     ]
     places = 1, 1, 3, 3, 1, 1, 2
     return [f"{float(number):.{digits}f}" for number, digits in zip(numbers, places, strict=True)]
@@ -153,14 +153,23 @@ class Study:
         return [arm.name, f"{arm.evaluations + audit:.2f}", *cells]
 
 
-def draw(curves: dict[str, list[Arm]], labels: Tensor, path: Path) -> None:
-    """Draw negative log-likelihood over evaluations, a point for each number of steps and one for the tolerance."""
-    figure, axes = new_axes("cell evaluations per image and weight sample", "negative log-likelihood")
-    for position, (name, arms) in enumerate(curves.items()):
-        losses = [float(F.nll_loss(arm.probabilities[: len(labels)].clamp_min(1e-12).log(), labels)) for arm in arms]
-        axes.plot([arm.evaluations for arm in arms], losses, **look(position), label=name)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+def distance(arm: Arm, cold: Arm, count: int) -> float:
+    """Total variation distance of the predictive probabilities of the test images from those of cold solves, in %."""
+    return float(50 * (arm.probabilities[:count] - cold.probabilities[:count]).abs().sum(dim=1).mean())
+
+
+def draw(curves: dict[str, list[tuple[float, float]]], path: Path) -> None:
+    """Draw curves of (evaluations, distance from cold solves in %)."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    figure, axes = new_axes("cell evaluations per image and weight sample", "distance from cold solves, %")
+    for position, (name, points) in enumerate(curves.items()):
+        axes.plot(*zip(*points, strict=True), **look(position), label=name)
+    axes.set(xscale="log", yscale="log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
     add_legend(figure, axes, "upper right")
     save_figure(figure, path)
 
@@ -213,9 +222,13 @@ def main(arguments: list[str] | None = None) -> None:
     heads = [f"audited on {options.audit} images", "evaluations", "accuracy of cold, % (true)", "Brier of cold (true)"]
     print(table([heads, *(study.audited(arm, cold) for start in STARTS for arm in short[start])]), flush=True)
     if options.figure:
-        reach = {"cold": cold, **reused}
         names = {"cold": "cold", "last": "from the last sample", "mean": "from the mean weights"}
-        draw({names[start]: [*short[start], reach[start]] for start in short}, labels, options.figure)
+        reached = {start: [*short[start], *([reused[start]] if start in reused else [])] for start in short}
+        points = {
+            names[start]: [(arm.evaluations, distance(arm, cold, len(labels))) for arm in arms]
+            for start, arms in reached.items()
+        }
+        draw(points, options.figure)
 
 
 if __name__ == "__main__":
