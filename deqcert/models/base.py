@@ -87,10 +87,10 @@ class DEQ(nn.Module, ABC):
         """
         with torch.no_grad():
             injection = self.inject(x)
-            if isinstance(start, str):
-                state = self.start_state(injection, start)
+            if isinstance(start, Tensor):
+                state = start
             else:
-                state = start if isinstance(start, Tensor) else start(injection)
+                state = start(injection) if callable(start) else self.start_state(injection, start)
 
             def function(injection: Any) -> Function:
                 return lambda z: self.cell(z, injection)
