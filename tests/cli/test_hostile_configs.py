@@ -303,7 +303,7 @@ def structured(draw):
 def edited(draw):
     """A configuration of the tree with some characters or lines changed."""
     text = draw(st.sampled_from([path.read_text() for path in CERTIFY]))
-    text = text[re.search(r"^(smoothing|certification):", text, re.MULTILINE).start() :]
+    text = text[re.search(r"^(smoothing|sampling|certification):", text, re.MULTILINE).start() :]
     for _ in range(draw(st.integers(1, 3))):
         lines = text.splitlines(keepends=True) or [""]
         row = draw(st.integers(0, len(lines) - 1))
