@@ -30,7 +30,6 @@ class Savings(NamedTuple):
         hits: Rows whose solve started from the cache.
         misses: Rows whose solve started cold.
         nfe_hits: Evaluations for the hits; ``nfe_misses`` for the misses.
-        saved: Evaluations saved, if the hits had taken as many per row as the misses did: an estimate.
     """
 
     hits: int
@@ -40,7 +39,7 @@ class Savings(NamedTuple):
 
     @property
     def saved(self) -> float:
-        """Estimated evaluations saved; 0 without a miss to compare with."""
+        """Evaluations saved, if the hits had else taken as many per row as the misses did; 0 without a miss."""
         return self.hits * self.nfe_misses / self.misses - self.nfe_hits if self.misses else 0.0
 
 
