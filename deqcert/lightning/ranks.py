@@ -58,9 +58,7 @@ class Watch:
     def __init__(self, trainer: Any, patience: float) -> None:
         self._trainer, self._patience = trainer, patience
         # The parent of a process that nobody has launched for this run may be a shell that logs out (nohup).
-        environment = getattr(trainer.strategy, "cluster_environment", None)
-        launched = trainer.local_rank != 0 or getattr(environment, "creates_processes_externally", False)
-        self._parent = os.getppid() if launched else None
+        self._parent = os.getppid() if _launched(trainer) else None
         self._last_news = time.monotonic()
 
     def check(self, news: bool, missing: int) -> None:
@@ -81,3 +79,11 @@ class Watch:
                 f"no new votes for {self._patience:g} s while {missing} images are missing: another rank has stopped; "
                 "run the same command again to resume"
             )
+
+
+def _launched(trainer: Any) -> bool:
+    """Return whether another process has started this one for the run."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    # Lightning's launcher sets LOCAL_RANK for itself as well, and then takes itself for a process of a cluster.
+    launches = bool(getattr(trainer.strategy.launcher, "procs", None))
+    return trainer.local_rank != 0 or (getattr(environment, "creates_processes_externally", False) and not launches)

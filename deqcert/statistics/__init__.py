@@ -3,8 +3,8 @@
 numpy and scipy only; nothing here knows a model, a device or a training framework. Read :mod:`bounds` (the exact
 confidence bounds), :mod:`votes` (the measurement of one image), :mod:`stopping` (when it ends), :mod:`joint` and
 :mod:`audit` (what dependent predictions are worth), :mod:`certificate` (votes and alpha to class and radius),
-:mod:`claims` (what certificates claim, and what refutes one), :mod:`predict`, :mod:`margins` (certificates without
-noise) and :mod:`audited_mean` (means of anything that is cheap but possibly wrong), in this order.
+:mod:`claims` (what certificates claim, and what refutes one), :mod:`prediction`, :mod:`margins` (certificates without
+noise) and :mod:`means` (means of anything that is cheap but possibly wrong), in this order.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from deqcert.statistics.joint import joint_p_a_lower, joint_p_b_upper
 from deqcert.statistics.margins import MarginRule, Margins, Record
 from deqcert.statistics.means import AuditedMean, audited_mean
 from deqcert.statistics.noise_error import Noise, noise_error
-from deqcert.statistics.predict import predict
+from deqcert.statistics.prediction import predict
 from deqcert.statistics.stopping import GroupSequential
 from deqcert.statistics.votes import Cost, Sides, Votes, most_frequent
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import signal
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import certification_runs
@@ -17,7 +18,8 @@ from torch import nn
 
 from deqcert.data import Digits, TensorImages
 from deqcert.errors import DataError, LedgerError, SettingError
-from deqcert.lightning import CertificationCallback, CertificationProgress, CertifiedRadius
+from deqcert.lightning import CertificationCallback, CertificationProgress, CertifiedRadius, Trainer
+from deqcert.lightning.ranks import Watch
 from deqcert.runs import Ledger, read_tsv
 from deqcert.smoothing import Execution, Serialized, Smoothing, Standard
 from deqcert.statistics import CertificationRule
@@ -295,6 +297,17 @@ def test_who_waits_for_a_parent_that_is_gone(tmp_path, expected, monkeypatch, de
     else:
         with pytest.raises(BaseException, match=r"the process that launched this rank is gone|exit code 1"):
             certify(tmp_path, 7, devices=2)
+
+
+@pytest.mark.parametrize("launches", [True, False])
+def test_the_process_that_launches_the_others_does_not_wait_for_its_shell(monkeypatch, launches):
+    monkeypatch.setenv("LOCAL_RANK", "0")  # of a cluster, or what Lightning's launcher sets for itself
+    monkeypatch.setattr(os, "getppid", itertools.count(1000).__next__)
+    own = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False)
+    own.strategy.launcher.procs = [object()] if launches else []
+    watch = Watch(own, patience=1)
+    with nullcontext() if launches else pytest.raises(LedgerError, match="launched this rank is gone"):
+        watch.check(news=True, missing=1)
 
 
 @pytest.mark.parametrize("patience", [0.0, -1.0])
