@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pages import table
 
 from deqcert.cli import main
 from deqcert.runs import Run, read_run
@@ -181,12 +182,12 @@ def share(radius: float, whole: float) -> list[str]:
 
 def main_table(options: argparse.Namespace) -> str:
     """Certify all pairs and return the table."""
-    lines = [["change, and how it is certified", "solved/image", "evaluations/image", "ACR", "of anew"]]
-    lines.append(["---", *["---:"] * 4])
-    for pair in SETS[options.set]:
-        if not options.only or pair.name in options.only:
-            lines += rows(pair, options)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    pairs = {pair.name: pair for pair in SETS[options.set]}
+    if unknown := set(options.only or ()) - set(pairs):
+        raise SystemExit(f"--only: {', '.join(sorted(unknown))} must be among {', '.join(pairs)}")
+    chosen = [pairs[name] for name in options.only or pairs]
+    heads = ["change, and how it is certified", "solved/image", "evaluations/image", "ACR", "of anew"]
+    return table(heads, [row for pair in chosen for row in rows(pair, options)])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/streams.py --data imagenet_sample_256.tar --network checkpoints/cifar10_mdeq_small_cpu/model.ckpt
 
-prints a Markdown table. The frames of an image are a stream; all streams are solved side by side, each in its own
+prints Markdown tables. The frames of an image are a stream; all streams are solved side by side, each in its own
 lane. "previous" and "first" start a lane from its own fixed points, "mean" from the mean of all so far, "nearest" from
 the one whose injection is nearest. These two look at the frames of all streams, "nearest" at the last --rows of them.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 import torch
+from pages import table
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
@@ -97,29 +98,40 @@ def follow(network: DEQ, streams: Tensor, solver: Solver, cache: FixedPointCache
     )
 
 
-def table(network: DEQ, images: list[Tensor], options: argparse.Namespace) -> str:
-    """Measure, and return the table; predictions are compared with those at a residual of 1e-5."""
-    heads = ["pixels/frame", "solver", "residual", "start", "evaluations/frame", "of cold", "90 % quantile"]
-    heads += ["not converged", "other prediction"]
-    lines = [heads, ["---:", "---", "---:", "---", *["---:"] * 5]]
+def cells(steps: list[Tensor]) -> list[str]:
+    """Return evaluations per frame of each start, and their share of the first start's, which is cold."""
+    means = [float(each[1:].double().mean()) for each in steps]  # the first frame has nothing to start from
+    return [f"{means[0]:.2f}", *(f"{mean:.2f} ({100 * mean / means[0]:.0f} %)" for mean in means[1:])]
+
+
+def measure(network: DEQ, images: list[Tensor], options: argparse.Namespace) -> str:
+    """Follow all streams in every way, and return the tables."""
+    starts = ["cold", *get_args(Policy)]
+    rows = list[list[str]]()
+    other: dict[tuple[float, str], list[float]] = {}
+    missed = solves = 0
     for pixels in options.pixels:
         streams = torch.stack([windows(image, options.crop, options.frames, pixels) for image in images], dim=1)
         reference = follow(network, streams, Anderson(max_steps=100, tolerance=1e-5), FixedPointCache()).logits
         for tolerance in options.residuals:
             for name, solver in solvers(tolerance).items():
-                cold = 0.0
-                for start in ("cold", *get_args(Policy)):
-                    cache = None if start == "cold" else FixedPointCache(start, rows=options.rows)
-                    run = follow(network, streams, solver, cache)
-                    steps = run.steps[1:].double()  # the first frame has nothing to start from
-                    mean, most = float(steps.mean()), float(steps.quantile(0.9))
-                    cold = cold or mean
-                    other = (run.logits.argmax(dim=2) != reference.argmax(dim=2)).double().mean()
-                    missed = 1 - run.converged.double().mean()
-                    numbers = [f"{mean:.2f}", f"{100 * mean / cold:.0f} %", f"{most:.0f}"]
-                    numbers += [f"{100 * missed:.1f} %", f"{100 * other:.1f} %"]
-                    lines.append([str(pixels), name, f"{tolerance:g}", start, *numbers])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+                caches = [None, *(FixedPointCache(policy, rows=options.rows) for policy in get_args(Policy))]
+                runs = [follow(network, streams, solver, cache) for cache in caches]
+                rows.append([name, str(pixels), f"{tolerance:g}", *cells([run.steps for run in runs])])
+                for start, run in zip(starts, runs, strict=True):
+                    differ = (run.logits.argmax(dim=2) != reference.argmax(dim=2)).double().mean()
+                    other.setdefault((tolerance, start), []).append(float(differ))
+                    missed, solves = missed + int((~run.converged).sum()), solves + run.converged.numel()
+    changed = list[list[str]]()
+    for tolerance in options.residuals:
+        means = (sum(found) / len(found) for found in (other[tolerance, start] for start in starts))
+        changed.append([f"{tolerance:g}", *(f"{100 * mean:.1f} %" for mean in means)])
+    return "\n\n".join([
+        f"Evaluations per frame; {missed} of {solves} solves missed the tolerance.",
+        table(["solver", "pixels/frame", "residual", *starts], rows),
+        "Frames with another prediction than at a residual of 1e-5:",
+        table(["residual", *starts], changed),
+    ])  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -137,7 +149,7 @@ def main(arguments: list[str] | None = None) -> None:
     network = load_network(options.network).network
     assert isinstance(network, DEQ)
     images = read_images(options.data, options.images, options.short_side)
-    print(table(network.for_inference(), images, options), flush=True)
+    print(measure(network.for_inference(), images, options), flush=True)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pages import table
 from torch import Tensor
 from torchmetrics.functional.classification import (
     binary_auroc,
@@ -174,12 +175,6 @@ def draw(curves: dict[str, list[tuple[float, float]]], path: Path) -> None:
     save_figure(figure, path)
 
 
-def table(rows: list[list[str]]) -> str:
-    """Return Markdown; the first row is the head."""
-    rule = ["---", *["---:"] * (len(rows[0]) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], rule, *rows[1:]))
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--posterior", type=Path, required=True, help="file that CollectWeights wrote")
@@ -218,9 +213,9 @@ def main(arguments: list[str] | None = None) -> None:
     arms = [*alone, cold, *reused.values(), *(arm for each in short.values() for arm in each)]
     rows = [[arm.name, f"{arm.evaluations:.2f}", *quality(arm, cold, labels)] for arm in arms]
     print(f"{len(labels)} images, {options.samples} samples of the weights, sigma = {sigma:g}", end="\n\n")
-    print(table([heads, *rows]), end="\n\n")
+    print(table(heads, rows), end="\n\n")
     heads = [f"audited on {options.audit} images", "evaluations", "accuracy of cold, % (true)", "Brier of cold (true)"]
-    print(table([heads, *(study.audited(arm, cold) for start in STARTS for arm in short[start])]), flush=True)
+    print(table(heads, [study.audited(arm, cold) for start in STARTS for arm in short[start]]), flush=True)
     if options.figure:
         names = {"cold": "cold", "last": "from the last sample", "mean": "from the mean weights"}
         reached = {start: [*short[start], *([reused[start]] if start in reused else [])] for start in short}
