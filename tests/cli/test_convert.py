@@ -117,7 +117,11 @@ def test_a_resnet_is_converted_validated_and_certified_but_not_trained(tmp_path,
 
 @pytest.mark.parametrize(
     ("before", "size", "classes"),
-    [("1.module.", 32, 2), ("module.", 32, 2), pytest.param("1.module.", 224, 1000, marks=pytest.mark.slow)],
+    [
+        ("1.module.", 32, 2),
+        pytest.param("module.", 32, 2, marks=pytest.mark.slow),
+        pytest.param("1.module.", 224, 1000, marks=pytest.mark.slow),
+    ],
 )
 def test_a_published_resnet_50_becomes_certificates(tmp_path, capsys, before, size, classes):
     """Saved as Cohen et al. save it, behind a normalization of their own, which has no weights."""
