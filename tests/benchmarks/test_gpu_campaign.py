@@ -45,6 +45,7 @@ def result(smoke, stage):
     return json.loads((smoke / stage / "result.json").read_text())
 
 
+@pytest.mark.slow
 def test_every_stage_finishes_and_sends_home_little(smoke):
     for stage in STAGES + MORE:
         content = result(smoke, stage)
@@ -55,6 +56,7 @@ def test_every_stage_finishes_and_sends_home_little(smoke):
         assert all(file.stat().st_size <= 16 * 2**20 for file in files)
 
 
+@pytest.mark.slow
 def test_the_pages_say_what_is_finished(smoke):
     listed = (smoke / "README.md").read_text()
     for stage in STAGES + MORE:
@@ -63,6 +65,7 @@ def test_the_pages_say_what_is_finished(smoke):
     assert all(f"### {stage}\n" in tables for stage in STAGES + MORE)
 
 
+@pytest.mark.slow
 def test_a_stage_goes_on_where_it_ended(smoke):
     content = result(smoke, "train-large")
     rows = content["tables"]["training"]["rows"]
@@ -71,6 +74,7 @@ def test_a_stage_goes_on_where_it_ended(smoke):
     assert content["state"]["epochs"] == pytest.approx(sum(float(row[2]) for row in rows), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_imagenet_is_timed_by_every_strategy(smoke):
     tables = result(smoke, "imagenet")["tables"]
     sweep, eager, compiled = tables.values()
@@ -83,6 +87,7 @@ def test_imagenet_is_timed_by_every_strategy(smoke):
         assert [float(seconds) for seconds in whole] == pytest.approx(expected, rel=5e-3)
 
 
+@pytest.mark.slow
 def test_weights_come_home_in_16_bits_and_are_certified_by_the_later_stage(smoke):
     parts = [torch.load(path, weights_only=True) for path in sorted((smoke / "train-small").glob("weights.*.pt"))]
     weights = {name: tensor for part in parts for name, tensor in part.items()}
@@ -111,6 +116,7 @@ def test_what_cannot_be_run_is_refused_before_any_work(campaign, tmp_path, monke
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -133,6 +139,7 @@ def test_results_that_do_not_fit_are_not_filed(campaign, smoke, tmp_path, capsys
     assert subprocess.run(["git", "status", "--short"], cwd=ROOT, capture_output=True, text=True).stdout == before
 
 
+@pytest.mark.slow
 def test_results_of_a_test_are_not_filed_into_the_repository(campaign, smoke, tmp_path, capsys):
     content = result(smoke, "check") | {"commit": campaign.head(), "files": []}
     (tmp_path / "result.json").write_text(json.dumps(content))
