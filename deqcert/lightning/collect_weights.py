@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from deqcert.errors import SettingError, require_count
+from deqcert.errors import SettingError, require, require_count
 from deqcert.uncertainty import WeightPosterior
 
 
@@ -48,5 +48,12 @@ class CollectWeights(Callback):
         return self.posterior.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with a posterior."""
+        """Go on with a posterior.
+
+        Raises:
+            SettingError: It has another rank.
+            CheckpointError: It is damaged.
+        """
+        rank = self.posterior.rank
         self.posterior.load_state_dict(state_dict)
+        require(self.posterior.rank == rank, "rank", rank, f"must be {self.posterior.rank}, as before the run resumed")

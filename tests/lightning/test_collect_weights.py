@@ -51,6 +51,12 @@ def test_snapshots_begin_at_the_first_epoch(tmp_path):
     assert collect.posterior.snapshots == 2
 
 
+def test_a_resumed_run_has_the_same_rank():
+    before = CollectWeights("posterior.ckpt", rank=3).state_dict()
+    with pytest.raises(SettingError, match=r"^rank = 4: must be 3, as before the run resumed"):
+        CollectWeights("posterior.ckpt", rank=4).load_state_dict(before)
+
+
 def test_bad_settings_are_refused():
     with pytest.raises(SettingError, match=r"^first_epoch = -1"):
         CollectWeights("posterior.ckpt", first_epoch=-1)
