@@ -32,6 +32,7 @@ STRATEGIES = [
     Serialized(**SIZES, audit=AdaptiveAudit(radius_loss=0.2, alpha=0.05)),
     Serialized(**SIZES, audit=AdaptiveAudit(radius_loss=0.2, alpha=0.05), escalation=0.1),
 ]
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
 each_strategy = pytest.mark.parametrize("strategy", STRATEGIES, ids=range(len(STRATEGIES)))
 
 
@@ -84,19 +85,20 @@ def test_votes_do_not_depend_on_images_side_by_side(strategy, g, expected):
 
 
 @each_strategy
-@pytest.mark.parametrize(("rows", "images"), [(3, 3), (16, 3), (1000, 1), (1000, 3)])
+@pytest.mark.parametrize(("rows", "images"), [(3, 3), (16, 3), (1000, 1), (1000, 3), slow(3, 1), slow(16, 1)])
 def test_votes_do_not_depend_on_the_size_of_batches(strategy, g, expected, rows, images):
     changed = dataclasses.replace(strategy, execution=Execution(rows=rows))
     assert measured(changed, g, images) == expected(strategy)
 
 
 @each_strategy
-def test_votes_do_not_depend_on_threads(strategy, g, expected, two_threads):
+@pytest.mark.parametrize("images", [4, slow(1)])
+def test_votes_do_not_depend_on_threads(strategy, g, expected, two_threads, images):
     torch.set_num_threads(1)
     alone = expected(strategy)
     torch.set_num_threads(2)
     changed = dataclasses.replace(strategy, execution=Execution(rows=5))
-    assert measured(changed, g, images=4) == alone
+    assert measured(changed, g, images) == alone
     assert torch.get_num_threads() == 2  # the engine's threads have one core each, others keep theirs
 
 
