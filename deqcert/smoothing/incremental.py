@@ -132,7 +132,7 @@ class Incremental(Audited):
                 count_votes(g, engine, images, selection, free), selection, answers, strict=True
             )
         ]
-        # Not the part that audited the earlier run: nothing that is known of that audit says what this one draws.
+        # A part of its own: nothing that is known of the audit of the earlier run says what this one draws.
         part = int(self._run.digest[:8], 16)
         audited = [self.draw_audit(*each, part) for each in zip(votes, predicted, escalated, streams, strict=True)]
         answers = self.ask(engine, self.noise(g, images, streams, Purpose.ESTIMATION), audited)
